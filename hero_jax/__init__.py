@@ -1,0 +1,35 @@
+"""HERO: training for generalization and low-bit quantization, in JAX.
+
+>>> import jax, jax.numpy as jnp, optax, hero_jax
+>>> x, y = jnp.eye(4), jnp.arange(4.0)
+>>> loss_fn = lambda params: jnp.mean((jnp.tanh(x @ params["w"]).sum(1) - y) ** 2)
+>>> params = {"w": jnp.full((4, 8), 0.1)}
+>>> tx = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
+>>> state = tx.init(params)
+>>> value_and_grad = hero_jax.hero_value_and_grad(loss_fn, h=1.0, gamma=0.1)
+>>> loss, grads = value_and_grad(params)  # in the place of jax.value_and_grad
+>>> updates, state = tx.update(grads, state, params)
+>>> params = optax.apply_updates(params, updates)
+>>> quantized = hero_jax.quant.quantize(params, bits=4)
+>>> quantized["w"].values.dtype
+dtype('uint8')
+"""
+
+from importlib.metadata import version
+
+from hero_jax import bounds, perturbation, quant
+from hero_jax.gradient import Metrics, grad_l1_value_and_grad, hero_value_and_grad
+from hero_jax.transform import HeroState, hero
+
+__version__ = version("hero_jax")
+
+__all__ = [
+    "HeroState",
+    "Metrics",
+    "bounds",
+    "grad_l1_value_and_grad",
+    "hero",
+    "hero_value_and_grad",
+    "perturbation",
+    "quant",
+]

@@ -1,0 +1,155 @@
+"""What `optax.tree` lacks: overflow-safe norms, boolean masks, names of leaves."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hero_jax._typing import Mask, Params
+
+
+def wide_dtype(dtype: jax.typing.DTypeLike) -> np.dtype:
+    """Return the dtype in which a leaf is perturbed and its norm taken.
+
+    A perturbation added to half-precision weights is rounded away, so those are
+    widened to float32. Wider floats keep their own dtype.
+    """
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def widen(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Cast every leaf to its :func:`wide_dtype`."""
+    return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(jnp.result_type(x))), tree)
+
+
+def cast_like(tree: chex.ArrayTree, like: chex.ArrayTree) -> chex.ArrayTree:
+    """Cast every leaf of `tree` to the dtype of the same leaf of `like`."""
+    return jax.tree.map(lambda x, y: x.astype(jnp.result_type(y)), tree, like)
+
+
+def norm(x: chex.Array) -> chex.Array:
+    """Euclidean norm of one array, free of overflow and underflow.
+
+    The largest magnitude is divided out before squaring, so that every finite
+    nonzero array of representable norm has a finite nonzero norm: a norm that
+    overflowed to infinity would silently turn a direction `x / norm(x)` into zero.
+
+    Args:
+      x: array of any shape.
+
+    Returns:
+      Scalar of the array's :func:`wide_dtype`; NaN or infinity when `x` has any.
+    """
+    x = jnp.asarray(x, wide_dtype(jnp.result_type(x)))
+    largest = jnp.max(jnp.abs(x), initial=0.0)
+    scale = jnp.where((largest > 0.0) & jnp.isfinite(largest), largest, 1.0)
+    return scale * jnp.sqrt(jnp.sum(jnp.square(x / scale)))
+
+
+def global_norm(tree: chex.ArrayTree) -> chex.Array:
+    """Euclidean norm over all leaves together; zero for a tree without leaves."""
+    norms = [norm(x) for x in jax.tree.leaves(tree)]
+    return norm(jnp.stack(norms)) if norms else jnp.zeros((), jnp.float32)
+
+
+def leaf_names(tree: chex.ArrayTree) -> list[str]:
+    """Return the path of every leaf, as in `['dense']['kernel']`."""
+    return [
+        jax.tree_util.keystr(path) or "the tree itself"
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def check_real(name: str, tree: chex.ArrayTree) -> None:
+    """Raise `TypeError` unless every leaf is a real floating-point array."""
+    for path, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{name} must have real floating-point leaves, got {dtype} at {path}."
+                + (
+                    " Split complex weights into real and imaginary parts."
+                    if jnp.issubdtype(dtype, jnp.complexfloating)
+                    else " Keep integer and boolean leaves out of the differentiated"
+                    " argument."
+                )
+            )
+
+
+def check_same_structure(
+    name: str, tree: chex.ArrayTree, like_name: str, like: chex.ArrayTree
+) -> None:
+    """Raise `ValueError` unless `tree` has the structure and shapes of `like`."""
+    structure: Any = jax.tree.structure(tree)
+    expected: Any = jax.tree.structure(like)
+    if structure != expected:
+        raise ValueError(
+            f"{name} must have the tree structure of {like_name}: "
+            f"expected {expected}, got {structure}."
+        )
+    for path, x, y in zip(
+        leaf_names(like), jax.tree.leaves(tree), jax.tree.leaves(like), strict=True
+    ):
+        if np.shape(x) != np.shape(y):
+            raise ValueError(
+                f"{name} must have the shapes of {like_name}: expected {np.shape(y)} "
+                f"at {path}, got {np.shape(x)}."
+            )
+
+
+def weights_only(params: Params) -> chex.ArrayTree:
+    """Mask of the weight tensors proper: the leaves of two or more dimensions."""
+    return jax.tree.map(lambda x: np.ndim(x) >= 2, params)
+
+
+def resolve_mask(name: str, mask: Mask | None, params: Params) -> chex.ArrayTree:
+    """Return `mask` as a tree with one Python bool per leaf of `params`.
+
+    Args:
+      name: what the argument is called, for the errors.
+      mask: tree of booleans with the structure of `params` or a prefix of it
+        (`True` alone selects everything), or a function of `params` returning one;
+        `None` selects everything.
+      params: the tree to be masked.
+
+    Returns:
+      Tree of Python bools with the structure of `params`.
+
+    Raises:
+      ValueError: the structure is not a prefix of that of `params`.
+      TypeError: a leaf is not a concrete boolean.
+    """
+    if mask is None:
+        mask = True
+    elif callable(mask):
+        mask = mask(params)
+
+    def as_bool(leaf: object) -> bool:
+        array = isinstance(leaf, (bool, np.bool_, np.ndarray, jax.Array))
+        if isinstance(leaf, jax.core.Tracer) or not array or np.ndim(leaf) != 0:  # type: ignore[arg-type]
+            raise TypeError(
+                f"{name} must have plain booleans as leaves, known before tracing; "
+                f"got {type(leaf).__name__}: {leaf!r}."
+            )
+        if jnp.result_type(leaf) != jnp.bool_:
+            raise TypeError(f"{name} must have booleans as leaves, got {leaf!r}.")
+        return bool(leaf)
+
+    mask = jax.tree.map(as_bool, mask)
+    try:
+        return jax.tree.map(
+            lambda keep, subtree: jax.tree.map(lambda _: keep, subtree), mask, params
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name} must have the tree structure of params, or a prefix of it: "
+            f"params has {jax.tree.structure(params)}, "
+            f"{name} has {jax.tree.structure(mask)}."
+        ) from error
+
+
+def select(mask: chex.ArrayTree, tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Replace by zeros the leaves whose `mask` is False."""
+    return jax.tree.map(lambda keep, x: x if keep else jnp.zeros_like(x), mask, tree)

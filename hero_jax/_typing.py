@@ -1,0 +1,21 @@
+"""Aliases for the types that appear in public signatures."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import chex
+
+Params: TypeAlias = chex.ArrayTree
+"""Pytree of real floating-point arrays: the weights `W`."""
+
+Grads: TypeAlias = chex.ArrayTree
+"""Pytree with the structure and shapes of `Params`."""
+
+GradFn: TypeAlias = Callable[[Params], Grads]
+"""Gradient of the loss as a function of the weights alone."""
+
+Perturbation: TypeAlias = Callable[[Params, Grads], Params]
+"""Direction `z(W, g)` in which the weights are perturbed."""
+
+Mask: TypeAlias = chex.ArrayTree | Callable[[Params], chex.ArrayTree]
+"""Pytree of booleans (or a prefix of one), or a function `params -> mask`."""

@@ -1,0 +1,382 @@
+r"""HERO's gradient and its relatives as drop-in replacements of `jax.value_and_grad`.
+
+With the mini-batch loss L, weights W, gradient `g = grad L(W)` and a direction z
+(:mod:`hero_jax.perturbation`),
+
+.. math::
+
+    U &= W + h z \\
+    G(U) &= \sum_i \| \nabla_i L(U) - g^i \|_2^2
+        \qquad g \text{ held constant (Eq. 12)} \\
+    \text{HERO gradient} &= \nabla L(U) + \gamma \nabla_U G(U)
+        \qquad \text{(Eq. 13, weight decay left to optax)}
+
+and `grad_U G(U) = 2 H(U) (grad L(U) - g)` is one Hessian-vector product.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from hero_jax import _autodiff, _checks, _tree, perturbation
+from hero_jax._typing import Grads, Mask, Params, Perturbation
+
+__all__ = ["Metrics", "grad_l1_value_and_grad", "hero_value_and_grad"]
+
+REDUCTIONS = ("mean", "sum")
+
+
+class Metrics(NamedTuple):
+    """What HERO computes on its way; scalars, over all leaves together.
+
+    Attributes:
+      perturbed_loss: `L(U)`; `None` from :func:`hero_jax.hero`, which sees gradients
+        only.
+      grad_norm: `||g||`, at the clean weights.
+      perturbed_grad_norm: `||grad L(U)||`.
+      perturbation_norm: `||z||`; the step is h times as long.
+      grad_difference_norm: `||grad L(U) - g||`.
+      hessian_norm: `||Hz||` by the finite difference `||grad L(U) - g|| / h`
+        (section 5.4, Figure 2a); zero for `h = 0`, which looks at one point only.
+      penalty: `G(U)` of Eq. 12, over the penalised leaves, before gamma.
+    """
+
+    perturbed_loss: chex.Array | None
+    grad_norm: chex.Array
+    perturbed_grad_norm: chex.Array
+    perturbation_norm: chex.Array
+    grad_difference_norm: chex.Array
+    hessian_norm: chex.Array
+    penalty: chex.Array
+
+
+class Settings(NamedTuple):
+    """The static part of HERO, checked: what does not depend on the weights."""
+
+    direction: Perturbation
+    reduction: str
+    perturb_mask: Mask | None
+    penalty_mask: Mask | None
+
+    @classmethod
+    def of(
+        cls,
+        perturbation_: str | Perturbation,
+        reduction: str,
+        perturb_mask: Mask | None,
+        penalty_mask: Mask | None,
+    ) -> "Settings":
+        """Check the arguments shared by `hero` and `hero_value_and_grad`."""
+        _checks.check_choice("reduction", reduction, REDUCTIONS)
+        return cls(
+            direction=perturbation.resolve(perturbation_),
+            reduction=reduction,
+            perturb_mask=perturb_mask,
+            penalty_mask=_tree.weights_only if penalty_mask is None else penalty_mask,
+        )
+
+
+def hero_gradient(
+    grad_fn: Callable[[Params], tuple[Grads, chex.Array | None]],
+    W: Params,
+    g: Grads,
+    *,
+    loss: chex.Array | None,
+    h: chex.Numeric,
+    gamma: chex.Numeric,
+    settings: Settings,
+) -> tuple[Grads, Metrics]:
+    """Compute Eq. 13 from the gradient at W and a function that gives it elsewhere.
+
+    Args:
+      grad_fn: `U -> (grad L(U), L(U))`; the loss may be `None`.
+      W: weights.
+      g: `grad L(W)`.
+      loss: `L(W)`, or `None` if `grad_fn` knows no loss.
+      h: length of the step along z.
+      gamma: strength of the penalty.
+      settings: direction, reduction and masks.
+
+    Returns:
+      The gradient, with the dtypes of `g`, and the metrics.
+    """
+    perturbed = _tree.resolve_mask("perturb_mask", settings.perturb_mask, W)
+    penalised = _tree.resolve_mask("penalty_mask", settings.penalty_mask, W)
+    no_penalty = _checks.is_zero(gamma) or not any(jax.tree.leaves(penalised))
+    W_wide, g_wide = _tree.widen(W), _tree.widen(g)
+
+    if _checks.is_zero(h):  # U = W: grad L(U) = g, and the penalty's gradient is zero
+        zero = jax.tree.map(jnp.zeros_like, g_wide)
+        return g, _metrics(loss, h, g_wide, g_wide, zero, zero, zero)
+
+    z = settings.direction(W, _tree.select(perturbed, g))
+    _tree.check_same_structure("the perturbation's result", z, "params", W)
+    z = _tree.select(perturbed, _tree.cast_like(z, W_wide))
+    U = jax.tree.map(lambda w, d: w + jnp.asarray(h, w.dtype) * d, W_wide, z)
+
+    if no_penalty:
+        dL, loss_U = grad_fn(U)
+    else:
+        dL, hvp, loss_U = _autodiff.gradient_and_hvp(grad_fn, U)
+    _tree.check_same_structure("the gradient at W + h z", dL, "params", W)
+    difference = jax.tree.map(lambda a, b: a.astype(b.dtype) - b, dL, g_wide)
+
+    # G(U) = sum_i c_i ||d_i||^2 and grad G(U) = 2 H(U) (c_i d_i), d = grad L(U) - g
+    weighted = jax.tree.map(
+        lambda keep, d: _penalty_weight(keep, d, settings.reduction) * d,
+        penalised,
+        difference,
+    )
+    gradient = dL
+    if not no_penalty:
+        dG = hvp(_tree.cast_like(weighted, U))
+        gradient = jax.tree.map(
+            lambda a, b: a + 2 * jnp.asarray(gamma, b.dtype) * b, dL, dG
+        )
+
+    metrics = _metrics(loss_U, h, g_wide, dL, z, difference, weighted)
+    # NaN in g can get lost on its way through U: a rectifier may map it to zero.
+    finite = jnp.isfinite(metrics.grad_norm)
+    gradient = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), gradient)
+    return _tree.cast_like(gradient, g), metrics
+
+
+def _penalty_weight(keep: bool, leaf: chex.Array, reduction: str) -> float:
+    """Return c_i: 1 for the sum of squares, 1 / n_i for their mean, 0 if masked."""
+    if not keep:
+        return 0.0
+    return 1.0 / max(leaf.size, 1) if reduction == "mean" else 1.0
+
+
+def _metrics(
+    loss_U: chex.Array | None,
+    h: chex.Numeric,
+    g: Grads,
+    dL: Grads,
+    z: Params,
+    difference: Grads,
+    weighted: Grads,
+) -> Metrics:
+    difference_norm = _tree.global_norm(difference)
+    step = jnp.asarray(h, difference_norm.dtype)
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), weighted, difference)
+    return Metrics(
+        perturbed_loss=loss_U,
+        grad_norm=_tree.global_norm(g),
+        perturbed_grad_norm=_tree.global_norm(dL),
+        perturbation_norm=_tree.global_norm(z),
+        grad_difference_norm=difference_norm,
+        hessian_norm=difference_norm / jnp.where(step == 0.0, 1.0, step),
+        penalty=sum(jax.tree.leaves(products), jnp.zeros((), difference_norm.dtype)),
+    )
+
+
+def hero_value_and_grad(
+    loss_fn: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    *,
+    h: chex.Numeric,
+    gamma: chex.Numeric,
+    perturbation: str | Perturbation = "layerwise",
+    reduction: str = "sum",
+    perturb_mask: Mask | None = None,
+    penalty_mask: Mask | None = None,
+    has_aux: bool = False,
+    return_metrics: bool = False,
+) -> Callable[..., Any]:
+    r"""Evaluate a loss and HERO's gradient: a drop-in for `jax.value_and_grad`.
+
+    The value and the auxiliary output come from the clean weights W; the gradient is
+
+    .. math::
+
+        \nabla L(U) + \gamma \nabla_U \sum_i \| \nabla_i L(U) - g^i \|_2^2,
+        \qquad U = W + h z(W, g)
+
+    at about three times the cost of the plain one. `gamma = 0` leaves out the
+    penalty: sharpness-aware minimization with this direction, at twice the cost.
+    `h = 0` is the plain gradient. Weight decay and step rule are left to optax.
+
+    Every evaluation is given the same arguments, so pass the random key of dropout
+    as one of them. BatchNorm statistics belong into the auxiliary output: those of
+    the perturbed passes are dropped.
+
+    **Differences.** The defaults follow the paper. The code released with it takes
+    `perturbation="adaptive", reduction="mean"`, with `h=0.5, gamma=5` for ResNet20 on
+    CIFAR-10; it also lets the perturbed pass advance the BatchNorm statistics and
+    applies no update in the first epoch, which is not copied.
+
+    Args:
+      loss_fn: `(params, *args, **kwargs) -> loss`, or `-> (loss, aux)` with `has_aux`.
+        For half-precision weights it is also called with float32 ones: a
+        perturbation added in half precision would be rounded away.
+      argnums: position of `params` among the arguments, or several of them.
+      h: length of the step in units of z, at least 0; a number or a traced scalar.
+        Its useful range depends on `perturbation`: see :mod:`hero_jax.perturbation`.
+      gamma: strength of the penalty, at least 0; a number or a traced scalar.
+      perturbation: "layerwise" (Eq. 11), "adaptive" (released code), "normalized"
+        (SAM), or a function `(params, grads) -> z`.
+      reduction: "sum" of the squared differences of a tensor (the paper), or their
+        "mean" (released code); tensors are summed up either way.
+      perturb_mask: which leaves are perturbed: tree of bools, or a function
+        `params -> tree`. A leaf left out counts in no norm. Default: all.
+      penalty_mask: which leaves enter the penalty. Default: those of two or more
+        dimensions, that is, no biases and no normalization scales.
+      has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
+      return_metrics: whether to return :class:`Metrics` as a third result; they cost
+        a few reductions.
+
+    Returns:
+      A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
+      `((loss, aux), grads)` with `has_aux`; with `return_metrics`, the metrics come
+      third. The gradient has the structure and dtypes of `params`; it is NaN
+      everywhere if the gradient at W is not finite.
+
+    Raises:
+      TypeError: an argument has the wrong type, or a weight is complex or integer.
+      ValueError: h or gamma is negative or not a scalar, a name is unknown, or a
+        mask or perturbation has another structure than the weights.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> loss = lambda W, x, y: jnp.mean((x @ W - y) ** 2)
+      >>> value_and_grad = hero_jax.hero_value_and_grad(loss, h=0.1, gamma=0.1)
+      >>> W, x, y = jnp.ones((2, 1)), jnp.eye(2), jnp.zeros((2, 1))
+      >>> value, grads = value_and_grad(W, x, y)
+      >>> value, grads.ravel()  # the Hessian is the identity
+      (Array(1., dtype=float32), Array([1.06, 1.06], dtype=float32))
+
+    References:
+      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13.
+    """
+    _checks.check_callable("loss_fn", loss_fn, "(params, *args, **kwargs) -> loss")
+    _checks.check_nonnegative("h", h)
+    _checks.check_nonnegative("gamma", gamma)
+    settings = Settings.of(perturbation, reduction, perturb_mask, penalty_mask)
+    clean = jax.value_and_grad(loss_fn, argnums, has_aux=has_aux)
+
+    @functools.wraps(loss_fn)
+    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
+        W = _differentiated(args, argnums)
+        value, g = clean(*args, **kwargs)
+
+        def grad_fn(U: Params) -> tuple[Grads, chex.Array]:
+            value, gradient = clean(*_replaced(args, argnums, U), **kwargs)
+            return gradient, value[0] if has_aux else value
+
+        loss = value[0] if has_aux else value
+        grads, metrics = hero_gradient(
+            grad_fn, W, g, loss=loss, h=h, gamma=gamma, settings=settings
+        )
+        return (value, grads, metrics) if return_metrics else (value, grads)
+
+    return value_and_grad
+
+
+def grad_l1_value_and_grad(
+    loss_fn: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    *,
+    strength: chex.Numeric,
+    penalty_mask: Mask | None = None,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    r"""Evaluate a loss and its gradient with an L1 penalty on the gradient.
+
+    The baseline GRAD-L1: robustness against quantization to first order.
+
+    .. math::
+
+        \nabla \left( L(W) + s \| \nabla L(W) \|_1 \right)
+        = g + s \, H(W) \, \mathrm{sign}(g)
+
+    at about twice the cost of the plain gradient.
+
+    Args:
+      loss_fn: `(params, *args, **kwargs) -> loss`, or `-> (loss, aux)` with `has_aux`.
+      argnums: position of `params` among the arguments, or several of them.
+      strength: s, at least 0; a number or a traced scalar.
+      penalty_mask: which leaves enter the norm. Default: all.
+      has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
+
+    Returns:
+      A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
+      `((loss, aux), grads)` with `has_aux`; the loss is without the penalty.
+
+    Raises:
+      TypeError: an argument has the wrong type, or a weight is complex or integer.
+      ValueError: the strength is negative or not a scalar, or the mask has another
+        structure than the weights.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> value_and_grad = hero_jax.grad_l1_value_and_grad(
+      ...     lambda W: jnp.sum(W**2), strength=0.1
+      ... )
+      >>> value_and_grad(jnp.array([3.0, -1.0]))[1]  # 2 W + 0.1 * 2 * sign(2 W)
+      Array([ 6.2, -2.2], dtype=float32)
+
+    References:
+      Alizadeh et al., `Gradient L1 Regularization for Quantization Robustness
+      <https://arxiv.org/abs/2002.07520>`_, 2020, Eq. 8.
+    """
+    _checks.check_callable("loss_fn", loss_fn, "(params, *args, **kwargs) -> loss")
+    _checks.check_nonnegative("strength", strength)
+    clean = jax.value_and_grad(loss_fn, argnums, has_aux=has_aux)
+
+    @functools.wraps(loss_fn)
+    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
+        W = _differentiated(args, argnums)
+        penalised = _tree.resolve_mask("penalty_mask", penalty_mask, W)
+        if _checks.is_zero(strength):
+            return clean(*args, **kwargs)
+
+        def grad_fn(W: Params) -> tuple[Grads, Any]:
+            value, gradient = clean(*_replaced(args, argnums, W), **kwargs)
+            return gradient, value
+
+        g, hvp, value = _autodiff.gradient_and_hvp(grad_fn, W)
+        product = hvp(_tree.select(penalised, jax.tree.map(jnp.sign, g)))
+        grads = jax.tree.map(
+            lambda a, b: a + jnp.asarray(strength, b.dtype) * b,
+            _tree.widen(g),
+            _tree.widen(product),
+        )
+        return value, _tree.cast_like(grads, g)
+
+    return value_and_grad
+
+
+def _differentiated(args: Sequence[Any], argnums: int | Sequence[int]) -> Params:
+    """Return the arguments to be differentiated; a tuple if `argnums` is one."""
+    try:
+        if isinstance(argnums, int):
+            params = args[argnums]
+        else:
+            params = tuple(args[i] for i in argnums)
+    except IndexError:
+        raise TypeError(
+            f"argnums={argnums} asks for a positional argument that was not given: "
+            f"got {len(args)} positional arguments. Pass params by position."
+        ) from None
+    _tree.check_real("params", params)
+    return params
+
+
+def _replaced(
+    args: Sequence[Any], argnums: int | Sequence[int], params: Params
+) -> list[Any]:
+    """Return `args` with `params` in the place of the differentiated ones."""
+    replaced = list(args)
+    positions, values = (
+        ((argnums,), (params,)) if isinstance(argnums, int) else (argnums, params)
+    )
+    for position, value in zip(positions, values, strict=True):
+        replaced[position] = value
+    return replaced

@@ -1,0 +1,165 @@
+r"""Directions `z(W, g)` along which HERO perturbs the weights.
+
+Each is a pure function `(params, grads) -> z` with the structure of `params`;
+HERO evaluates the loss at `U = W + h z`. Any function of this signature can stand in
+their place. Norms and directions are computed in float32 (float64 for float64
+leaves), whatever the dtype of half-precision leaves. A leaf with zero weights or zero
+gradient is not perturbed: the quotient `x / ||x||` is taken as zero at `x = 0`. A
+gradient with NaN or infinity gives NaN: it is never hidden.
+
+How long `z` is decides what `h` means. Over a network of N tensors with n_i entries,
+
+- :func:`layerwise` gives a step of about `rms(W^i) / sqrt(n_i)` in tensor i,
+- :func:`adaptive` gives a whole step of about `max |W|` at most,
+- :func:`normalized` gives a whole step of exactly 1,
+
+so an `h` tuned for one of them means nothing for another.
+"""
+
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from hero_jax import _checks, _tree
+from hero_jax._typing import Grads, Params, Perturbation
+
+__all__ = ["adaptive", "layerwise", "normalized"]
+
+_BY_NAME: dict[str, Perturbation] = {}
+
+
+def _by_name(direction: Perturbation) -> Perturbation:
+    """Let a direction go by its name, and explain the call that cannot work."""
+    name = direction.__name__
+
+    @functools.wraps(direction)
+    def checked(*args: Any, **kwargs: Any) -> Params:
+        if len(args) + len(kwargs) == 1:
+            raise TypeError(
+                f"{name} takes two arguments, (params, grads), and got one. "
+                "optax.inject_hyperparams calls every function as a schedule: pass "
+                f"perturbation={name!r} there, or static_args=('perturbation',)."
+            )
+        return direction(*args, **kwargs)
+
+    _BY_NAME[name] = checked
+    return checked
+
+
+@_by_name
+def layerwise(params: Params, grads: Grads) -> Params:
+    r"""Perturb each tensor by its own scale: the paper's direction.
+
+    .. math::
+
+        z^i = \frac{(W^i)^2}{\|W^i\|_2} \, \frac{g^i}{\|g^i\|_2}
+
+    with the square taken elementwise. Every tensor moves, however small its share of
+    the gradient, and large weights move most.
+
+    Args:
+      params: weights `W`, a tree of real arrays.
+      grads: gradient `g` at `W`, same structure and shapes.
+
+    Returns:
+      `z`, same structure and shapes, float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> W, g = jnp.array([3.0, 4.0]), jnp.array([0.0, 2.0])
+      >>> hero_jax.perturbation.layerwise(W, g)  # (16 / 5) * (2 / 2)
+      Array([0. , 3.2], dtype=float32)
+
+    References:
+      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11.
+    """
+
+    def direction(W: chex.Array, g: chex.Array) -> chex.Array:
+        return W * _over_norm(W, _tree.norm(W)) * _over_norm(g, _tree.norm(g))
+
+    return jax.tree.map(direction, _tree.widen(params), _tree.widen(grads))
+
+
+@_by_name
+def adaptive(params: Params, grads: Grads) -> Params:
+    r"""Perturb all tensors under one norm, scaled by the weights: the released code's.
+
+    .. math::
+
+        z = \frac{W^2 \, g}{\| \, |W| \, g \, \|_2}
+
+    with one norm over all tensors, so those with a large gradient take the largest
+    share of the step. This is the direction of adaptive sharpness-aware minimization.
+
+    Args:
+      params: weights `W`, a tree of real arrays.
+      grads: gradient `g` at `W`, same structure and shapes.
+
+    Returns:
+      `z`, same structure and shapes, float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> W, g = jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0])
+      >>> hero_jax.perturbation.adaptive(W, g)  # (3, 8) / ||(3, 4)||
+      Array([0.6, 1.6], dtype=float32)
+
+    References:
+      Kwon et al., `ASAM <https://arxiv.org/abs/2102.11600>`_, 2021, Eq. 3;
+      the code released with HERO.
+    """
+    magnitude = jax.tree.map(jnp.abs, _tree.widen(params))
+    scaled = jax.tree.map(jnp.multiply, magnitude, _tree.widen(grads))
+    total = _tree.global_norm(scaled)
+    return jax.tree.map(lambda m, s: m * _over_norm(s, total), magnitude, scaled)
+
+
+@_by_name
+def normalized(params: Params, grads: Grads) -> Params:
+    r"""Perturb along the gradient, by a step of length one: the direction of SAM.
+
+    .. math::
+
+        z = g / \|g\|_2
+
+    Args:
+      params: weights; only the structure counts.
+      grads: gradient `g`, same structure and shapes.
+
+    Returns:
+      `z`, same structure and shapes, float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> W, g = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
+      >>> hero_jax.perturbation.normalized(W, g)
+      Array([0.6, 0.8], dtype=float32)
+
+    References:
+      Foret et al., `SAM <https://arxiv.org/abs/2010.01412>`_, 2021, Eq. 2.
+    """
+    del params
+    grads = _tree.widen(grads)
+    total = _tree.global_norm(grads)
+    return jax.tree.map(lambda g: _over_norm(g, total), grads)
+
+
+def resolve(perturbation: str | Perturbation) -> Perturbation:
+    """Return the direction that goes by this name, or the function itself."""
+    if isinstance(perturbation, str):
+        _checks.check_choice("perturbation", perturbation, _BY_NAME)
+        return _BY_NAME[perturbation]
+    _checks.check_callable("perturbation", perturbation, "(params, grads) -> z")
+    return perturbation
+
+
+def _over_norm(x: chex.Array, norm: chex.Array) -> chex.Array:
+    """Return `x / norm`, zero where the norm is zero and NaN where it is NaN."""
+    norm = norm.astype(x.dtype)
+    return x / jnp.where(norm == 0.0, 1.0, norm)

@@ -1,0 +1,193 @@
+"""HERO as a link of an optax chain."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from hero_jax import _checks, _tree
+from hero_jax._typing import GradFn, Grads, Mask, Params, Perturbation
+from hero_jax.gradient import Metrics, Settings, hero_gradient
+
+__all__ = ["HeroState", "hero"]
+
+
+class HeroState(NamedTuple):
+    """State of :func:`hero`.
+
+    Attributes:
+      count: number of updates done, int32.
+      metrics: of the latest update; zeros before the first.
+    """
+
+    count: chex.Array
+    metrics: Metrics
+
+
+def hero(
+    h: chex.Numeric | optax.Schedule,
+    gamma: chex.Numeric | optax.Schedule,
+    *,
+    perturbation: str | Perturbation = "layerwise",
+    reduction: str = "sum",
+    perturb_mask: Mask | None = None,
+    penalty_mask: Mask | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replace the gradient by HERO's: the first link of an optax chain.
+
+    .. math::
+
+        g \;\to\; \nabla L(U) + \gamma \nabla_U \sum_i \| \nabla_i L(U) - g^i \|_2^2,
+        \qquad U = W + h z(W, g)
+
+    `update` needs the weights and a function that gives the gradient of the same
+    mini-batch loss at other weights: `tx.update(grads, state, params, grad_fn=...)`.
+    It must differentiate the very loss that `grads` came from: same batch, same
+    random key, same axis means. Use :func:`hero_jax.hero_value_and_grad` where the
+    loss function is at hand and nothing between the gradient and HERO is wanted; the
+    results are the same.
+
+    Composition:
+
+    - `optax.apply_if_finite` judges the gradient that it is given. Put it behind
+      HERO to skip steps whose gradient at U is not finite:
+      `optax.chain(hero(...), optax.apply_if_finite(optimizer, 5))`.
+    - `optax.MultiSteps` goes behind HERO as well; HERO then perturbs each
+      micro-batch by itself. Around HERO it would mix the mean gradient of several
+      micro-batches with the `grad_fn` of the last.
+    - To treat some leaves only, use `perturb_mask` and `penalty_mask`. Inside
+      `optax.masked` or `optax.partition` HERO sees a part of the weights, and
+      `grad_fn` must be a function of that part.
+    - `optax.inject_hyperparams(hero)` takes every callable for a schedule: name the
+      perturbation by its string, or list it (and masks that are functions) in
+      `static_args`.
+
+    Args:
+      h: length of the step in units of z, at least 0; a number, a traced scalar or a
+        schedule of the step count.
+      gamma: strength of the penalty, at least 0; likewise.
+      perturbation: "layerwise" (Eq. 11), "adaptive" (released code), "normalized"
+        (SAM), or a function `(params, grads) -> z`.
+      reduction: "sum" of the squared differences of a tensor (the paper), or their
+        "mean" (released code).
+      perturb_mask: which leaves are perturbed: tree of bools, or a function
+        `params -> tree`. Default: all.
+      penalty_mask: which leaves enter the penalty. Default: those of two or more
+        dimensions.
+
+    Returns:
+      A `optax.GradientTransformationExtraArgs` with :class:`HeroState`. Its updates
+      keep the dtypes of the gradients. Other extra arguments are ignored.
+
+    Raises:
+      TypeError: an argument has the wrong type, or a weight is complex or integer.
+      ValueError: h or gamma is negative or not a scalar, a name is unknown, a mask
+        has another structure than the weights; from `update`: `params` or `grad_fn`
+        is missing, or `grad_fn` returns another structure than that of `params`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import hero_jax
+      >>> tx = optax.chain(
+      ...     hero_jax.hero(h=0.5, gamma=0.1),
+      ...     optax.add_decayed_weights(1e-4),
+      ...     optax.sgd(0.1, momentum=0.9),
+      ... )
+      >>> grad_fn = jax.grad(lambda W: jnp.sum(W**2))
+      >>> params = jnp.ones((2, 2))
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+      >>> params = optax.apply_updates(params, updates)
+      >>> optax.tree.get(state, "metrics").hessian_norm  # H = 2 I, ||z|| = 1 / 2
+      Array(1., dtype=float32)
+
+    References:
+      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13.
+    """
+    for name, value in (("h", h), ("gamma", gamma)):
+        if not callable(value):
+            _checks.check_nonnegative(name, value)
+    settings = Settings.of(perturbation, reduction, perturb_mask, penalty_mask)
+
+    def init(params: Params) -> HeroState:
+        _tree.check_real("params", params)
+        dtype = jnp.result_type(
+            jnp.float32, *(jnp.result_type(x) for x in jax.tree.leaves(params))
+        )
+        zero = jnp.zeros((), dtype)
+        return HeroState(
+            count=jnp.zeros((), jnp.int32),
+            metrics=Metrics(None, zero, zero, zero, zero, zero, zero),
+        )
+
+    def update(
+        updates: Grads,
+        state: HeroState,
+        params: Params | None = None,
+        *,
+        grad_fn: GradFn | None = None,
+        **extra_args: Any,
+    ) -> tuple[Grads, HeroState]:
+        del extra_args
+        if params is None:
+            raise ValueError(
+                "hero needs the weights: tx.update(grads, state, params, grad_fn=...)."
+            )
+        if grad_fn is None:
+            raise ValueError(
+                "hero needs grad_fn, the gradient of the loss as a function of the "
+                "weights: tx.update(grads, state, params, grad_fn=grad_fn), with "
+                "grad_fn = jax.grad(lambda params: loss_fn(params, batch))."
+            )
+        _checks.check_callable("grad_fn", grad_fn, "params -> grads")
+        _tree.check_real("params", params)
+        _tree.check_same_structure("grads", updates, "params", params)
+        gradient, metrics = hero_gradient(
+            _with_hint(grad_fn, params),
+            params,
+            updates,
+            loss=None,
+            h=_at(h, state.count),
+            gamma=_at(gamma, state.count),
+            settings=settings,
+        )
+        return gradient, HeroState(
+            count=optax.safe_increment(state.count),
+            metrics=_tree.cast_like(metrics, state.metrics),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _at(value: chex.Numeric | optax.Schedule, count: chex.Array) -> chex.Numeric:
+    return value(count) if callable(value) else value
+
+
+def _with_hint(
+    grad_fn: GradFn, params: Params
+) -> Callable[[Params], tuple[Grads, None]]:
+    """Wrap `grad_fn` to say what to do when it cannot take a part of the weights."""
+    nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    partial = any(isinstance(x, optax.MaskedNode) for x in nodes)
+
+    def wrapped(U: Params) -> tuple[Grads, None]:
+        try:
+            gradient = grad_fn(U)
+            _tree.check_same_structure("grad_fn's result", gradient, "params", params)
+        except Exception as error:
+            if not partial:
+                raise
+            raise ValueError(
+                "hero stands inside optax.masked or optax.partition and sees only a "
+                "part of the weights, for which grad_fn failed. Take hero out of the "
+                "wrapper and choose leaves by perturb_mask and penalty_mask, or pass "
+                "a grad_fn of that part of the weights."
+            ) from error
+        return gradient, None
+
+    return wrapped

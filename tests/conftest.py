@@ -1,0 +1,16 @@
+"""Strictness shared by all tests."""
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "standard")
+jax.config.update("jax_legacy_prng_key", "error")
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Run a test in double precision."""
+    with jax.enable_x64(True):
+        yield

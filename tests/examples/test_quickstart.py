@@ -1,0 +1,150 @@
+"""The main job, end to end and small, and its parts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import quickstart  # noqa: E402
+import quickstart_search  # noqa: E402
+
+
+def test_symmetric_noise_redraws_a_share_over_all_classes():
+    labels = np.repeat(np.arange(10), 10_000)
+    noisy = quickstart.symmetric_noise(labels, 0.4, np.random.default_rng(0))
+    # 40 % are redrawn and a tenth of those get their own label again: 36 % differ.
+    # The share is binomial with standard deviation sqrt(.04 * .9 * .1 / 1e5 * 10).
+    assert abs(np.mean(noisy != labels) - 0.36) < 5e-3
+    assert abs(np.mean(noisy[labels == 3] == 7) - 0.04) < 1e-2
+    np.testing.assert_array_equal(np.bincount(labels), np.full(10, 10_000))
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(quickstart.symmetric_noise(labels, 0, rng), labels)
+
+
+def test_data_are_split_once_and_the_validation_set_is_not_the_test_set():
+    one, two = (quickstart.load_data(0.4, seed) for seed in (0, 1))
+    assert one.train_images.shape == (1000, 8, 8, 1)
+    assert one.test_images.shape == (797, 8, 8, 1)
+    np.testing.assert_array_equal(one.train_images, two.train_images)
+    np.testing.assert_array_equal(one.test_labels, two.test_labels)
+    assert np.any(one.train_labels != two.train_labels)
+
+    held_out = quickstart.load_data(0.0, 0, validation=250)
+    assert held_out.train_images.shape == (750, 8, 8, 1)
+    clean = quickstart.load_data(0.0, 0)
+    labels = np.concatenate([held_out.train_labels, held_out.test_labels])
+    np.testing.assert_array_equal(labels, clean.train_labels)
+
+
+def test_batches_cover_each_epoch_without_repetition():
+    indices = list(quickstart.batches(1000, epochs=2, seed=0))
+    assert len(indices) == 14
+    for epoch in (indices[:7], indices[7:]):
+        seen = np.concatenate(epoch)
+        assert len(seen) == len(set(seen)) == 896
+    assert not np.array_equal(indices[0], indices[7])
+
+
+def test_main_job(tmp_path, capsys):
+    """Ten epochs from one seed: HERO's loss surface is already the flatter one."""
+    record = quickstart.main(
+        ["--epochs=10", "--seeds=1", f"--out={tmp_path}", "--quiet"]
+    )
+    results = record["results"]
+    assert list(results) == [*quickstart.METHODS]
+    norm = {name: result["hessian_norm"]["mean"] for name, result in results.items()}
+    assert 0.0 < norm["HERO"] < norm["SGD"]
+    for result in results.values():
+        assert set(result["accuracy"]) == set(quickstart.BITS)
+        # Better than chance by far, and 8 bits cost next to nothing.
+        assert result["accuracy"][32]["mean"] > 30.0
+        assert abs(result["accuracy"][8]["mean"] - result["accuracy"][32]["mean"]) < 3
+    assert results["SGD"]["relative_step_time"] == 1.0
+    assert results["HERO"]["relative_step_time"] > 1.0
+
+    written = json.loads((tmp_path / "quickstart.json").read_text())
+    assert written["results"]["HERO"]["accuracy"]["3"]["values"]
+    assert written["environment"]["jax"]
+    assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in tmp_path.iterdir()} == {"quickstart.json", "quickstart.png"}
+    assert "| HERO " in capsys.readouterr().out
+
+
+def test_methods_share_weights_and_batches():
+    programs = [quickstart.make_program(m, 7) for m in quickstart.METHODS.values()]
+    first = [jnp.concatenate([x.ravel() for x in _leaves(p.init(3))]) for p in programs]
+    for other in first[1:]:
+        np.testing.assert_array_equal(first[0], other)
+
+
+def _leaves(state):
+    import jax
+
+    return jax.tree.leaves((state.params, state.batch_stats))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    method = quickstart.Method(quickstart.jax.value_and_grad, learning_rate=1e30)
+    data = quickstart.load_data(0.0, 0)
+    program = quickstart.make_program(method, 14)
+    progress = quickstart.tqdm(disable=True, desc="SGD")
+    with pytest.raises(FloatingPointError, match=r"the loss of seed 5 is .* epoch"):
+        quickstart.train(program, data, 2, 5, progress)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label-noise", "1.5"], "--label-noise must be from 0 to 1, got 1.5"),
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--epochs", "-3"], "--epochs must be at least 1, got -3"),
+        (["--out", "/dev/null/x"], "--out must be a folder that can be written to"),
+    ],
+)
+def test_bad_options_are_named_before_any_work(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        quickstart.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_an_earlier_result_survives_until_it_is_replaced(tmp_path):
+    kept = tmp_path / "quickstart.json"
+    kept.write_text("kept")
+    quickstart.parse([f"--out={tmp_path}"])
+    assert kept.read_text() == "kept"
+
+    def fail(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        quickstart.replace_file(kept, fail)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["kept"]
+
+
+def test_every_method_gets_the_same_number_of_trials():
+    assert {len(trials) for trials in quickstart_search.TRIALS.values()} == {12}
+    for name, trials in quickstart_search.TRIALS.items():
+        assert quickstart.METHODS[name] in trials
+    assert not set(quickstart_search.SEEDS) & set(range(10))
+
+
+def test_step_time_prints_every_method():
+    done = subprocess.run(
+        [
+            *(sys.executable, str(EXAMPLES / "step_time.py")),
+            *("--blocks=1", "--batch=4", "--rounds=2"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in ("SGD", "GRAD-L1", "first-order", "HERO"):
+        assert f"| {name} " in done.stdout

@@ -1,0 +1,520 @@
+"""HERO's gradient against dense Hessians, closed forms and finite differences."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hero_jax
+from tests.problems import (
+    DIRECTIONS,
+    dense_hero,
+    mlp_batch,
+    mlp_loss,
+    mlp_params,
+    numpy_direction,
+    quadratic,
+)
+
+# Leaf order: hidden 0 bias, kernel; hidden 1 bias, kernel; out kernel, temperature.
+MASKS = {
+    "default": (None, None),
+    "weights": (None, [False, True, False, True, True, False]),
+    "everything": (None, [True] * 6),
+    "nothing": (None, [False] * 6),
+    "one perturbed": ([False, True, False, False, False, False], None),
+    "disjoint": (
+        [True, False, False, True, False, True],
+        [False, True, False, False, True, True],
+    ),
+}
+
+
+def as_tree(mask, params):
+    if mask is None:
+        return None
+    return jax.tree.unflatten(jax.tree.structure(params), mask)
+
+
+def float64_close(actual, expected, tolerance=1e-10):
+    """Float64 rounds at 1e-16; sums of a few dozen terms leave 1e-10 far away."""
+    chex.assert_trees_all_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_equals_dense_hessian(direction, reduction, masks):
+    params, batch = mlp_params(), mlp_batch()
+    perturbed, penalised = MASKS[masks]
+    h, gamma = 0.3, 0.7
+    (value, gradient, metrics) = jax.jit(
+        hero_jax.hero_value_and_grad(
+            mlp_loss,
+            h=h,
+            gamma=gamma,
+            perturbation=direction,
+            reduction=reduction,
+            perturb_mask=as_tree(perturbed, params),
+            penalty_mask=as_tree(penalised, params),
+            return_metrics=True,
+        )
+    )(params, *batch)
+    expected, expected_metrics = dense_hero(
+        lambda p: mlp_loss(p, *batch),
+        params,
+        h=h,
+        gamma=gamma,
+        direction=direction,
+        reduction=reduction,
+        perturbed=perturbed,
+        penalised=penalised,
+    )
+    float64_close(gradient, expected)
+    float64_close(metrics._asdict(), expected_metrics)
+    float64_close(value, mlp_loss(params, *batch))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_product_equals_reverse_over_reverse(direction, reduction):
+    params, batch = mlp_params(), mlp_batch()
+    grad_fn = jax.grad(mlp_loss)
+    g = grad_fn(params, *batch)
+    z = getattr(hero_jax.perturbation, direction)(params, g)
+    U = jax.tree.map(lambda w, d: w + 0.3 * d, params, z)
+
+    def G(U):
+        """Eq. 12, with g held constant, over the weights of two dimensions."""
+        difference = jax.tree.map(jnp.subtract, grad_fn(U, *batch), g)
+        squares = [d**2 for d in jax.tree.leaves(difference) if d.ndim >= 2]
+        return sum(s.sum() if reduction == "sum" else s.mean() for s in squares)
+
+    expected = jax.tree.map(
+        lambda a, b: a + 0.7 * b, grad_fn(U, *batch), jax.grad(G)(U)
+    )
+    _, gradient = hero_jax.hero_value_and_grad(
+        mlp_loss, h=0.3, gamma=0.7, perturbation=direction, reduction=reduction
+    )(params, *batch)
+    float64_close(gradient, expected)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_closed_form_on_a_quadratic(direction):
+    """L = W'AW/2: grad L(U) = A(W + hz), and the penalty's gradient is 2h A A z."""
+    A = quadratic([5.0, 2.0, 0.5, 0.0, -1.0])
+    W = np.random.default_rng(1).normal(size=5)
+    h, gamma = 0.4, 0.3
+    z = numpy_direction(direction, W, A @ W, [slice(None)])
+    expected = A @ (W + h * z) + 2 * gamma * h * A @ A @ z
+    value, gradient = hero_jax.hero_value_and_grad(
+        lambda w: w @ A @ w / 2,
+        h=h,
+        gamma=gamma,
+        perturbation=direction,
+        penalty_mask=True,
+    )(jnp.asarray(W))
+    float64_close(gradient, expected)
+    float64_close(value, W @ A @ W / 2)
+
+
+@pytest.mark.usefixtures("x64")
+def test_grad_l1_equals_finite_differences():
+    params, batch = mlp_params(), mlp_batch()
+    leaves, treedef = jax.tree.flatten(params)
+    strength, step = 0.3, 1e-6
+
+    def penalised_loss(params):
+        g = jax.grad(mlp_loss)(params, *batch)
+        l1 = sum(jnp.abs(x).sum() for x in jax.tree.leaves(g))
+        return float(mlp_loss(params, *batch) + strength * l1)
+
+    value, gradient = hero_jax.grad_l1_value_and_grad(mlp_loss, strength=strength)(
+        params, *batch
+    )
+    assert float(value) == float(mlp_loss(params, *batch))
+    for k, leaf in enumerate(leaves):
+        for index in np.ndindex(leaf.shape):
+
+            def at(t, k=k, index=index):
+                moved = [*leaves]
+                moved[k] = moved[k].at[index].add(t)
+                return penalised_loss(treedef.unflatten(moved))
+
+            difference = (at(step) - at(-step)) / (2 * step)
+            # Central differences: error step^2 + eps / step, below 1e-8 here.
+            np.testing.assert_allclose(
+                jax.tree.leaves(gradient)[k][index], difference, rtol=1e-6, atol=1e-8
+            )
+
+
+@pytest.mark.usefixtures("x64")
+def test_grad_l1_mask_selects_the_penalised_leaves():
+    params, batch = mlp_params(), mlp_batch()
+
+    def norm_of_kernels(params):
+        g = jax.grad(mlp_loss)(params, *batch)
+        return sum(jnp.abs(x).sum() for x in jax.tree.leaves(g) if x.ndim >= 2)
+
+    expected = jax.tree.map(
+        lambda a, b: a + 0.3 * b,
+        jax.grad(mlp_loss)(params, *batch),
+        jax.grad(norm_of_kernels)(params),  # reverse over reverse
+    )
+    _, gradient = hero_jax.grad_l1_value_and_grad(
+        mlp_loss,
+        strength=0.3,
+        penalty_mask=lambda p: jax.tree.map(lambda x: x.ndim >= 2, p),
+    )(params, *batch)
+    float64_close(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    "value_and_grad",
+    [
+        hero_jax.hero_value_and_grad(mlp_loss, h=0.0, gamma=0.0),
+        hero_jax.hero_value_and_grad(mlp_loss, h=0.0, gamma=0.5),
+        hero_jax.grad_l1_value_and_grad(mlp_loss, strength=0.0),
+    ],
+    ids=["h=gamma=0", "h=0", "strength=0"],
+)
+def test_switched_off_is_the_base_gradient_bit_for_bit(value_and_grad):
+    params, batch = mlp_params(dtype=jnp.float32), mlp_batch(dtype=jnp.float32)
+    chex.assert_trees_all_equal(
+        value_and_grad(params, *batch), jax.value_and_grad(mlp_loss)(params, *batch)
+    )
+
+
+@pytest.mark.usefixtures("x64")
+def test_traced_zero_is_the_base_gradient_too():
+    params, batch = mlp_params(), mlp_batch()
+    hero = jax.jit(
+        lambda h, gamma: hero_jax.hero_value_and_grad(mlp_loss, h=h, gamma=gamma)(
+            params, *batch
+        )
+    )
+    # Another program than the base gradient's: equal up to rounding.
+    float64_close(hero(0.0, 0.0), jax.value_and_grad(mlp_loss)(params, *batch), 1e-14)
+
+
+@pytest.mark.usefixtures("x64")
+def test_gamma_zero_is_the_gradient_at_the_perturbed_weights():
+    params, batch = mlp_params(), mlp_batch()
+    g = jax.grad(mlp_loss)(params, *batch)
+    U = jax.tree.map(
+        lambda w, d: w + 0.3 * d, params, hero_jax.perturbation.layerwise(params, g)
+    )
+    _, gradient = hero_jax.hero_value_and_grad(mlp_loss, h=0.3, gamma=0.0)(
+        params, *batch
+    )
+    float64_close(gradient, jax.grad(mlp_loss)(U, *batch))
+
+
+def test_perturbation_can_be_any_function():
+    W = jnp.array([[1.0, 2.0]])
+    _, gradient = hero_jax.hero_value_and_grad(
+        lambda w: jnp.sum(w**2),
+        h=0.5,
+        gamma=0.0,
+        perturbation=lambda params, grads: jax.tree.map(jnp.ones_like, params),
+    )(W)
+    np.testing.assert_allclose(gradient, 2 * (W + 0.5))
+
+
+@pytest.mark.usefixtures("x64")
+def test_arguments_reach_the_loss_unchanged():
+    """Two differentiated arguments, others in between, keyword arguments, aux."""
+
+    def loss(x, params, extra, *, scale, name):
+        assert name == "kept"
+        value = scale * mlp_loss(params, x, extra["y"])
+        return value, {"x": x, "value": value}
+
+    params, (x, y) = mlp_params(), mlp_batch()
+    kwargs = {"h": 0.3, "gamma": 0.7, "has_aux": True}
+    (value, aux), gradient = hero_jax.hero_value_and_grad(loss, 1, **kwargs)(
+        x, params, {"y": y}, scale=3.0, name="kept"
+    )
+    scaled = lambda p: 3.0 * mlp_loss(p, x, y)
+    options = {"direction": "layerwise", "reduction": "sum", "h": 0.3, "gamma": 0.7}
+    float64_close(gradient, dense_hero(scaled, params, **options)[0])
+    float64_close((value, aux["value"]), (scaled(params), scaled(params)))
+    chex.assert_trees_all_equal(aux["x"], x)
+
+    _, both = hero_jax.hero_value_and_grad(loss, (0, 1), **kwargs)(
+        x, params, {"y": y}, scale=3.0, name="kept"
+    )
+    of_both = lambda xp: 3.0 * mlp_loss(xp[1], xp[0], y)
+    float64_close(both, dense_hero(of_both, (x, params), **options)[0])
+
+
+class NormalizedNet(nn.Module):
+    """A network with BatchNorm statistics and dropout."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=False, momentum=0.5)(nn.Dense(8)(x))
+        return nn.Dense(1)(nn.Dropout(0.5, deterministic=False)(jnp.tanh(x)))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f: hero_jax.hero_value_and_grad(f, h=1.0, gamma=0.5, has_aux=True),
+        lambda f: hero_jax.hero_value_and_grad(f, h=1.0, gamma=0.0, has_aux=True),
+        lambda f: hero_jax.grad_l1_value_and_grad(f, strength=0.5, has_aux=True),
+    ],
+    ids=["hero", "first-order", "grad_l1"],
+)
+def test_aux_comes_from_one_clean_pass(transform):
+    model = NormalizedNet()
+    x = jax.random.normal(jax.random.key(0), (16, 4))
+    key = jax.random.key(1)
+    variables = model.init({"params": key, "dropout": key}, x)
+
+    def loss(params, batch_stats, key):
+        out, new = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            x,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        return jnp.mean((out - 1.0) ** 2), new["batch_stats"]
+
+    arguments = (variables["params"], variables["batch_stats"], key)
+    expected = jax.jit(loss)(*arguments)
+    value, _ = jax.jit(transform(loss))(*arguments)
+    # Two compilations of the same float32 formula: a few rounding errors apart.
+    chex.assert_trees_all_close(value, expected, rtol=1e-6)
+
+
+def test_dropout_mask_is_the_same_in_all_passes():
+    """The loss is linear in W under any mask, so a common mask leaves no difference."""
+
+    def loss(W, key):
+        return jnp.sum(jnp.where(jax.random.bernoulli(key, 0.5, W.shape), W, 0.0))
+
+    W = jax.random.normal(jax.random.key(0), (20, 20))
+    _, _, metrics = hero_jax.hero_value_and_grad(
+        loss, h=1.0, gamma=1.0, return_metrics=True
+    )(W, jax.random.key(1))
+    assert float(metrics.grad_norm) > 0.0
+    assert float(metrics.grad_difference_norm) == 0.0
+
+
+def test_vmap_over_h_gamma_and_params():
+    batch = mlp_batch(dtype=jnp.float32)
+    many = [mlp_params(seed, jnp.float32) for seed in range(3)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *many)
+    hs, gammas = jnp.array([0.0, 0.2, 0.5]), jnp.array([0.3, 0.0, 0.1])
+
+    def run(params, h, gamma):
+        return hero_jax.hero_value_and_grad(mlp_loss, h=h, gamma=gamma)(params, *batch)
+
+    together = jax.jit(jax.vmap(run))(stacked, hs, gammas)
+    one_by_one = [run(p, h, c) for p, h, c in zip(many, hs, gammas, strict=True)]
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *one_by_one)
+    chex.assert_trees_all_close(together, expected, rtol=2e-5, atol=1e-5)
+
+
+def test_compiles_once():
+    params, batch = mlp_params(dtype=jnp.float32), mlp_batch(dtype=jnp.float32)
+    traces = []
+
+    def loss(params, *batch):
+        traces.append(None)
+        return mlp_loss(params, *batch)
+
+    step = jax.jit(hero_jax.hero_value_and_grad(loss, h=0.3, gamma=0.7))
+    (_, gradient) = step(params, *batch)
+    traced = len(traces)
+    step(gradient, *batch)
+    assert len(traces) == traced == 2  # the clean pass and the perturbed one
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_dtypes_are_kept(dtype):
+    params, batch = mlp_params(dtype=dtype), mlp_batch(dtype=dtype)
+    for value_and_grad in (
+        hero_jax.hero_value_and_grad(mlp_loss, h=0.1, gamma=0.1),
+        hero_jax.hero_value_and_grad(mlp_loss, h=0.1, gamma=0.0),
+        hero_jax.grad_l1_value_and_grad(mlp_loss, strength=0.1),
+    ):
+        value, gradient = jax.jit(value_and_grad)(params, *batch)
+        chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
+        chex.assert_tree_all_finite((value, gradient))
+
+
+@pytest.mark.usefixtures("x64")
+def test_mixed_dtypes_are_kept_under_x64():
+    params = {
+        "a": jnp.ones((2, 2), jnp.bfloat16),
+        "b": jnp.ones((2, 2), jnp.float32),
+        "c": jnp.ones((2, 2), jnp.float64),
+    }
+    loss = lambda p: sum(jnp.sum(x.astype(float) ** 3) for x in p.values())
+    h = jnp.asarray(0.1, jnp.float64)
+    _, gradient = jax.jit(
+        lambda h: hero_jax.hero_value_and_grad(loss, h=h, gamma=h)(params)
+    )(h)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
+
+
+def test_small_perturbation_of_half_precision_weights_is_not_rounded_away():
+    """A step of 1e-3 per entry is below half an ulp of 1.0 in bfloat16 (4e-3)."""
+    W = jnp.ones((4, 4), jnp.bfloat16)
+    _, _, metrics = hero_jax.hero_value_and_grad(
+        lambda w: jnp.sum(w.astype(jnp.float32) ** 2) / 2,
+        h=4e-3,
+        gamma=0.0,
+        perturbation="normalized",
+        return_metrics=True,
+    )(W)
+    # H is the identity: the difference of the gradients is the step itself.
+    np.testing.assert_allclose(metrics.grad_difference_norm, 4e-3, rtol=1e-4)
+
+
+FINITE_CASES = {
+    "zero gradient": ({"w": jnp.ones((2, 2))}, lambda p: 0.0 * p["w"].sum()),
+    "zero weights": ({"w": jnp.zeros((2, 2))}, lambda p: p["w"].sum()),
+    "both zero": ({"w": jnp.zeros((2, 2))}, lambda p: (p["w"] ** 2).sum()),
+    "scalar": (jnp.asarray(2.0), lambda p: p**2),
+    "Python float": ({"w": 2.0}, lambda p: p["w"] ** 2),
+    "empty tree": ({}, lambda p: jnp.asarray(1.0)),
+    "None leaf": ({"w": jnp.ones(2), "b": None}, lambda p: (p["w"] ** 2).sum()),
+    "empty leaf": (
+        {"w": jnp.ones((2, 2)), "b": jnp.zeros((0, 3))},
+        lambda p: (p["w"] ** 2).sum() + p["b"].sum(),
+    ),
+    "huge gradient": (jnp.ones((2, 2)), lambda p: 1e30 * p.sum()),
+    "tiny gradient": (jnp.ones((2, 2)), lambda p: 1e-30 * p.sum()),
+}
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("case", FINITE_CASES)
+def test_degenerate_inputs_give_finite_results(case, direction, reduction):
+    params, loss = FINITE_CASES[case]
+    result = hero_jax.hero_value_and_grad(
+        loss,
+        h=0.5,
+        gamma=0.1,
+        perturbation=direction,
+        reduction=reduction,
+        return_metrics=True,
+    )(params)
+    chex.assert_tree_all_finite(result)
+    chex.assert_trees_all_equal_structs(result[1], params)
+
+
+@pytest.mark.parametrize("where", ["at W", "at U", "at W, hidden at U"])
+def test_non_finite_gradients_are_visible(where):
+    """Whatever the masks: no gradient comes out finite if one on the way was not."""
+
+    @jax.custom_jvp
+    def poison(x):
+        return jnp.zeros_like(x)
+
+    @poison.defjvp
+    def _(primals, tangents):
+        (x,), (dx,) = primals, tangents
+        at_W = x == 1.0
+        bad = at_W if where.startswith("at W") else ~at_W
+        return jnp.zeros_like(x), jnp.where(bad, jnp.nan, 1.0) * dx
+
+    params = {"w": jnp.ones((2, 2)), "v": jnp.ones((2, 2))}
+    hidden = {"w": False, "v": True} if "hidden" in where else None
+
+    def loss(p):
+        return poison(p["w"]).sum() + jnp.sum(p["v"] ** 2)
+
+    for gamma in (0.0, 0.1):
+        _, gradient = hero_jax.hero_value_and_grad(
+            loss, h=0.5, gamma=gamma, perturb_mask=hidden, penalty_mask=hidden
+        )(params)
+        assert not all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+def loss_of_anything(p):
+    return sum(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(p))
+
+
+VALID = {"h": 0.1, "gamma": 0.1}
+MISUSES = {
+    "negative h": ({"h": -0.5}, ValueError, r"h must be finite and >= 0, got -0\.5"),
+    "negative array": ({"h": jnp.float32(-2)}, ValueError, r"h must be .* got -2"),
+    "NaN gamma": ({"gamma": float("nan")}, ValueError, r"gamma must be .* got nan"),
+    "string h": ({"h": "0.5"}, TypeError, r"h must be a real number .* str: '0\.5'"),
+    "boolean h": ({"h": True}, TypeError, r"h must be a real number .* bool"),
+    "missing h": ({"h": None}, TypeError, r"h must be a real number .* NoneType"),
+    "complex h": ({"h": np.complex64(1)}, TypeError, r"h must be a real number"),
+    "vector h": ({"h": jnp.ones(3)}, ValueError, r"h must be a scalar.*\(3,\).*vmap"),
+    "schedule": ({"h": lambda t: 0.1}, TypeError, r"Schedules are accepted by"),
+    "reduction": (
+        {"reduction": "max"},
+        ValueError,
+        r"reduction must be one of \['mean', 'sum'\], got 'max'",
+    ),
+    "perturbation": (
+        {"perturbation": "sam"},
+        ValueError,
+        r"perturbation must be one of .*layerwise.* got 'sam'",
+    ),
+    "perturbation type": ({"perturbation": 3}, TypeError, r"perturbation must be"),
+}
+
+
+@pytest.mark.parametrize("case", MISUSES)
+@pytest.mark.parametrize("factory", ["hero_value_and_grad", "hero"])
+def test_misuse_is_named_when_the_transform_is_built(factory, case):
+    if (factory, case) == ("hero", "schedule"):
+        pytest.skip("hero takes schedules")
+    arguments, error, message = MISUSES[case]
+    build = (
+        hero_jax.hero
+        if factory == "hero"
+        else lambda **kw: hero_jax.hero_value_and_grad(loss_of_anything, **kw)
+    )
+    with pytest.raises(error, match=message):
+        build(**{**VALID, **arguments})
+
+
+def test_misuse_is_named_when_the_gradient_is_taken():
+    two = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+
+    def call(params, **kwargs):
+        return hero_jax.hero_value_and_grad(loss_of_anything, **{**VALID, **kwargs})(
+            params
+        )
+
+    with pytest.raises(TypeError, match=r"loss_fn must be a callable .* got int: 3"):
+        hero_jax.hero_value_and_grad(3, **VALID)
+    with pytest.raises(TypeError, match=r"loss_fn must be a callable"):
+        hero_jax.grad_l1_value_and_grad(None, strength=0.1)
+    with pytest.raises(ValueError, match=r"strength must be finite and >= 0"):
+        hero_jax.grad_l1_value_and_grad(loss_of_anything, strength=-1)
+    with pytest.raises(TypeError, match=r"real floating-point.*complex64 at \['a'\]"):
+        call({"a": jnp.ones(2, jnp.complex64)})
+    with pytest.raises(TypeError, match=r"real floating-point.*int32 at \['a'\]"):
+        call({"a": jnp.ones(2, jnp.int32)})
+    with pytest.raises(TypeError, match=r"argnums=0 .* got 0 positional"):
+        hero_jax.hero_value_and_grad(loss_of_anything, **VALID)(p=two)
+    for name in ("perturb_mask", "penalty_mask"):
+        with pytest.raises(ValueError, match=rf"{name} must have the tree structure"):
+            call(two, **{name: {"a": True, "c": False}})
+        with pytest.raises(TypeError, match=rf"{name} must have .*booleans.*1"):
+            call(two, **{name: {"a": True, "b": 1}})
+        with pytest.raises(TypeError, match=rf"{name} must have plain booleans"):
+            jax.jit(lambda m, name=name: call(two, **{name: m}))(
+                {"a": jnp.array(True), "b": jnp.array(False)}
+            )
+    with pytest.raises(ValueError, match=r"the perturbation's result must have the tr"):
+        call(two, perturbation=lambda p, _: p["a"])
+    with pytest.raises(ValueError, match=r"the perturbation's result .*shapes.*\(3,\)"):
+        call(two, perturbation=lambda p, _: {**p, "b": jnp.ones(3)})

@@ -1,0 +1,68 @@
+"""Imports point one way, and the core needs few packages."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hero_jax"
+
+# What each module may import of the package itself.
+ALLOWED = {
+    "_typing": set(),
+    "_checks": set(),
+    "_tree": {"_typing"},
+    "_autodiff": {"_typing"},
+    "perturbation": {"_typing", "_checks", "_tree"},
+    "gradient": {"_typing", "_checks", "_tree", "_autodiff", "perturbation"},
+    "transform": {"_typing", "_checks", "_tree", "gradient"},
+    "bounds": {"_checks"},
+    "quant": {"_typing", "_checks", "_tree"},
+}
+CORE_PACKAGES = {"jax", "optax", "chex", "numpy", "hero_jax"}
+
+
+def imports(path):
+    """Dotted names imported by a file, `from a import b` giving `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in {path}"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_of(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if module_of(p) != "__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    own = [name.split(".")[1] for name in imports(path) if name.startswith("hero_jax.")]
+    assert set(own) <= ALLOWED[module_of(path)] | {module_of(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_core_needs_only_the_declared_packages(path):
+    packages = {name.split(".")[0] for name in imports(path)}
+    assert packages - sys.stdlib_module_names <= CORE_PACKAGES
+
+
+def test_import_is_silent_and_pulls_in_no_extras():
+    program = (
+        "import sys, hero_jax;"
+        "extras = {'flax', 'matplotlib', 'sklearn', 'tqdm', 'tensorflow'};"
+        "sys.exit(', '.join(extras & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,80 @@
+"""Directions against Eq. 11 written out in numpy, and their limits."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+
+from hero_jax import perturbation
+from tests.problems import DIRECTIONS, mlp_params, numpy_direction, slices
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_equals_numpy(direction):
+    W, g = mlp_params(0), mlp_params(1)
+    z = getattr(perturbation, direction)(W, g)
+    flat_W, flat_g = ravel_pytree(W)[0], ravel_pytree(g)[0]
+    expected = numpy_direction(
+        direction, np.asarray(flat_W), np.asarray(flat_g), slices(W)
+    )
+    # The largest entry is divided out before squaring: rounding differs, no more.
+    np.testing.assert_allclose(ravel_pytree(z)[0], expected, rtol=1e-13)
+    chex.assert_trees_all_equal_shapes_and_dtypes(z, W)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@settings(deadline=None, max_examples=50)
+@given(exponent_W=st.integers(-25, 15), exponent_g=st.integers(-35, 35))
+def test_direction_does_not_depend_on_the_gradient_scale(
+    direction, exponent_W, exponent_g
+):
+    """Squares of 1e30 overflow in float32 and those of 1e-30 vanish."""
+    W = np.array([0.5, -2.0, 1.0]) * 10.0**exponent_W
+    g = np.array([1.0, 3.0, -2.0]) * 10.0**exponent_g
+    if direction == "adaptive" and not -36 < exponent_W + exponent_g < 36:
+        return  # |W| g itself leaves the range of float32
+    z = getattr(perturbation, direction)(jnp.float32(W), jnp.float32(g))
+    expected = numpy_direction(direction, W, g, [slice(None)])
+    np.testing.assert_allclose(z, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_widened_before_any_norm(direction, dtype):
+    """300^2 overflows float16 and 1 + 2^-8 is not a bfloat16."""
+    W, g = jnp.full(1000, 300.0, dtype), jnp.full(1000, 300.0, dtype)
+    z = getattr(perturbation, direction)(W, g)
+    assert z.dtype == jnp.float32
+    wide = np.full(1000, 300.0)
+    expected = numpy_direction(direction, wide, wide, [slice(None)])
+    np.testing.assert_allclose(z, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_non_finite_gradient_is_not_taken_for_zero(direction, bad):
+    z = getattr(perturbation, direction)(jnp.ones(3), jnp.array([1.0, bad, 1.0]))
+    assert not jnp.isfinite(z).all()
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_zero_gradient_gives_zero_and_its_derivative_is_finite(direction):
+    z = getattr(perturbation, direction)
+    W, g = jnp.ones((2, 2)), jnp.zeros((2, 2))
+    chex.assert_trees_all_equal(z(W, g), jnp.zeros((2, 2)))
+    with jax.debug_nans(True):
+        jax.jit(z)(W, g)
+
+
+def test_every_layer_moves_by_its_own_scale():
+    """||z^i|| does not depend on the size of the layer's gradient."""
+    W = {"a": jnp.ones(4), "b": jnp.ones(4)}
+    small = perturbation.layerwise(W, {"a": jnp.ones(4), "b": 1e-6 * jnp.ones(4)})
+    chex.assert_trees_all_close(small["a"], small["b"], rtol=1e-6)
+    shared = perturbation.adaptive(W, {"a": jnp.ones(4), "b": 1e-6 * jnp.ones(4)})
+    np.testing.assert_allclose(shared["b"], 1e-6 * shared["a"], rtol=1e-6)

@@ -1,0 +1,422 @@
+"""hero() as a link of an optax chain: equal to the function, at home in any wrapper."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hero_jax
+from tests.problems import mlp_batch, mlp_loss, mlp_params
+
+VARIANTS = {
+    "layerwise": {"h": 0.5, "gamma": 0.1},
+    "adaptive mean": {
+        "h": 0.5,
+        "gamma": 5.0,
+        "perturbation": "adaptive",
+        "reduction": "mean",
+    },
+    "normalized": {"h": 0.05, "gamma": 0.1, "perturbation": "normalized"},
+    "first-order": {"h": 0.5, "gamma": 0.0},
+    "off": {"h": 0.0, "gamma": 0.0},
+    "masked": {
+        "h": 0.5,
+        "gamma": 0.1,
+        "perturb_mask": lambda p: jax.tree.map(lambda x: x.ndim >= 2, p),
+    },
+    "scheduled": {
+        "h": optax.linear_schedule(0.1, 0.5, 5),
+        "gamma": optax.linear_schedule(0.0, 0.1, 5),
+    },
+}
+every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=[*VARIANTS])
+
+BATCH = mlp_batch(dtype=jnp.float32)
+GRAD_FN = jax.grad(lambda params: mlp_loss(params, *BATCH))
+
+
+def initial(dtype=jnp.float32):
+    return mlp_params(dtype=dtype)
+
+
+def optimizer(variant):
+    return optax.chain(
+        hero_jax.hero(**variant),
+        optax.add_decayed_weights(1e-2),
+        optax.sgd(0.05, momentum=0.9),
+    )
+
+
+def run(tx, params, steps=6, grad_fn=GRAD_FN, jit=True, **extra):
+    """Train for a few steps; return the weights and the state."""
+
+    def step(params, state):
+        updates, state = tx.update(
+            grad_fn(params), state, params, grad_fn=grad_fn, **extra
+        )
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(step) if jit else step
+    state = tx.init(params)
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state
+
+
+def close(actual, expected):
+    """Equal up to the rounding of six steps in float32, compiled differently."""
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def reference(variant, steps=6):
+    """The same training by hero_value_and_grad and a loop."""
+    params = initial()
+    tx = optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.05, momentum=0.9))
+    state = tx.init(params)
+    for t in range(steps):
+        at_t = {k: v(t) if k in ("h", "gamma") and callable(v) else v
+                for k, v in variant.items()}  # fmt: skip
+        _, grads = jax.jit(hero_jax.hero_value_and_grad(mlp_loss, **at_t))(
+            params, *BATCH
+        )
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@every_variant
+def test_equals_the_function(variant):
+    params, _ = run(optimizer(variant), initial())
+    close(params, reference(variant))
+
+
+@every_variant
+def test_jit_changes_nothing(variant):
+    tx = optimizer(variant)
+    close(*(run(tx, initial(), jit=jit)[0] for jit in (True, False)))
+
+
+@every_variant
+def test_compiles_once_and_keeps_its_state_stable(variant):
+    tx = optimizer(variant)
+    step = jax.jit(lambda p, s: tx.update(GRAD_FN(p), s, p, grad_fn=GRAD_FN))
+    params = initial()
+    state = tx.init(params)
+    _, first = step(params, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, first)
+    _, second = step(params, first)
+    chex.assert_trees_all_equal_shapes_and_dtypes(first, second)
+    assert step._cache_size() == 1
+
+
+@every_variant
+def test_inside_scan_and_cond(variant):
+    tx = optimizer(variant)
+
+    def body(carry, skip):
+        params, state = carry
+
+        def advance():
+            updates, new = tx.update(GRAD_FN(params), state, params, grad_fn=GRAD_FN)
+            return optax.apply_updates(params, updates), new
+
+        return jax.lax.cond(skip, lambda: carry, advance), None
+
+    params = initial()
+    carry = jax.jit(jax.lax.scan, static_argnums=0)(
+        body, (params, tx.init(params)), jnp.array([False, True] + [False] * 5)
+    )[0]
+    expected = run(tx, initial())
+    close(carry[0], expected[0])
+    assert int(optax.tree.get(carry[1], "count", filtering=_of_hero)) == 6
+
+
+def _of_hero(path, _):
+    return any(getattr(key, "tuple_name", None) == "HeroState" for key in path)
+
+
+@every_variant
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_updates_keep_the_dtype_of_the_gradients(variant, dtype):
+    tx, params = hero_jax.hero(**variant), initial(dtype)
+    grads = GRAD_FN(params)
+    updates, state = tx.update(grads, tx.init(params), params, grad_fn=GRAD_FN)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, grads)
+    chex.assert_trees_all_equal_dtypes(state, tx.init(params))
+    chex.assert_tree_all_finite(updates)
+
+
+@every_variant
+def test_zero_gradient_is_finite(variant):
+    params = initial()
+    zero = lambda p: jax.tree.map(jnp.zeros_like, p)
+    updates, state = run(optimizer(variant), params, steps=2, grad_fn=zero)
+    chex.assert_tree_all_finite((updates, state))
+
+
+@every_variant
+def test_vmap_over_stacked_weights(variant):
+    tx = optimizer(variant)
+    many = [mlp_params(seed, jnp.float32) for seed in range(3)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *many)
+
+    def step(params):
+        return tx.update(GRAD_FN(params), tx.init(params), params, grad_fn=GRAD_FN)
+
+    together = jax.vmap(step)(stacked)
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *[step(p) for p in many])
+    close(together, expected)
+
+
+def test_vmap_over_h_and_gamma():
+    params, grads = initial(), GRAD_FN(initial())
+
+    def update(h, gamma):
+        tx = hero_jax.hero(h=h, gamma=gamma)
+        return tx.update(grads, tx.init(params), params, grad_fn=GRAD_FN)[0]
+
+    hs, gammas = jnp.array([0.0, 0.2, 0.5]), jnp.array([0.3, 0.0, 0.1])
+    expected = [update(float(h), float(c)) for h, c in zip(hs, gammas, strict=True)]
+    close(
+        jax.vmap(update)(hs, gammas), jax.tree.map(lambda *x: jnp.stack(x), *expected)
+    )
+
+
+@every_variant
+def test_other_extra_arguments_are_accepted(variant):
+    params, _ = run(optimizer(variant), initial(), value=jnp.array(1.0), tag=None)
+    close(params, reference(variant))
+
+
+def test_off_passes_the_gradient_through_bit_for_bit():
+    tx, params = hero_jax.hero(h=0.0, gamma=0.0), initial()
+    grads = GRAD_FN(params)
+    updates, _ = tx.update(grads, tx.init(params), params, grad_fn=GRAD_FN)
+    chex.assert_trees_all_equal(updates, grads)
+
+
+def test_metrics_are_those_of_the_function():
+    params = initial()
+    tx = hero_jax.hero(h=0.5, gamma=0.1)
+    _, state = tx.update(GRAD_FN(params), tx.init(params), params, grad_fn=GRAD_FN)
+    _, _, metrics = hero_jax.hero_value_and_grad(
+        mlp_loss, h=0.5, gamma=0.1, return_metrics=True
+    )(params, *BATCH)
+    assert state.metrics.perturbed_loss is None
+    close(state.metrics, metrics._replace(perturbed_loss=None))
+    assert float(state.metrics.hessian_norm) > 0.0
+
+
+class TestWrappers:
+    """optax's wrappers: each works, or says what to do instead."""
+
+    variant = VARIANTS["layerwise"]
+
+    def test_named_chain(self):
+        tx = optax.named_chain(
+            ("hero", hero_jax.hero(**self.variant)),
+            ("decay", optax.add_decayed_weights(1e-2)),
+            ("sgd", optax.sgd(0.05, momentum=0.9)),
+        )
+        params, state = run(tx, initial())
+        close(params, reference(self.variant))
+        assert float(state["hero"].metrics.penalty) > 0.0
+
+    def test_inject_hyperparams(self):
+        factory = optax.inject_hyperparams(hero_jax.hero)
+        variant = {**VARIANTS["scheduled"], "perturbation": "adaptive"}
+        tx = optax.chain(
+            factory(**variant),
+            optax.add_decayed_weights(1e-2),
+            optax.sgd(0.05, momentum=0.9),
+        )
+        params, state = run(tx, initial())
+        close(params, reference(variant))
+        assert float(state[0].hyperparams["h"]) == 0.5
+
+    def test_inject_hyperparams_changed_by_hand(self):
+        tx = optax.inject_hyperparams(hero_jax.hero)(h=0.5, gamma=0.1)
+        params = initial()
+        state = tx.init(params)
+        state.hyperparams["gamma"] = jnp.array(0.7)
+        grads = GRAD_FN(params)
+        updates, _ = tx.update(grads, state, params, grad_fn=GRAD_FN)
+        other = hero_jax.hero(h=0.5, gamma=0.7)
+        expected, _ = other.update(grads, other.init(params), params, grad_fn=GRAD_FN)
+        close(updates, expected)
+
+    def test_inject_hyperparams_with_a_function_for_direction(self):
+        direction = hero_jax.perturbation.adaptive
+        arguments = {"h": 0.5, "gamma": 0.1, "perturbation": direction}
+        static = optax.inject_hyperparams(hero_jax.hero, static_args="perturbation")
+        params = initial()
+        grads = GRAD_FN(params)
+        tx, plain = static(**arguments), hero_jax.hero(**arguments)
+        close(
+            tx.update(grads, tx.init(params), params, grad_fn=GRAD_FN)[0],
+            plain.update(grads, plain.init(params), params, grad_fn=GRAD_FN)[0],
+        )
+        with pytest.raises(TypeError, match=r"static_args"):
+            optax.inject_hyperparams(hero_jax.hero)(**arguments).init(params)
+
+    def test_apply_if_finite_behind_hero_skips_the_step(self):
+        """The gradient at W is finite, that at U is not: only HERO can see it."""
+        W = {"w": jnp.ones((2, 2))}
+
+        def grad_fn(p):
+            bad = p["w"][0, 0] > 1.0
+            return {"w": jnp.where(bad, jnp.nan, p["w"])}
+
+        inner = optax.chain(
+            optax.add_decayed_weights(1e-2), optax.sgd(0.05, momentum=0.9)
+        )
+        tx = optax.chain(
+            hero_jax.hero(h=0.5, gamma=0.1), optax.apply_if_finite(inner, 5)
+        )
+        params, state = run(tx, W, steps=3, grad_fn=grad_fn)
+        chex.assert_trees_all_equal(params, W)
+        assert int(state[1].total_notfinite) == 3
+        chex.assert_trees_all_equal(state[1].inner_state, inner.init(W))
+
+        # With the gradient taken beforehand, the whole chain is behind HERO.
+        def loss(p):
+            return jnp.where(p["w"][0, 0] > 1.0, jnp.nan, 1.0) * jnp.sum(p["w"] ** 2)
+
+        guarded = optax.apply_if_finite(inner, 5)
+        _, grads = hero_jax.hero_value_and_grad(loss, h=0.5, gamma=0.1)(W)
+        updates, state = guarded.update(grads, guarded.init(W), W)
+        assert int(state.total_notfinite) == 1
+        chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, W))
+
+    def test_apply_if_finite_around_finite_steps(self):
+        tx = optax.apply_if_finite(optimizer(self.variant), 5)
+        close(run(tx, initial())[0], reference(self.variant))
+
+    def test_multi_steps_behind_hero_averages_the_micro_batches(self):
+        batches = [mlp_batch(seed, jnp.float32) for seed in (1, 2)]
+        inner = optax.sgd(0.05)
+        accumulate = optax.MultiSteps(inner, every_k_schedule=2)
+        tx = optax.chain(
+            hero_jax.hero(**self.variant), accumulate.gradient_transformation()
+        )
+        params = initial()
+        state = tx.init(params)
+        gradients, moved = [], params
+        for batch in batches:
+            grad_fn = jax.grad(lambda p, batch=batch: mlp_loss(p, *batch))
+            updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+            moved = optax.apply_updates(moved, updates)
+            value_and_grad = hero_jax.hero_value_and_grad(mlp_loss, **self.variant)
+            gradients.append(value_and_grad(params, *batch)[1])
+        expected = jax.tree.map(
+            lambda p, a, b: p - 0.05 * (a + b) / 2, params, *gradients
+        )
+        close(moved, expected)
+
+    def test_multi_steps_around_hero_with_the_grad_fn_of_the_whole_batch(self):
+        tx = optax.MultiSteps(optimizer(self.variant), every_k_schedule=2)
+        params = initial()
+        halves = [jax.tree.map(lambda x, k=k: x[k::2][:3], BATCH) for k in (0, 1)]
+        whole = jax.tree.map(lambda *x: jnp.concatenate(x), *halves)
+        grad_of = lambda batch: jax.grad(lambda p: mlp_loss(p, *batch))
+        state = tx.init(params)
+        moved = params
+        for half in halves:
+            updates, state = tx.update(
+                grad_of(half)(params), state, params, grad_fn=grad_of(whole)
+            )
+            moved = optax.apply_updates(moved, updates)
+        close(moved, run(optimizer(self.variant), params, 1, grad_of(whole))[0])
+
+    @pytest.mark.parametrize("wrapper", ["masked", "partition"])
+    def test_part_of_the_weights(self, wrapper):
+        """With a grad_fn of that part: HERO on it, the plain gradient elsewhere."""
+        params = initial()
+        label = {"hidden": "hero", "out": "plain"}
+        hero = hero_jax.hero(**self.variant)
+        if wrapper == "masked":
+            tx = optax.masked(hero, {"hidden": True, "out": False})
+        else:
+            tx = optax.partition({"hero": hero, "plain": optax.identity()}, label)
+
+        def grad_of_part(part):
+            return {
+                **part,
+                "hidden": GRAD_FN({**params, "hidden": part["hidden"]})["hidden"],
+            }
+
+        grads = GRAD_FN(params)
+        updates, _ = tx.update(grads, tx.init(params), params, grad_fn=grad_of_part)
+        loss_of_part = lambda hidden: mlp_loss({**params, "hidden": hidden}, *BATCH)
+        _, expected = hero_jax.hero_value_and_grad(loss_of_part, **self.variant)(
+            params["hidden"]
+        )
+        close(updates["hidden"], expected)
+        chex.assert_trees_all_equal(updates["out"], grads["out"])
+
+        with pytest.raises(ValueError, match=r"masked or optax\.partition.*perturb_ma"):
+            tx.update(grads, tx.init(params), params, grad_fn=GRAD_FN)
+
+    def test_map_params(self):
+        tx, params = optimizer(self.variant), initial()
+        state = optax.tree.map_params(tx, lambda x: x + 1, tx.init(params))
+        chex.assert_trees_all_equal(
+            state[2][0].trace, jax.tree.map(jnp.ones_like, params)
+        )
+        assert int(state[0].count) == 0
+
+
+class TestMisuse:
+    """Every error names the argument and what is allowed."""
+
+    tx = hero_jax.hero(h=0.5, gamma=0.1)
+
+    def update(self, grads=None, params=None, **kwargs):
+        params = initial() if params is None else params
+        grads = GRAD_FN(initial()) if grads is None else grads
+        return self.tx.update(grads, self.tx.init(initial()), params, **kwargs)
+
+    def test_missing_arguments(self):
+        with pytest.raises(ValueError, match=r"hero needs grad_fn.*jax\.grad"):
+            self.update()
+        state = self.tx.init(initial())
+        with pytest.raises(ValueError, match=r"hero needs the weights: tx\.update"):
+            self.tx.update(GRAD_FN(initial()), state, grad_fn=GRAD_FN)
+        with pytest.raises(TypeError, match=r"grad_fn must be a callable params -> gr"):
+            self.update(grad_fn=GRAD_FN(initial()))
+
+    def test_other_structures(self):
+        with pytest.raises(ValueError, match=r"grads must have the tree structure of"):
+            self.update(grads={"other": jnp.ones(3)}, grad_fn=GRAD_FN)
+        with pytest.raises(
+            ValueError, match=r"grad_fn's result must have the tree str"
+        ):
+            self.update(grad_fn=lambda p: (jnp.array(0.0), GRAD_FN(p)))
+        with pytest.raises(ValueError, match=r"grad_fn's result must have the shapes"):
+            self.update(grad_fn=lambda p: jax.tree.map(lambda x: x[None], p))
+
+    def test_errors_of_grad_fn_are_left_alone(self):
+        def broken(_):
+            raise RuntimeError("mine")
+
+        with pytest.raises(RuntimeError, match="mine"):
+            self.update(grad_fn=broken)
+
+    def test_complex_weights(self):
+        with pytest.raises(TypeError, match=r"real floating-point leaves, got complex"):
+            self.tx.init({"w": jnp.ones(2, jnp.complex64)})
+
+
+def test_two_links_count_separately():
+    """A schedule sees the number of updates, from zero."""
+    seen = []
+
+    def schedule(count):
+        seen.append(int(count))
+        return 0.5
+
+    run(hero_jax.hero(h=schedule, gamma=0.0), initial(), steps=3, jit=False)
+    assert seen == [0, 1, 2]
+    np.testing.assert_array_equal(seen, np.arange(3))
