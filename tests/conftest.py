@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import jax
+import jax.experimental
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "standard")
@@ -12,5 +13,9 @@ jax.config.update("jax_legacy_prng_key", "error")
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Run a test in double precision."""
-    with jax.enable_x64(True):
+    if hasattr(jax, "enable_x64"):
+        context = jax.enable_x64(True)
+    else:  # before jax 0.8
+        context = jax.experimental.enable_x64()
+    with context:
         yield

@@ -77,6 +77,19 @@ def test_main_job(tmp_path, capsys):
     assert "| HERO " in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_hero_beats_sgd_clearly_with_the_defaults(tmp_path):
+    """Forty percent of the labels are noise: about 20 points apart, 30 at 3 bits."""
+    results = quickstart.main([f"--out={tmp_path}", "--quiet"])["results"]
+
+    def accuracy(method, bits):
+        return results[method]["accuracy"][bits]["mean"]
+
+    for baseline in ("SGD", "SGD, tuned"):
+        assert accuracy("HERO", 32) > accuracy(baseline, 32) + 8.0
+        assert accuracy("HERO", 3) > accuracy(baseline, 3) + 15.0
+
+
 def test_methods_share_weights_and_batches():
     programs = [quickstart.make_program(m, 7) for m in quickstart.METHODS.values()]
     first = [jnp.concatenate([x.ravel() for x in _leaves(p.init(3))]) for p in programs]
@@ -131,9 +144,18 @@ def test_an_earlier_result_survives_until_it_is_replaced(tmp_path):
 
 def test_every_method_gets_the_same_number_of_trials():
     assert {len(trials) for trials in quickstart_search.TRIALS.values()} == {12}
-    for name, trials in quickstart_search.TRIALS.items():
-        assert quickstart.METHODS[name] in trials
     assert not set(quickstart_search.SEEDS) & set(range(10))
+
+
+def test_the_quick_start_uses_the_winners_of_the_search():
+    record = json.loads((EXAMPLES / "results" / "quickstart_search.json").read_text())
+    assert set(record["trials"]) == set(quickstart_search.TRIALS)
+    for name, trials in record["trials"].items():
+        best = max(trials, key=lambda trial: trial["score"]["mean"])
+        method = quickstart.METHODS[name]
+        assert best["settings"] == method.settings
+        assert best["learning_rate"] == method.learning_rate
+        assert best["weight_decay"] == method.weight_decay
 
 
 def test_step_time_prints_every_method():
