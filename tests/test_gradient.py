@@ -226,6 +226,20 @@ def test_perturbation_can_be_any_function():
     np.testing.assert_allclose(gradient, 2 * (W + 0.5))
 
 
+def test_a_masked_leaf_stays_put_whatever_the_perturbation_returns():
+    params = {"moves": jnp.ones((2, 2)), "stays": jnp.ones((2, 2))}
+    _, gradient = hero_jax.hero_value_and_grad(
+        lambda p: jnp.sum(p["moves"] ** 2) + jnp.sum(p["stays"] ** 2),
+        h=0.5,
+        gamma=0.0,
+        perturbation=lambda params, grads: jax.tree.map(jnp.ones_like, params),
+        perturb_mask={"moves": True, "stays": False},
+    )(params)
+    chex.assert_trees_all_close(
+        gradient, {"moves": jnp.full((2, 2), 3.0), "stays": jnp.full((2, 2), 2.0)}
+    )
+
+
 @pytest.mark.usefixtures("x64")
 def test_arguments_reach_the_loss_unchanged():
     """Two differentiated arguments, others in between, keyword arguments, aux."""
