@@ -113,10 +113,10 @@ def adaptive(params: Params, grads: Grads) -> Params:
       Kwon et al., `ASAM <https://arxiv.org/abs/2102.11600>`_, 2021, Eq. 3;
       the code released with HERO.
     """
-    magnitude = jax.tree.map(jnp.abs, _tree.widen(params))
-    scaled = jax.tree.map(jnp.multiply, magnitude, _tree.widen(grads))
+    W = _tree.widen(params)
+    scaled = jax.tree.map(jnp.multiply, W, _tree.widen(grads))
     total = _tree.global_norm(scaled)
-    return jax.tree.map(lambda m, s: m * _over_norm(s, total), magnitude, scaled)
+    return jax.tree.map(lambda w, s: w * _over_norm(s, total), W, scaled)
 
 
 @_by_name
