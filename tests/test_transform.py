@@ -148,6 +148,15 @@ def test_updates_keep_the_dtype_of_the_gradients(variant, dtype):
     chex.assert_tree_all_finite(updates)
 
 
+@pytest.mark.usefixtures("x64")
+@every_variant
+def test_state_is_stable_when_gradients_are_narrower_than_the_weights(variant):
+    tx, params = hero_jax.hero(**variant), initial(jnp.float64)
+    grad_fn = lambda p: jax.tree.map(lambda x: x.astype(jnp.float32), GRAD_FN(p))
+    _, state = tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
+    chex.assert_trees_all_equal_dtypes(state, tx.init(params))
+
+
 @every_variant
 def test_zero_gradient_is_finite(variant):
     params = initial()
