@@ -235,8 +235,8 @@ def train(
         if (k + 1) % steps == 0:
             if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f"{progress.desc}: the loss of seed {seed} is {float(loss)} after "
-                    f"epoch {(k + 1) // steps}."
+                    f"the loss of seed {seed} is {float(loss)} after epoch "
+                    f"{(k + 1) // steps}; lower the learning rate, h or gamma."
                 )
             progress.set_postfix_str(
                 f"seed {seed}, loss {float(loss):.3f}, accuracy {float(accuracy):.2f}",
@@ -314,10 +314,13 @@ def run(
             unit_scale=True,
             disable=quiet,
         ) as progress:
-            states = [
-                train(programs[name], data[seed], epochs, seed, progress)
-                for seed in seeds
-            ]
+            try:
+                states = [
+                    train(programs[name], data[seed], epochs, seed, progress)
+                    for seed in seeds
+                ]
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{name}: {error}") from None
         pairs = list(zip(states, data.values(), strict=True))
         curvatures = [measure_curvature(*pair) for pair in pairs]
         results[name] = {

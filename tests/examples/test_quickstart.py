@@ -105,11 +105,8 @@ def _leaves(state):
 
 def test_a_loss_that_is_not_finite_stops_the_run():
     method = quickstart.Method(quickstart.jax.value_and_grad, learning_rate=1e30)
-    data = quickstart.load_data(0.0, 0)
-    program = quickstart.make_program(method, 14)
-    progress = quickstart.tqdm(disable=True, desc="SGD")
-    with pytest.raises(FloatingPointError, match=r"the loss of seed 5 is .* epoch"):
-        quickstart.train(program, data, 2, 5, progress)
+    with pytest.raises(FloatingPointError, match=r"SGD: the loss of seed 5 is .* epo"):
+        quickstart.run({"SGD": method}, [5], 2, 0.0, quiet=True)
 
 
 @pytest.mark.parametrize(
