@@ -328,7 +328,7 @@ def run(
             "learning_rate": method.learning_rate,
             "weight_decay": method.weight_decay,
             "accuracy": {
-                bits: summary([100 * evaluate(*pair, bits) for pair in pairs])
+                str(bits): summary([100 * evaluate(*pair, bits) for pair in pairs])
                 for bits in BITS
             },
             "hessian_norm": summary([c.finite_difference for c in curvatures]),
@@ -357,7 +357,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     titles = ["float" if bits == 32 else f"{bits} bit" for bits in BITS]
     rows = [["method", *titles, f"‖Hz‖, h={MEASURED_STEP:g}", "‖Hz‖ exact", "time"]]
     for name, result in results.items():
-        accuracies = [cell(result["accuracy"][bits], 1) for bits in BITS]
+        accuracies = [cell(result["accuracy"][str(bits)], 1) for bits in BITS]
         norms = [cell(result[key], 3) for key in ("hessian_norm", "hessian_norm_exact")]
         rows.append([name, *accuracies, *norms, f"{result['relative_step_time']:.2f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -375,7 +375,7 @@ def plot(results: dict[str, dict[str, Any]], title: str) -> Figure:
     axes = figure.subplots()
     styles = ("o-", "o--", "s-", "^-", "D-")
     for (name, result), style in zip(results.items(), styles, strict=False):
-        accuracies = [result["accuracy"][bits] for bits in BITS]
+        accuracies = [result["accuracy"][str(bits)] for bits in BITS]
         axes.errorbar(
             range(len(BITS)),
             [x["mean"] for x in accuracies],

@@ -31,8 +31,8 @@ class QuantizedArray:
     Attributes:
       values: unsigned 8-bit integers below `2^bits`, in the shape of the array.
       scale: width of a bin, positive scalar; float32, or float64 for float64 arrays.
-      zero_point: the integer that stands for 0.0, int32 scalar; outside of
-        `[0, 2^bits)` if the array's range does not contain zero.
+      zero_point: the integer that stands for 0.0, int32 scalar, int64 for float64
+        arrays; outside of `[0, 2^bits)` if the array's range does not contain zero.
       bits: number of bits per value, 2 to 8.
       dtype: of the array that was quantized.
     """
@@ -50,7 +50,7 @@ class QuantizedArray:
 
     def dequantize(self) -> chex.Array:
         """Return `scale * (values - zero_point)` in the original dtype."""
-        steps = self.values.astype(jnp.int32) - self.zero_point
+        steps = self.values.astype(self.zero_point.dtype) - self.zero_point
         return (steps.astype(self.scale.dtype) * self.scale).astype(self.dtype)
 
 
@@ -89,7 +89,7 @@ def quantize_array(x: chex.Array, bits: int) -> QuantizedArray:
     check_bits(bits)
     wide = jnp.asarray(x, _tree.wide_dtype(jnp.result_type(x)))
     scale, zero_point = _affine_grid(wide, bits)
-    steps = jnp.round(wide / scale).astype(jnp.int32)
+    steps = jnp.round(wide / scale).astype(zero_point.dtype)
     values = jnp.clip(steps + zero_point, 0, 2**bits - 1).astype(jnp.uint8)
     return QuantizedArray(
         values, scale, zero_point, int(bits), np.dtype(jnp.result_type(x))
@@ -98,8 +98,9 @@ def quantize_array(x: chex.Array, bits: int) -> QuantizedArray:
 
 def _affine_grid(x: chex.Array, bits: int) -> tuple[chex.Array, chex.Array]:
     """Return scale and zero point of the grid from the least to the largest entry."""
+    integer = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
     if x.size == 0:
-        return jnp.ones((), x.dtype), jnp.zeros((), jnp.int32)
+        return jnp.ones((), x.dtype), jnp.zeros((), integer)
     low, high = jnp.min(x), jnp.max(x)
     # Bins no narrower than the floats are dense: a constant array is kept exactly,
     # and the zero point of one far from zero stays within its integers.
@@ -107,4 +108,4 @@ def _affine_grid(x: chex.Array, bits: int) -> tuple[chex.Array, chex.Array]:
     levels = 2**bits - 1
     scale = jnp.maximum(high / levels - low / levels, resolution)
     scale = jnp.where(scale > 0.0, scale, 1.0)
-    return scale, -jnp.round(low / scale).astype(jnp.int32)
+    return scale, -jnp.round(low / scale).astype(integer)

@@ -62,10 +62,11 @@ def test_main_job(tmp_path, capsys):
     norm = {name: result["hessian_norm"]["mean"] for name, result in results.items()}
     assert 0.0 < norm["HERO"] < norm["SGD"]
     for result in results.values():
-        assert set(result["accuracy"]) == set(quickstart.BITS)
+        accuracy = {int(k): x["mean"] for k, x in result["accuracy"].items()}
+        assert tuple(accuracy) == quickstart.BITS
         # Better than chance by far, and 8 bits cost next to nothing.
-        assert result["accuracy"][32]["mean"] > 30.0
-        assert abs(result["accuracy"][8]["mean"] - result["accuracy"][32]["mean"]) < 3
+        assert accuracy[32] > 30.0
+        assert abs(accuracy[8] - accuracy[32]) < 3.0
     assert results["SGD"]["relative_step_time"] == 1.0
     assert results["HERO"]["relative_step_time"] > 1.0
 
@@ -83,7 +84,7 @@ def test_hero_beats_sgd_clearly_with_the_defaults(tmp_path):
     results = quickstart.main([f"--out={tmp_path}", "--quiet"])["results"]
 
     def accuracy(method, bits):
-        return results[method]["accuracy"][bits]["mean"]
+        return results[method]["accuracy"][str(bits)]["mean"]
 
     for baseline in ("SGD", "SGD, tuned"):
         assert accuracy("HERO", 32) > accuracy(baseline, 32) + 8.0
@@ -153,6 +154,15 @@ def test_the_quick_start_uses_the_winners_of_the_search():
         assert best["settings"] == method.settings
         assert best["learning_rate"] == method.learning_rate
         assert best["weight_decay"] == method.weight_decay
+
+
+def test_the_readme_shows_what_the_quick_start_wrote():
+    record = json.loads((EXAMPLES / "results" / "quickstart.json").read_text())
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    assert quickstart.table(record["results"]) in readme
+    assert record["environment"]["date"] in readme
+    for name, method in quickstart.METHODS.items():
+        assert record["results"][name]["settings"] == method.settings
 
 
 def test_step_time_prints_every_method():
