@@ -19,6 +19,12 @@ def wide_dtype(dtype: jax.typing.DTypeLike) -> np.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def has_half_precision(tree: chex.ArrayTree) -> bool:
+    """Whether a leaf would be widened."""
+    dtypes = [jnp.result_type(x) for x in jax.tree.leaves(tree)]
+    return any(dtype != wide_dtype(dtype) for dtype in dtypes)
+
+
 def widen(tree: chex.ArrayTree) -> chex.ArrayTree:
     """Cast every leaf to its :func:`wide_dtype`."""
     return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(jnp.result_type(x))), tree)
@@ -26,7 +32,7 @@ def widen(tree: chex.ArrayTree) -> chex.ArrayTree:
 
 def cast_like(tree: chex.ArrayTree, like: chex.ArrayTree) -> chex.ArrayTree:
     """Cast every leaf of `tree` to the dtype of the same leaf of `like`."""
-    return jax.tree.map(lambda x, y: x.astype(jnp.result_type(y)), tree, like)
+    return jax.tree.map(lambda x, y: jnp.asarray(x, jnp.result_type(y)), tree, like)
 
 
 def norm(x: chex.Array) -> chex.Array:
@@ -65,16 +71,12 @@ def leaf_names(tree: chex.ArrayTree) -> list[str]:
 def check_real(name: str, tree: chex.ArrayTree) -> None:
     """Raise `TypeError` unless every leaf is a real floating-point array."""
     for path, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
+        number = isinstance(leaf, (bool, int, float, complex))
+        dtype = jnp.result_type(leaf) if number else getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"{name} must have real floating-point leaves, got {dtype} at {path}."
-                + (
-                    " Split complex weights into real and imaginary parts."
-                    if jnp.issubdtype(dtype, jnp.complexfloating)
-                    else " Keep integer and boolean leaves out of the differentiated"
-                    " argument."
-                )
+                f"{name} must have real floating-point arrays as leaves, got "
+                f"{type(leaf).__name__ if dtype is None else dtype} at {path}."
             )
 
 

@@ -98,7 +98,7 @@ def linf_bound(
         loss_increase=loss_increase,
         num_nonzero=num_nonzero,
     )
-    total = jnp.multiply(num_nonzero, 1.0) * max_eigenvalue
+    total = _real(num_nonzero) * max_eigenvalue
     return _smallest_step(grad_l1_norm, total, loss_increase)
 
 
@@ -106,9 +106,14 @@ def _smallest_step(
     slope: chex.Numeric, curvature: chex.Numeric, rise: chex.Numeric
 ) -> chex.Array:
     """Positive root t of `slope t + curvature t^2 / 2 = rise`; 0 for no rise."""
-    slope, curvature, rise = (jnp.multiply(x, 1.0) for x in (slope, curvature, rise))
+    slope, curvature, rise = (_real(x) for x in (slope, curvature, rise))
     # The square root of each factor: their product may overflow.
     bend = jnp.sqrt(2.0 * curvature) * jnp.sqrt(rise)
     twice_mean_slope = slope + jnp.hypot(slope, bend)
     denominator = jnp.where(rise == 0.0, 1.0, twice_mean_slope)
     return 2.0 * rise / denominator
+
+
+def _real(x: chex.Numeric) -> chex.Array:
+    """Return `x` in floating point; a Python integer may exceed those of JAX."""
+    return jnp.multiply(float(x) if isinstance(x, int) else x, 1.0)

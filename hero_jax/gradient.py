@@ -115,6 +115,7 @@ def hero_gradient(
 
     z = settings.direction(W, _tree.select(perturbed, g))
     _tree.check_same_structure("the perturbation's result", z, "params", W)
+    _tree.check_real("the perturbation's result", z)
     z = _tree.select(perturbed, _tree.cast_like(z, W_wide))
     U = jax.tree.map(lambda w, d: w + jnp.asarray(h, w.dtype) * d, W_wide, z)
 
@@ -258,21 +259,28 @@ def hero_value_and_grad(
     _checks.check_nonnegative("h", h)
     _checks.check_nonnegative("gamma", gamma)
     settings = Settings.of(perturbation, reduction, perturb_mask, penalty_mask)
-    clean = jax.value_and_grad(loss_fn, argnums, has_aux=has_aux)
+    base = jax.value_and_grad(loss_fn, argnums, has_aux=has_aux)
 
     @functools.wraps(loss_fn)
     def value_and_grad(*args: Any, **kwargs: Any) -> Any:
         W = _differentiated(args, argnums)
-        value, g = clean(*args, **kwargs)
+
+        def at(W: Params) -> tuple[Any, Grads]:
+            return base(*_replaced(args, argnums, W), **kwargs)
 
         def grad_fn(U: Params) -> tuple[Grads, chex.Array]:
-            value, gradient = clean(*_replaced(args, argnums, U), **kwargs)
+            value, gradient = at(U)
             return gradient, value[0] if has_aux else value
 
+        if _tree.has_half_precision(W) and not _checks.is_zero(h):
+            value, g = _in_full_precision(at, W)
+        else:
+            value, g = at(W)
         loss = value[0] if has_aux else value
         grads, metrics = hero_gradient(
             grad_fn, W, g, loss=loss, h=h, gamma=gamma, settings=settings
         )
+        grads = _tree.cast_like(grads, W)
         return (value, grads, metrics) if return_metrics else (value, grads)
 
     return value_and_grad
@@ -328,17 +336,17 @@ def grad_l1_value_and_grad(
     """
     _checks.check_callable("loss_fn", loss_fn, "(params, *args, **kwargs) -> loss")
     _checks.check_nonnegative("strength", strength)
-    clean = jax.value_and_grad(loss_fn, argnums, has_aux=has_aux)
+    base = jax.value_and_grad(loss_fn, argnums, has_aux=has_aux)
 
     @functools.wraps(loss_fn)
     def value_and_grad(*args: Any, **kwargs: Any) -> Any:
         W = _differentiated(args, argnums)
         penalised = _tree.resolve_mask("penalty_mask", penalty_mask, W)
         if _checks.is_zero(strength):
-            return clean(*args, **kwargs)
+            return base(*args, **kwargs)
 
         def grad_fn(W: Params) -> tuple[Grads, Any]:
-            value, gradient = clean(*_replaced(args, argnums, W), **kwargs)
+            value, gradient = base(*_replaced(args, argnums, W), **kwargs)
             return gradient, value
 
         g, hvp, value = _autodiff.gradient_and_hvp(grad_fn, W)
@@ -351,6 +359,32 @@ def grad_l1_value_and_grad(
         return value, _tree.cast_like(grads, g)
 
     return value_and_grad
+
+
+def _in_full_precision(
+    value_and_grad: Callable[[Params], tuple[Any, Grads]], W: Params
+) -> tuple[Any, Grads]:
+    """Evaluate at the same weights in float32; the value keeps its own dtypes.
+
+    G(U) is about a small difference of gradients, and rounding one of them to
+    bfloat16 may exceed it.
+    """
+    expected, _ = jax.eval_shape(value_and_grad, W)
+    try:
+        value, g = value_and_grad(_tree.widen(W))
+    except TypeError as error:
+        error.add_note(
+            "hero_jax: loss_fn was called with float32 weights in place of "
+            "half-precision ones, which would round the perturbation away. Let "
+            "loss_fn cast the weights to the dtype that it computes in."
+        )
+        raise
+
+    def narrow(x: Any, like: Any) -> Any:
+        floating = jnp.issubdtype(like.dtype, jnp.floating)
+        return jnp.asarray(x, like.dtype) if floating else x
+
+    return jax.tree.map(narrow, value, expected), g
 
 
 def _differentiated(args: Sequence[Any], argnums: int | Sequence[int]) -> Params:

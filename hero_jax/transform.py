@@ -61,6 +61,9 @@ def hero(
     - To treat some leaves only, use `perturb_mask` and `penalty_mask`. Inside
       `optax.masked` or `optax.partition` HERO sees a part of the weights, and
       `grad_fn` must be a function of that part.
+    - Gradients of half-precision weights are best taken in float32 and handed over so:
+      the penalty is about a small difference of gradients, and their rounding to
+      bfloat16 may be larger. :func:`hero_jax.hero_value_and_grad` does it by itself.
     - `optax.inject_hyperparams(hero)` takes every callable for a schedule: name the
       perturbation by its string, or list it (and masks that are functions) in
       `static_args`.
@@ -152,8 +155,8 @@ def hero(
             params,
             updates,
             loss=None,
-            h=_at(h, state.count),
-            gamma=_at(gamma, state.count),
+            h=_at("h", h, state.count),
+            gamma=_at("gamma", gamma, state.count),
             settings=settings,
         )
         return gradient, HeroState(
@@ -164,8 +167,15 @@ def hero(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _at(value: chex.Numeric | optax.Schedule, count: chex.Array) -> chex.Numeric:
-    return value(count) if callable(value) else value
+def _at(
+    name: str, value: chex.Numeric | optax.Schedule, count: chex.Array
+) -> chex.Numeric:
+    """Return the number, or what the schedule gives for this count."""
+    if not callable(value):
+        return value
+    scheduled = value(count)
+    _checks.check_nonnegative(f"{name}(count)", scheduled)
+    return scheduled
 
 
 def _with_hint(

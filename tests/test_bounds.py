@@ -114,3 +114,14 @@ def test_bad_arguments_are_named(arguments, message):
         bounds.l2_bound(*arguments)
     with pytest.raises(ValueError, match=message.replace("grad_norm", "grad_l1_norm")):
         bounds.linf_bound(*arguments, 3)
+    with pytest.raises(ValueError, match=r"num_nonzero must be >= 0, got -3"):
+        bounds.linf_bound(1.0, 1.0, 1.0, -3)
+    with pytest.raises(TypeError, match=r"num_nonzero must be real numbers >= 0, got"):
+        bounds.linf_bound(1.0, 1.0, 1.0, "many")
+
+
+def test_as_many_weights_as_a_large_language_model_has():
+    """Three billion exceed a 32-bit integer."""
+    np.testing.assert_allclose(
+        bounds.linf_bound(0.0, 2.0, 1.0, 3 * 10**9), (3 * 10**9) ** -0.5, rtol=1e-6
+    )

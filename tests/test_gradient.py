@@ -215,6 +215,18 @@ def test_gamma_zero_is_the_gradient_at_the_perturbed_weights():
     float64_close(gradient, jax.grad(mlp_loss)(U, *batch))
 
 
+def test_perturbation_may_return_any_real_number_type():
+    run = lambda z: hero_jax.hero_value_and_grad(
+        lambda w: w**2, h=0.5, gamma=0.0, perturbation=lambda params, grads: z
+    )(jnp.asarray(2.0))[1]
+    for z in (1.0, np.float64(1.0), jnp.bfloat16(1.0)):
+        np.testing.assert_allclose(run(z), 5.0)
+    with pytest.raises(
+        TypeError, match=r"the perturbation's result must have real .*co"
+    ):
+        run(1.0j)
+
+
 def test_perturbation_can_be_any_function():
     W = jnp.array([[1.0, 2.0]])
     _, gradient = hero_jax.hero_value_and_grad(
@@ -336,6 +348,17 @@ def test_vmap_over_h_gamma_and_params():
     chex.assert_trees_all_close(together, expected, rtol=2e-5, atol=1e-5)
 
 
+def test_switched_off_takes_one_gradient():
+    traces = []
+
+    def loss(w):
+        traces.append(None)
+        return jnp.sum(w**2)
+
+    hero_jax.hero_value_and_grad(loss, h=0.0, gamma=0.5)(jnp.ones((2, 2)))
+    assert len(traces) == 1
+
+
 def test_compiles_once():
     params, batch = mlp_params(dtype=jnp.float32), mlp_batch(dtype=jnp.float32)
     traces = []
@@ -391,6 +414,42 @@ def test_small_perturbation_of_half_precision_weights_is_not_rounded_away():
     )(W)
     # H is the identity: the difference of the gradients is the step itself.
     np.testing.assert_allclose(metrics.grad_difference_norm, 4e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_penalty_of_half_precision_weights_is_free_of_their_rounding(direction):
+    """The difference of the gradients is far below the rounding of a bfloat16."""
+    W = jax.random.normal(jax.random.key(0), (30, 20)) / 5
+    x = jax.random.normal(jax.random.key(1), (50, 30))
+
+    def loss(w, x):
+        out = jnp.tanh(x @ w)
+        return jnp.mean(out**2), {"out": out, "w": w, "key": jax.random.key(0), "n": 1}
+
+    run = hero_jax.hero_value_and_grad(
+        loss, h=1e-2, gamma=1.0, perturbation=direction, has_aux=True,
+        return_metrics=True,
+    )  # fmt: skip
+    W = W.astype(jnp.bfloat16)
+    (value, aux), gradient, metrics = jax.jit(run)(W, x)
+    (_, _), _, expected = jax.jit(run)(W.astype(jnp.float32), x)
+    chex.assert_trees_all_close(metrics, expected, rtol=1e-5)
+    # What comes out has the dtypes of a plain call.
+    plain = jax.eval_shape(loss, W, x)
+    chex.assert_trees_all_equal_shapes_and_dtypes((value, aux), plain)
+    assert gradient.dtype == jnp.bfloat16
+
+
+def test_loss_that_cannot_take_float32_weights_says_so():
+    def loss(w):
+        image = jnp.ones((1, 4, 4, 1), jnp.bfloat16)
+        return jax.lax.conv(image, w, (1, 1), "SAME").sum()
+
+    W = jnp.ones((4, 4, 1, 1), jnp.bfloat16)
+    with pytest.raises(TypeError, match=r"same dtypes") as caught:
+        hero_jax.hero_value_and_grad(loss, h=0.1, gamma=0.1)(W)
+    notes = " ".join(caught.value.__notes__)
+    assert "called with float32 weights in place of half-precision ones" in notes
 
 
 FINITE_CASES = {
@@ -517,6 +576,8 @@ def test_misuse_is_named_when_the_gradient_is_taken():
         call({"a": jnp.ones(2, jnp.complex64)})
     with pytest.raises(TypeError, match=r"real floating-point.*int32 at \['a'\]"):
         call({"a": jnp.ones(2, jnp.int32)})
+    with pytest.raises(TypeError, match=r"real floating-point.* got str at \['a'\]"):
+        call({"a": "float32"})
     with pytest.raises(TypeError, match=r"argnums=0 .* got 0 positional"):
         hero_jax.hero_value_and_grad(loss_of_anything, **VALID)(p=two)
     for name in ("perturb_mask", "penalty_mask"):

@@ -55,6 +55,15 @@ def test_half_precision_is_widened_before_any_norm(direction, dtype):
     np.testing.assert_allclose(z, expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_leaves_of_several_dtypes_keep_their_own(direction):
+    W = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(3), "c": jnp.float32([1, 2])}
+    z = getattr(perturbation, direction)(W, W)
+    dtypes = {name: leaf.dtype.name for name, leaf in z.items()}
+    assert dtypes == {"a": "float32", "b": "float64", "c": "float32"}
+
+
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_non_finite_gradient_is_not_taken_for_zero(direction, bad):

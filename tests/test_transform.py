@@ -406,6 +406,19 @@ class TestMisuse:
         with pytest.raises(ValueError, match=r"grad_fn's result must have the shapes"):
             self.update(grad_fn=lambda p: jax.tree.map(lambda x: x[None], p))
 
+    @pytest.mark.parametrize(
+        ("value", "error", "message"),
+        [
+            (-1.0, ValueError, r"h\(count\) must be finite and >= 0, got -1\.0"),
+            (None, TypeError, r"h\(count\) must be a real number .* NoneType"),
+            (jnp.ones(2), ValueError, r"h\(count\) must be a scalar, got shape \(2,\)"),
+        ],
+    )
+    def test_what_a_schedule_returns(self, value, error, message):
+        tx, params = hero_jax.hero(h=lambda count: value, gamma=0.1), initial()
+        with pytest.raises(error, match=message):
+            tx.update(GRAD_FN(params), tx.init(params), params, grad_fn=GRAD_FN)
+
     def test_errors_of_grad_fn_are_left_alone(self):
         def broken(_):
             raise RuntimeError("mine")
@@ -414,7 +427,9 @@ class TestMisuse:
             self.update(grad_fn=broken)
 
     def test_complex_weights(self):
-        with pytest.raises(TypeError, match=r"real floating-point leaves, got complex"):
+        with pytest.raises(
+            TypeError, match=r"real floating-point arrays .*, got complex"
+        ):
             self.tx.init({"w": jnp.ones(2, jnp.complex64)})
 
 

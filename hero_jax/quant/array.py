@@ -24,15 +24,17 @@ MIN_BITS, MAX_BITS = 2, 8
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class QuantizedArray:
     """An array stored as integers on a uniform grid; a pytree node.
 
     Attributes:
       values: unsigned 8-bit integers below `2^bits`, in the shape of the array.
-      scale: width of a bin, positive scalar; float32, or float64 for float64 arrays.
-      zero_point: the integer that stands for 0.0, int32 scalar, int64 for float64
-        arrays; outside of `[0, 2^bits)` if the array's range does not contain zero.
+      scale: width of a bin, positive, float32, or float64 for float64 arrays; one
+        number with as many axes as the array, so that stacked ones broadcast too.
+      zero_point: the integer that stands for 0.0, in the shape of `scale`; int32, or
+        int64 for float64 arrays; outside of `[0, 2^bits)` if the array's range does
+        not contain zero.
       bits: number of bits per value, 2 to 8.
       dtype: of the array that was quantized.
     """
@@ -100,8 +102,9 @@ def _affine_grid(x: chex.Array, bits: int) -> tuple[chex.Array, chex.Array]:
     """Return scale and zero point of the grid from the least to the largest entry."""
     integer = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
     if x.size == 0:
-        return jnp.ones((), x.dtype), jnp.zeros((), integer)
-    low, high = jnp.min(x), jnp.max(x)
+        one = (1,) * x.ndim
+        return jnp.ones(one, x.dtype), jnp.zeros(one, integer)
+    low, high = jnp.min(x, keepdims=True), jnp.max(x, keepdims=True)
     # Bins no narrower than the floats are dense: a constant array is kept exactly,
     # and the zero point of one far from zero stays within its integers.
     resolution = float(np.finfo(x.dtype).eps) * jnp.maximum(jnp.abs(low), jnp.abs(high))

@@ -86,9 +86,7 @@ def test_other_misuse_is_named():
         quant.quantize(params(), 1)
     with pytest.raises(TypeError, match=r"bits must be an integer"):
         quant.quantize(params(), "4")
-    with pytest.raises(
-        TypeError, match=r"real floating-point leaves, got int32 at \['"
-    ):
+    with pytest.raises(TypeError, match=r"real floating-point arrays .* int32 at \['"):
         quant.quantize({"w": jnp.ones((2, 2), jnp.int32)}, 4)
     with pytest.raises(ValueError, match=r"mask must have the tree structure of para"):
         quant.quantize(params(), 4, mask={"other": True})
