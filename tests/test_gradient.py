@@ -194,12 +194,15 @@ def test_switched_off_is_the_base_gradient_bit_for_bit(value_and_grad):
 def test_traced_zero_is_the_base_gradient_too():
     params, batch = mlp_params(), mlp_batch()
     hero = jax.jit(
-        lambda h, gamma: hero_jax.hero_value_and_grad(mlp_loss, h=h, gamma=gamma)(
-            params, *batch
-        )
+        lambda h, gamma: hero_jax.hero_value_and_grad(
+            mlp_loss, h=h, gamma=gamma, return_metrics=True
+        )(params, *batch)
     )
+    value, gradient, metrics = hero(0.0, 0.0)
+    expected = jax.value_and_grad(mlp_loss)(params, *batch)
     # Another program than the base gradient's: equal up to rounding.
-    float64_close(hero(0.0, 0.0), jax.value_and_grad(mlp_loss)(params, *batch), 1e-14)
+    float64_close((value, gradient), expected, 1e-14)
+    float64_close(metrics.hessian_norm, 0.0, 1e-14)
 
 
 @pytest.mark.usefixtures("x64")
@@ -355,8 +358,13 @@ def test_switched_off_takes_one_gradient():
         traces.append(None)
         return jnp.sum(w**2)
 
-    hero_jax.hero_value_and_grad(loss, h=0.0, gamma=0.5)(jnp.ones((2, 2)))
+    value, _, metrics = hero_jax.hero_value_and_grad(
+        loss, h=0.0, gamma=0.5, return_metrics=True
+    )(jnp.ones((2, 2)))
     assert len(traces) == 1
+    assert metrics.perturbed_loss == value
+    assert metrics.perturbed_grad_norm == metrics.grad_norm == 4.0
+    assert metrics.penalty == metrics.hessian_norm == 0.0
 
 
 def test_compiles_once():

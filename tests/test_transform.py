@@ -25,6 +25,7 @@ VARIANTS = {
         "h": 0.5,
         "gamma": 0.1,
         "perturb_mask": lambda p: jax.tree.map(lambda x: x.ndim >= 2, p),
+        "penalty_mask": {"hidden": True, "out": False},
     },
     "scheduled": {
         "h": optax.linear_schedule(0.1, 0.5, 5),
