@@ -16,7 +16,14 @@ def wide_dtype(dtype: jax.typing.DTypeLike) -> np.dtype:
     A perturbation added to half-precision weights is rounded away, so those are
     widened to float32. Wider floats keep their own dtype.
     """
-    return jnp.promote_types(dtype, jnp.float32)
+    dtype = np.dtype(dtype)
+    return dtype if dtype.itemsize >= 4 else np.dtype(np.float32)
+
+
+def widest_dtype(tree: chex.ArrayTree) -> np.dtype:
+    """Return the widest :func:`wide_dtype` of the leaves, float32 for no leaves."""
+    dtypes = [wide_dtype(jnp.result_type(x)) for x in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=np.dtype(np.float32))
 
 
 def has_half_precision(tree: chex.ArrayTree) -> bool:
@@ -51,13 +58,16 @@ def norm(x: chex.Array) -> chex.Array:
     x = jnp.asarray(x, wide_dtype(jnp.result_type(x)))
     largest = jnp.max(jnp.abs(x), initial=0.0)
     scale = jnp.where((largest > 0.0) & jnp.isfinite(largest), largest, 1.0)
-    return scale * jnp.sqrt(jnp.sum(jnp.square(x / scale)))
+    square = jnp.sum(jnp.square(x / scale))
+    is_zero = square == 0.0  # where the square root has no derivative
+    return jnp.where(is_zero, 0.0, scale * jnp.sqrt(jnp.where(is_zero, 1.0, square)))
 
 
 def global_norm(tree: chex.ArrayTree) -> chex.Array:
     """Euclidean norm over all leaves together; zero for a tree without leaves."""
-    norms = [norm(x) for x in jax.tree.leaves(tree)]
-    return norm(jnp.stack(norms)) if norms else jnp.zeros((), jnp.float32)
+    dtype = widest_dtype(tree)
+    norms = [norm(x).astype(dtype) for x in jax.tree.leaves(tree)]
+    return norm(jnp.stack(norms)) if norms else jnp.zeros((), dtype)
 
 
 def leaf_names(tree: chex.ArrayTree) -> list[str]:

@@ -172,7 +172,10 @@ def _metrics(
         perturbation_norm=_tree.global_norm(z),
         grad_difference_norm=difference_norm,
         hessian_norm=difference_norm / jnp.where(step == 0.0, 1.0, step),
-        penalty=sum(jax.tree.leaves(products), jnp.zeros((), difference_norm.dtype)),
+        penalty=sum(
+            (x.astype(step.dtype) for x in jax.tree.leaves(products)),
+            jnp.zeros((), step.dtype),
+        ),
     )
 
 

@@ -64,6 +64,8 @@ def hero(
     - Gradients of half-precision weights are best taken in float32 and handed over so:
       the penalty is about a small difference of gradients, and their rounding to
       bfloat16 may be larger. :func:`hero_jax.hero_value_and_grad` does it by itself.
+    - Flax's `TrainState.apply_gradients` hands no extra arguments to `update`: use
+      :func:`hero_jax.hero_value_and_grad` there.
     - `optax.inject_hyperparams(hero)` takes every callable for a schedule: name the
       perturbation by its string, or list it (and masks that are functions) in
       `static_args`.
@@ -119,10 +121,7 @@ def hero(
 
     def init(params: Params) -> HeroState:
         _tree.check_real("params", params)
-        dtype = jnp.result_type(
-            jnp.float32, *(jnp.result_type(x) for x in jax.tree.leaves(params))
-        )
-        zero = jnp.zeros((), dtype)
+        zero = jnp.zeros((), _tree.widest_dtype(params))
         return HeroState(
             count=jnp.zeros((), jnp.int32),
             metrics=Metrics(None, zero, zero, zero, zero, zero, zero),
@@ -188,7 +187,12 @@ def _with_hint(
     def wrapped(U: Params) -> tuple[Grads, None]:
         try:
             gradient = grad_fn(U)
-            _tree.check_same_structure("grad_fn's result", gradient, "params", params)
+            _tree.check_same_structure(
+                "grad_fn's result, the gradient without value or auxiliary output,",
+                gradient,
+                "params",
+                params,
+            )
         except Exception as error:
             if not partial:
                 raise

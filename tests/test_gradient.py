@@ -410,6 +410,26 @@ def test_mixed_dtypes_are_kept_under_x64():
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_needs_no_implicit_dtype_promotion(direction):
+    params = {
+        "a": jnp.ones((2, 2), jnp.bfloat16),
+        "b": jnp.ones((2, 2), jnp.float32),
+        "c": jnp.ones((2, 2), jnp.float64),
+    }
+    loss = lambda p: sum(jnp.sum(x.astype(jnp.float64) ** 3) for x in p.values())
+    tx = hero_jax.hero(h=0.1, gamma=0.1, perturbation=direction)
+    with jax.numpy_dtype_promotion("strict"):
+        _, gradient, metrics = hero_jax.hero_value_and_grad(
+            loss, h=0.1, gamma=0.1, perturbation=direction, return_metrics=True
+        )(params)
+        grad_fn = jax.grad(loss)
+        _, state = tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
+    assert metrics.penalty.dtype == state.metrics.penalty.dtype == jnp.float64
+
+
 def test_small_perturbation_of_half_precision_weights_is_not_rounded_away():
     """A step of 1e-3 per entry is below half an ulp of 1.0 in bfloat16 (4e-3)."""
     W = jnp.ones((4, 4), jnp.bfloat16)

@@ -78,6 +78,8 @@ def test_zero_gradient_gives_zero_and_its_derivative_is_finite(direction):
     chex.assert_trees_all_equal(z(W, g), jnp.zeros((2, 2)))
     with jax.debug_nans(True):
         jax.jit(z)(W, g)
+        chex.assert_tree_all_finite(jax.jacfwd(z, argnums=(0, 1))(W, g))
+        chex.assert_tree_all_finite(jax.jacrev(z, argnums=(0, 1))(W, g))
 
 
 def test_every_layer_moves_by_its_own_scale():

@@ -400,11 +400,9 @@ class TestMisuse:
     def test_other_structures(self):
         with pytest.raises(ValueError, match=r"grads must have the tree structure of"):
             self.update(grads={"other": jnp.ones(3)}, grad_fn=GRAD_FN)
-        with pytest.raises(
-            ValueError, match=r"grad_fn's result must have the tree str"
-        ):
+        with pytest.raises(ValueError, match=r"without value or aux.*must have the tr"):
             self.update(grad_fn=lambda p: (jnp.array(0.0), GRAD_FN(p)))
-        with pytest.raises(ValueError, match=r"grad_fn's result must have the shapes"):
+        with pytest.raises(ValueError, match=r"grad_fn's result.*must have the shapes"):
             self.update(grad_fn=lambda p: jax.tree.map(lambda x: x[None], p))
 
     @pytest.mark.parametrize(
