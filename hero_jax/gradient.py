@@ -216,8 +216,9 @@ def hero_value_and_grad(
 
     Args:
       loss_fn: `(params, *args, **kwargs) -> loss`, or `-> (loss, aux)` with `has_aux`.
-        For half-precision weights it is also called with float32 ones: a
-        perturbation added in half precision would be rounded away.
+        In place of half-precision weights it is given float32 ones, clean and
+        perturbed: a small perturbation, or difference of gradients, would be rounded
+        away. Value and auxiliary output keep the dtypes of a plain call.
       argnums: position of `params` among the arguments, or several of them.
       h: length of the step in units of z, at least 0; a number or a traced scalar.
         Its useful range depends on `perturbation`: see :mod:`hero_jax.perturbation`.
@@ -238,7 +239,7 @@ def hero_value_and_grad(
       A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
       `((loss, aux), grads)` with `has_aux`; with `return_metrics`, the metrics come
       third. The gradient has the structure and dtypes of `params`; it is NaN
-      everywhere if the gradient at W is not finite.
+      everywhere if the gradient at W is not finite (and h is not 0).
 
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
