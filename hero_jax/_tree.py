@@ -78,6 +78,14 @@ def leaf_names(tree: chex.ArrayTree) -> list[str]:
     ]
 
 
+def leaf_paths(tree: chex.ArrayTree) -> list[str]:
+    """Return the path of every leaf, as in `dense/kernel`."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
 def check_real(name: str, tree: chex.ArrayTree) -> None:
     """Raise `TypeError` unless every leaf is a real floating-point array."""
     for path, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):

@@ -1,17 +1,8 @@
-r"""Linear uniform quantization of one array: the setting of Theorem 2.
-
-An array is mapped to integers q on a uniform grid of at most `2^bits` levels,
-
-.. math::
-
-    q = \mathrm{clip}(\mathrm{round}(x / s) + o, \, 0, \, 2^{bits} - 1), \qquad
-    x \approx s \, (q - o)
-
-with scale s (the width of a bin) and integer zero point o. Every entry moves by at
-most half a bin, and zero is on the grid whenever the array's range contains it.
-"""
+"""One array as integers on a uniform grid, or on one grid per block."""
 
 import dataclasses
+import functools
+from typing import Any, Unpack
 
 import chex
 import jax
@@ -19,31 +10,69 @@ import jax.numpy as jnp
 import numpy as np
 
 from hero_jax import _tree
+from hero_jax.quant import blocks, grid, nodes
+from hero_jax.quant.options import (
+    GridOptions,
+    Options,
+    check_bits,
+    check_traceable_bits,
+    resolve,
+)
 
-MIN_BITS, MAX_BITS = 2, 8
+FLOATS = tuple(map(np.dtype, ("float16", jnp.bfloat16, "float32", "float64")))
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class QuantizedArray:
-    """An array stored as integers on a uniform grid; a pytree node.
+    """An array stored as integers on uniform grids; a pytree node.
+
+    The integers are stored one per byte (or two, above 8 bits), ready for use;
+    :func:`hero_jax.quant.pack` stores them without gaps.
+
+    Construction checks the following, as far as the values are known; unflattening
+    (and with it every JAX transformation) does not repeat it.
 
     Attributes:
-      values: unsigned 8-bit integers below `2^bits`, in the shape of the array.
-      scale: width of a bin, positive, float32, or float64 for float64 arrays; one
-        number with as many axes as the array, so that stacked ones broadcast too.
+      values: integers, in the shape of the array. Affine: unsigned, below `2^bits`.
+        Symmetric: signed, from `-2^(bits-1)` to `2^(bits-1) - 1`. Of 8 bits up to
+        `bits=8`, else of 16.
+      scale: width of the bins, positive and finite; float32, or float64 for float64
+        arrays; one per block, with as many axes as `values`.
       zero_point: the integer that stands for 0.0, in the shape of `scale`; int32, or
-        int64 for float64 arrays; outside of `[0, 2^bits)` if the array's range does
-        not contain zero.
-      bits: number of bits per value, 2 to 8.
-      dtype: of the array that was quantized.
+        int64 for float64 arrays; outside of `[0, 2^bits)` if the block's range does
+        not contain zero. None: symmetric.
+      bits: number of bits per value, 2 to 8, or 16.
+      dtype: of the array that was quantized, real floating-point.
+      block_shape: shape of the blocks that share a grid, at least 1 each; counts from
+        the last axis, so leading axes may be added (`vmap`) or taken away (`scan`).
     """
 
     values: chex.Array
     scale: chex.Array
-    zero_point: chex.Array
-    bits: int = dataclasses.field(metadata={"static": True})
-    dtype: np.dtype = dataclasses.field(metadata={"static": True})
+    zero_point: chex.Array | None
+    bits: int
+    dtype: np.dtype
+    block_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        check_grids(self, self.shape)
+        storage = storage_dtype(self.bits, self.scheme)
+        check_field("values", self.values, self.shape, storage)
+        if not isinstance(self.values, jax.core.Tracer) and self.values.size:
+            least = -(2 ** (self.bits - 1)) if self.scheme == "symmetric" else 0
+            most = least + 2**self.bits - 1
+            low, high = int(self.values.min()), int(self.values.max())
+            if low < least or high > most:
+                raise ValueError(
+                    f"values must be from {least} to {most} with bits={self.bits}, "
+                    f"{self.scheme}; got {low} to {high}."
+                )
+
+    @property
+    def scheme(self) -> str:
+        """Which of the two kinds of grid: "affine" or "symmetric"."""
+        return "symmetric" if self.zero_point is None else "affine"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,34 +81,104 @@ class QuantizedArray:
 
     def dequantize(self) -> chex.Array:
         """Return `scale * (values - zero_point)` in the original dtype."""
-        steps = self.values.astype(self.zero_point.dtype) - self.zero_point
-        return (steps.astype(self.scale.dtype) * self.scale).astype(self.dtype)
+        grids = grid.Grid(self.scale, self.zero_point)
+        return _dequantize(self.values, grids, self.dtype, self.block_shape)
 
 
-def check_bits(bits: object) -> None:
-    """Raise unless `bits` is an integer from 2 to 8."""
-    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)):
-        raise TypeError(
-            f"bits must be an integer from {MIN_BITS} to {MAX_BITS}, "
-            f"got {type(bits).__name__}: {bits!r}."
-        )
-    if not MIN_BITS <= bits <= MAX_BITS:
-        raise ValueError(f"bits must be from {MIN_BITS} to {MAX_BITS}, got {bits}.")
+def check_grids(node: Any, shape: tuple[int, ...]) -> None:
+    """Raise unless scale, zero point, dtype and block shape fit an array's shape.
 
-
-def quantize_array(x: chex.Array, bits: int) -> QuantizedArray:
-    """Quantize one array over the range from its least to its largest entry.
+    What is said of the values is checked where they are known, thus not in tracing.
 
     Args:
-      x: real floating-point array of any shape, finite.
-      bits: number of bits per value, 2 to 8.
+      node: with the attributes `scale`, `zero_point`, `dtype` and `block_shape` of a
+        :class:`QuantizedArray`.
+      shape: of the array.
+    """
+    if not isinstance(node.dtype, np.dtype) or node.dtype not in FLOATS:
+        allowed = ", ".join(map(str, FLOATS))
+        raise ValueError(
+            f"dtype must be one of the dtypes {allowed}, got {node.dtype!r}."
+        )
+    check_shape("block_shape", node.block_shape, least=1)
+    wide = _tree.wide_dtype(node.dtype)
+    expected = blocks.num_blocks(shape, node.block_shape)
+    check_field("scale", node.scale, expected, wide)
+    if node.zero_point is not None:
+        integer = zero_point_dtype(node.dtype)
+        check_field("zero_point", node.zero_point, expected, integer)
+    if not isinstance(node.scale, jax.core.Tracer):
+        scale = np.asarray(node.scale)
+        if not np.all((scale > 0.0) & np.isfinite(scale)):
+            raise ValueError(
+                "scale must be positive and finite: it is neither where the array "
+                "has NaN or infinite entries."
+            )
+
+
+def check_shape(name: str, shape: object, least: int) -> None:
+    """Raise unless `shape` is a tuple of integers that are not too small."""
+    if not isinstance(shape, tuple) or any(
+        isinstance(n, bool) or not isinstance(n, int) or n < least for n in shape
+    ):
+        raise ValueError(
+            f"{name} must be a tuple of integers >= {least}, got {shape!r}."
+        )
+
+
+def check_field(
+    name: str, array: chex.Array, shape: tuple[int, ...], dtype: np.dtype
+) -> None:
+    """Raise unless an array has this shape and dtype."""
+    if np.dtype(array.dtype) != dtype or tuple(array.shape) != shape:
+        raise ValueError(
+            f"{name} must have shape {shape} and dtype {dtype}, "
+            f"got {tuple(array.shape)} and {array.dtype}."
+        )
+
+
+def zero_point_dtype(dtype: np.dtype) -> np.dtype:
+    """Return the dtype of the zero points of an array of this dtype."""
+    return np.dtype(np.int64 if dtype.itemsize == 8 else np.int32)
+
+
+def storage_dtype(bits: int, scheme: str) -> np.dtype:
+    """Return the dtype in which integers are stored."""
+    sign = "" if scheme == "symmetric" else "u"
+    return np.dtype(f"{sign}int{8 if bits <= 8 else 16}")
+
+
+nodes.register(
+    QuantizedArray, ("values", "scale", "zero_point"), "hero_jax.quant.QuantizedArray"
+)
+
+
+def quantize_array(
+    x: chex.Array,
+    bits: int,
+    *,
+    key: chex.PRNGKey | None = None,
+    **options: Unpack[GridOptions],
+) -> QuantizedArray:
+    """Quantize one array to integers.
+
+    Args:
+      x: real floating-point array of any shape, finite. Outside of tracing that is
+        checked by :func:`hero_jax.quant.quantize`; here, entries that are not finite
+        make the whole block NaN.
+      bits: number of bits per value, 2 to 8, or 16.
+      key: random key for stochastic rounding, unbiased inside the range, by up to one
+        bin. Default: to the nearest, halves to even.
+      **options: scheme, axis, group_size, calibration and percentile, see
+        :class:`hero_jax.quant.GridOptions`.
 
     Returns:
-      The quantized array; halves are rounded to even.
+      The quantized array.
 
     Raises:
-      TypeError: `bits` is no integer.
-      ValueError: `bits` is out of range.
+      TypeError: `bits` is no integer, `x` not real floating-point, or an option is
+        unknown.
+      ValueError: an option is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -87,28 +186,138 @@ def quantize_array(x: chex.Array, bits: int) -> QuantizedArray:
       >>> q = quantize_array(jnp.array([-1.0, 0.0, 0.4, 2.0]), bits=2)
       >>> q.values, q.dequantize()
       (Array([0, 1, 1, 3], dtype=uint8), Array([-1.,  0.,  0.,  2.], dtype=float32))
+      >>> quantize_array(jnp.array([[1.0, 2.0], [5.0, 0.0]]), 4, axis=-1).scale.shape
+      (1, 2)
     """
     check_bits(bits)
-    wide = jnp.asarray(x, _tree.wide_dtype(jnp.result_type(x)))
-    scale, zero_point = _affine_grid(wide, bits)
-    steps = jnp.round(wide / scale).astype(zero_point.dtype)
-    values = jnp.clip(steps + zero_point, 0, 2**bits - 1).astype(jnp.uint8)
-    return QuantizedArray(
-        values, scale, zero_point, int(bits), np.dtype(jnp.result_type(x))
+    x = as_array("x", x)
+    chosen = resolve(x.shape, options)
+    storage = storage_dtype(bits, chosen.scheme)
+    return assemble(x, bits, chosen, *fit_integers(x, bits, key, storage, chosen))
+
+
+def fake_quantize_array(
+    x: chex.Array,
+    bits: chex.Numeric,
+    *,
+    key: chex.PRNGKey | None = None,
+    **options: Unpack[GridOptions],
+) -> chex.Array:
+    """Round the entries of an array to the levels of its grid, and keep floats.
+
+    Equal to `quantize_array(...).dequantize()`, except that `bits` may be traced: one
+    compiled program serves all precisions. The derivative is zero almost everywhere;
+    a straight-through estimator is `x + lax.stop_gradient(fake_quantize_array(x) - x)`.
+
+    Args:
+      x: real floating-point array of any shape, finite.
+      bits: number of bits, 2 to 8, or 16; may be traced, and is not checked then.
+      key: random key for stochastic rounding.
+      **options: as of :func:`quantize_array`.
+
+    Returns:
+      Array of the shape and dtype of x.
+
+    Raises:
+      TypeError: `bits` is no integer, `x` not real floating-point, or an option is
+        unknown.
+      ValueError: an option is out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from hero_jax.quant import fake_quantize_array
+      >>> x, widths = jnp.array([0.0, 0.4, 1.0]), jnp.arange(2, 5)
+      >>> jax.vmap(lambda bits: fake_quantize_array(x, bits))(widths)[:, 1].tolist()
+      [0.3333..., 0.4285..., 0.4000...]
+    """
+    check_traceable_bits(bits)
+    x = as_array("x", x)
+    chosen = resolve(x.shape, options)
+    return fit_levels(x, bits, key, chosen)[0]
+
+
+def as_array(name: str, x: chex.Array) -> chex.Array:
+    """Return x as a JAX array, or raise unless it is real floating-point."""
+    _tree.check_real(name, x)
+    return jnp.asarray(x)
+
+
+def _fit(
+    x: chex.Array, bits: chex.Numeric, key: chex.PRNGKey | None, options: Options
+) -> tuple[grid.Grid, grid.Grid, chex.Array]:
+    """Return the grids, one per block; the same over x; the integers, as floats."""
+    x = x.astype(_tree.wide_dtype(x.dtype))
+    fit = grid.fit(bits, options.scheme, options.calibration, options.percent)
+    grids: grid.Grid = blocks.reduce_blocks(fit, x, options.block_shape)
+    spread = _spread(grids, x.shape, options.block_shape)
+    limits = grid.limits(bits, options.scheme, x.dtype)
+    noise = None if key is None else jax.random.uniform(key, x.shape, x.dtype)
+    return grids, spread, spread.integers(x, limits, noise)
+
+
+def _spread(
+    grids: grid.Grid, shape: tuple[int, ...], block_shape: tuple[int, ...]
+) -> grid.Grid:
+    """Let the grids of the blocks broadcast against the array."""
+    spread: grid.Grid = jax.tree.map(
+        lambda a: blocks.spread(a, shape, block_shape), grids
     )
+    return spread
 
 
-def _affine_grid(x: chex.Array, bits: int) -> tuple[chex.Array, chex.Array]:
-    """Return scale and zero point of the grid from the least to the largest entry."""
-    integer = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
-    if x.size == 0:
-        one = (1,) * x.ndim
-        return jnp.ones(one, x.dtype), jnp.zeros(one, integer)
-    low, high = jnp.min(x, keepdims=True), jnp.max(x, keepdims=True)
-    # Bins no narrower than the floats are dense: a constant array is kept exactly,
-    # and the zero point of one far from zero stays within its integers.
-    resolution = float(np.finfo(x.dtype).eps) * jnp.maximum(jnp.abs(low), jnp.abs(high))
-    levels = 2**bits - 1
-    scale = jnp.maximum(high / levels - low / levels, resolution)
-    scale = jnp.where(scale > 0.0, scale, 1.0)
-    return scale, -jnp.round(low / scale).astype(integer)
+@functools.partial(jax.jit, static_argnames=("storage", "options"))
+def fit_integers(
+    x: chex.Array,
+    bits: chex.Numeric,
+    key: chex.PRNGKey | None,
+    storage: np.dtype,
+    options: Options,
+) -> tuple[chex.Array, grid.Grid]:
+    """Return integers and grids; one program for all bits of the same storage."""
+    (scale, zero_point), _, integers = _fit(x, bits, key, options)
+    if zero_point is not None:
+        zero_point = zero_point.astype(zero_point_dtype(x.dtype))
+    return integers.astype(storage), grid.Grid(scale, zero_point)
+
+
+def assemble(
+    x: chex.Array,
+    bits: int,
+    options: Options,
+    integers: chex.Array,
+    grids: grid.Grid,
+) -> QuantizedArray:
+    """Return the quantized x, given its :func:`fit_integers`."""
+    array: QuantizedArray = nodes.unchecked(
+        QuantizedArray,
+        values=integers,
+        scale=grids.scale,
+        zero_point=grids.zero_point,
+        bits=int(bits),
+        dtype=np.dtype(x.dtype),
+        block_shape=options.block_shape,
+    )
+    return array
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def fit_levels(
+    x: chex.Array, bits: chex.Numeric, key: chex.PRNGKey | None, options: Options
+) -> tuple[chex.Array, chex.Array]:
+    """Return x moved to the levels of its grids, and whether all of x is finite."""
+    grids, spread, integers = _fit(x, bits, key, options)
+    levels = grid.narrow(spread.levels(integers), x.dtype)
+    return levels, jnp.isfinite(grids.scale).all()
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "block_shape"))
+def _dequantize(
+    values: chex.Array,
+    grids: grid.Grid,
+    dtype: np.dtype,
+    block_shape: tuple[int, ...],
+) -> chex.Array:
+    wide = grids.scale.dtype
+    floats = jax.tree.map(lambda a: a.astype(wide), grids)
+    spread = _spread(floats, values.shape, block_shape)
+    return grid.narrow(spread.levels(values.astype(wide)), dtype)

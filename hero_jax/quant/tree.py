@@ -1,35 +1,65 @@
 """Quantization of a parameter pytree, leaf by leaf."""
 
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Unpack
+
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hero_jax import _tree
 from hero_jax._typing import Mask, Params
-from hero_jax.quant.array import QuantizedArray, check_bits, quantize_array
+from hero_jax.quant import array
+from hero_jax.quant.array import QuantizedArray
+from hero_jax.quant.bits import Bits, bits_of_leaves
+from hero_jax.quant.grid import Grid
+from hero_jax.quant.options import (
+    GridOptions,
+    Options,
+    check_bits,
+    check_traceable_bits,
+    resolve,
+)
+from hero_jax.quant.packing import PackedArray, pack_array, packed_size
 
 
-def quantize(params: Params, bits: int, *, mask: Mask | None = None) -> chex.ArrayTree:
+def quantize(
+    params: Params,
+    bits: Bits,
+    *,
+    mask: Mask | None = None,
+    key: chex.PRNGKey | None = None,
+    **options: Unpack[GridOptions],
+) -> chex.ArrayTree:
     """Store the weights of a network as integers of a few bits.
 
     Post-training quantization of the weights alone: no data, no retraining. Every
-    chosen leaf gets a grid of its own over its own range
-    (:func:`hero_jax.quant.quantize_array`).
+    chosen leaf gets a grid of its own, or several (`axis`, `group_size`).
 
     Args:
       params: tree of real floating-point arrays.
-      bits: number of bits per weight, 2 to 8.
+      bits: number of bits per weight, 2 to 8, or 16; a tree of such numbers with the
+        structure of `params` or a prefix of it; or a mapping from patterns to numbers,
+        `{"head/*": 8, "*": 4}`: paths are joined by "/", a star matches everything,
+        and the first pattern that matches counts.
       mask: which leaves are quantized: tree of bools or function `params -> tree`.
         Default: those of two or more dimensions; biases and normalization scales are
         few and stay as they are.
+      key: random key for stochastic rounding. Default: to the nearest.
+      **options: scheme, axis, group_size, calibration and percentile, see
+        :class:`hero_jax.quant.GridOptions`.
 
     Returns:
       `params` with :class:`hero_jax.quant.QuantizedArray` in place of these leaves.
 
     Raises:
-      TypeError: a leaf is not real floating-point, or `bits` is no integer.
-      ValueError: `bits` is out of range, the mask has another structure, or a leaf
-        has NaN or infinite entries (seen only outside of `jax.jit`).
+      TypeError: a leaf is not real floating-point, `bits` is no integer, or an option
+        is unknown.
+      ValueError: `bits` or an option is out of range, a mask or tree of bits has
+        another structure, a pattern matches nothing, or a leaf has NaN or infinite
+        entries (seen only outside of `jax.jit`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -41,38 +71,256 @@ def quantize(params: Params, bits: int, *, mask: Mask | None = None) -> chex.Arr
       >>> hero_jax.quant.dequantize(quantized)["kernel"]
       Array([[-1.,  0.,  2.]], dtype=float32)
     """
-    check_bits(bits)
-    _tree.check_real("params", params)
-    chosen = _tree.resolve_mask(
-        "mask", _tree.weights_only if mask is None else mask, params
+    plan = _plan(params, bits, mask, options, check_bits)
+    storages = tuple(
+        array.storage_dtype(b, chosen.scheme)
+        for b, chosen in zip(plan.bits, plan.options, strict=True)
     )
-    for name, keep, x in zip(
-        _tree.leaf_names(params),
-        jax.tree.leaves(chosen),
-        jax.tree.leaves(params),
-        strict=True,
-    ):
-        if keep and not isinstance(x, jax.core.Tracer) and not jnp.isfinite(x).all():
-            raise ValueError(
-                f"params must be finite to be quantized: {name} has NaN or infinity."
-            )
-    return jax.tree.map(
-        lambda keep, x: quantize_array(x, bits) if keep else x, chosen, params
+    parts, finite = _fit_all(
+        plan.arrays, _stack(plan.bits), key, storages, plan.options
     )
+    _check_finite(plan.names, finite)
+    quantized = [
+        array.assemble(x, b, chosen, *part)
+        for x, b, chosen, part in zip(
+            plan.arrays, plan.bits, plan.options, parts, strict=True
+        )
+    ]
+    return plan.put_back(quantized)
+
+
+def fake_quantize(
+    params: Params,
+    bits: Bits | chex.Numeric,
+    *,
+    mask: Mask | None = None,
+    key: chex.PRNGKey | None = None,
+    **options: Unpack[GridOptions],
+) -> Params:
+    """Round the weights of a network to their quantization levels, and keep floats.
+
+    Equal to `dequantize(quantize(...))`, except that the numbers of bits may be
+    traced: under `jax.vmap` or `jax.lax.map` one program serves all precisions.
+
+    Args:
+      params: as of :func:`quantize`, like the other arguments.
+      bits: as of :func:`quantize`, or traced, and not checked then.
+      mask: which leaves are quantized.
+      key: random key for stochastic rounding.
+      **options: see :class:`hero_jax.quant.GridOptions`.
+
+    Returns:
+      Tree with the structure, shapes and dtypes of `params`.
+
+    Raises:
+      TypeError: as :func:`quantize`.
+      ValueError: as :func:`quantize`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import hero_jax
+      >>> params = {"kernel": jnp.linspace(-1.0, 1.0, 100).reshape(10, 10)}
+      >>> def error(bits):
+      ...     rounded = hero_jax.quant.fake_quantize(params, bits)
+      ...     return jnp.abs(rounded["kernel"] - params["kernel"]).max()
+      >>> jax.vmap(error)(jnp.array([8, 4, 2])).round(4)
+      Array([0.0039, 0.0667, 0.3333], dtype=float32)
+    """
+    plan = _plan(params, bits, mask, options, check_traceable_bits)
+    levels, finite = _round_all(plan.arrays, _stack(plan.bits), key, plan.options)
+    _check_finite(plan.names, finite)
+    return plan.put_back(levels)
 
 
 def dequantize(tree: chex.ArrayTree) -> Params:
     """Return the tree with the quantized leaves turned back into float arrays.
 
     Args:
-      tree: as returned by :func:`quantize`; may be called inside `jax.jit`, where the
-        weights stay integers in memory until they are used.
+      tree: as returned by :func:`quantize` or :func:`pack`; may be called inside
+        `jax.jit`, where the weights stay integers in memory until they are used.
 
     Returns:
       The tree of float arrays, with the structure and dtypes that were quantized.
     """
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_quantized)
+    where = [i for i, x in enumerate(leaves) if is_quantized(x)]
+    for i, x in zip(where, _dequantize_all([leaves[i] for i in where]), strict=True):
+        leaves[i] = x
+    return jax.tree.unflatten(structure, leaves)
+
+
+def pack(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Return the tree with :class:`hero_jax.quant.PackedArray` for quantized leaves.
+
+    Weights of 4 bits then take half a byte each in memory, against the time to unpack
+    them at every use.
+
+    Args:
+      tree: as returned by :func:`quantize`.
+
+    Returns:
+      The tree, packed; :func:`unpack` and :func:`dequantize` undo it.
+    """
     return jax.tree.map(
-        lambda x: x.dequantize() if isinstance(x, QuantizedArray) else x,
+        lambda x: pack_array(x) if isinstance(x, QuantizedArray) else x,
         tree,
-        is_leaf=lambda x: isinstance(x, QuantizedArray),
+        is_leaf=is_quantized,
     )
+
+
+def unpack(tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Return the tree with :class:`hero_jax.quant.QuantizedArray` for packed leaves."""
+    return jax.tree.map(
+        lambda x: x.unpack() if isinstance(x, PackedArray) else x,
+        tree,
+        is_leaf=is_quantized,
+    )
+
+
+def size_in_bytes(tree: chex.ArrayTree) -> int:
+    """Return how many bytes the arrays of a tree take in a file.
+
+    Args:
+      tree: of arrays, quantized or not, or of anything with shape and dtype.
+
+    Returns:
+      Packed integers with their scales and zero points, and the other leaves as they
+      are; without the header of the file, a few kilobytes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from hero_jax import quant
+      >>> params = {"kernel": jnp.ones((64, 64)), "bias": jnp.ones(64)}
+      >>> quant.size_in_bytes(params)
+      16640
+      >>> quant.size_in_bytes(quant.quantize(params, bits=4))
+      2312
+    """
+
+    def size(x: Any) -> int:
+        if isinstance(x, QuantizedArray):
+            integers = packed_size(int(np.prod(x.shape)), x.bits)
+            return integers + sum(map(size, (x.scale, x.zero_point)))
+        return sum(
+            int(np.prod(np.shape(leaf))) * np.dtype(jnp.result_type(leaf)).itemsize
+            for leaf in jax.tree.leaves(x)
+        )
+
+    return sum(map(size, jax.tree.leaves(tree, is_leaf=is_quantized)))
+
+
+def is_quantized(x: object) -> bool:
+    """Whether x is a quantized array, packed or not; for `is_leaf`."""
+    return isinstance(x, (QuantizedArray, PackedArray))
+
+
+class _Plan(NamedTuple):
+    """The leaves that are quantized, each with its name, bits and options."""
+
+    leaves: list[Any]
+    structure: Any
+    where: list[int]
+    names: list[str]
+    arrays: list[chex.Array]
+    bits: list[Any]
+    options: tuple[Options, ...]
+
+    def put_back(self, replaced: list[Any]) -> chex.ArrayTree:
+        leaves = list(self.leaves)
+        for i, x in zip(self.where, replaced, strict=True):
+            leaves[i] = x
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def _plan(
+    params: Params,
+    bits: Any,
+    mask: Mask | None,
+    options: GridOptions,
+    check: Callable[[Any], None],
+) -> _Plan:
+    """Check all arguments and pick out the leaves."""
+    _tree.check_real("params", params)
+    mask = _tree.weights_only if mask is None else mask
+    chosen = jax.tree.leaves(_tree.resolve_mask("mask", mask, params))
+    leaves, structure = jax.tree.flatten(params)
+    if jax.tree_util.all_leaves([bits]):
+        check(bits)
+    all_bits = bits_of_leaves(bits, params, chosen)
+    where = [i for i, keep in enumerate(chosen) if keep]
+    names = _tree.leaf_names(params)
+    resolved = []
+    for i in where:
+        try:
+            check(all_bits[i])
+            resolved.append(resolve(np.shape(leaves[i]), options))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} (at {names[i]})") from None
+    return _Plan(
+        leaves,
+        structure,
+        where,
+        [names[i] for i in where],
+        [jnp.asarray(leaves[i]) for i in where],
+        [all_bits[i] for i in where],
+        tuple(resolved),
+    )
+
+
+def _stack(bits: list[Any]) -> chex.Array:
+    """Hand all numbers of bits over at once: one transfer, one program for all."""
+    if any(isinstance(b, jax.Array) for b in bits):
+        return jnp.stack([jnp.asarray(b, jnp.int32) for b in bits])
+    return np.asarray(bits, np.int32)
+
+
+def _keys(key: chex.PRNGKey | None, n: int) -> list[chex.PRNGKey | None]:
+    return [None] * n if key is None else list(jax.random.split(key, n))
+
+
+@functools.partial(jax.jit, static_argnames=("storages", "options"))
+def _fit_all(
+    arrays: list[chex.Array],
+    bits: chex.Array,
+    key: chex.PRNGKey | None,
+    storages: tuple[np.dtype, ...],
+    options: tuple[Options, ...],
+) -> tuple[list[tuple[chex.Array, Grid]], list[chex.Array]]:
+    """Return integers and grids of every array, and whether it is finite."""
+    keys = _keys(key, len(arrays))
+    parts = [
+        array.fit_integers(x, bits[i], keys[i], storages[i], options[i])
+        for i, x in enumerate(arrays)
+    ]
+    return parts, [jnp.isfinite(grids.scale).all() for _, grids in parts]
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _round_all(
+    arrays: list[chex.Array],
+    bits: chex.Array,
+    key: chex.PRNGKey | None,
+    options: tuple[Options, ...],
+) -> tuple[list[chex.Array], list[chex.Array]]:
+    """Return the levels of every array, and whether it is finite."""
+    keys = _keys(key, len(arrays))
+    pairs = [
+        array.fit_levels(x, bits[i], keys[i], options[i]) for i, x in enumerate(arrays)
+    ]
+    return [levels for levels, _ in pairs], [finite for _, finite in pairs]
+
+
+@jax.jit
+def _dequantize_all(arrays: list[Any]) -> list[chex.Array]:
+    return [x.dequantize() for x in arrays]
+
+
+def _check_finite(names: list[str], finite: list[chex.Array]) -> None:
+    """Raise for the first leaf that is not finite, as far as that is known."""
+    if any(isinstance(flag, jax.core.Tracer) for flag in finite):
+        return
+    for name, flag in zip(names, jax.device_get(finite), strict=True):
+        if not flag:
+            raise ValueError(
+                f"params must be finite to be quantized: {name} has NaN or infinity."
+            )

@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from hero_jax.quant import QuantizedArray, quantize_array
 
-every_width = pytest.mark.parametrize("bits", range(2, 9))
+every_width = pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 16])
+every_scheme = pytest.mark.parametrize("scheme", ["affine", "symmetric"])
 arrays = hnp.arrays(
     np.float32,
     hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6),
@@ -38,13 +39,14 @@ def test_every_entry_moves_by_at_most_half_a_bin(x, bits):
     assert int(quantized.values.max(initial=0)) < 2**bits
     restored = np.asarray(quantized.dequantize(), np.float64)
     # Half a bin, the rounding of x / scale and of the product, relative to x.
-    tolerance = 0.5 * quantized.scale.item() * (1 + 1e-5) + 2 * ulp(x)
+    scale = float(quantized.scale.max(initial=0.0))
+    tolerance = 0.5 * scale * (1 + 1e-5) + 2 * ulp(x)
     assert np.all(np.abs(restored - x) <= tolerance)
     if x.size and x.min() < x.max():
         # The bins are no wider than the range cut into 2^bits - 1 of them, or than
         # the spacing of the floats.
         width = (float(x.max()) - float(x.min())) / (2**bits - 1)
-        assert quantized.scale.item() <= max(width * (1 + 1e-6), 2 * ulp(x))
+        assert scale <= max(width * (1 + 1e-6), 2 * ulp(x))
 
 
 @every_width
@@ -57,7 +59,7 @@ def test_equals_the_nearest_level_by_exhaustive_search(bits, offset):
     error = np.abs(np.asarray(quantized.dequantize()) - x)
     # Equally near at most: a tie may be rounded either way.
     assert np.all(error <= np.abs(expected - x) + 4 * ulp(x))
-    assert len(np.unique(quantized.values)) == 2**bits  # no level is lost
+    assert len(np.unique(quantized.values)) == min(2**bits, 2000)  # no level is lost
 
 
 @every_width
@@ -140,11 +142,11 @@ def test_is_a_pytree_node_that_passes_through_jit_and_vmap():
 
 @pytest.mark.parametrize("bits", [1, 9, 0, -4])
 def test_bits_out_of_range_are_named(bits):
-    with pytest.raises(ValueError, match=rf"bits must be from 2 to 8, got {bits}"):
+    with pytest.raises(ValueError, match=rf"bits must be an integer from 2 to 8, or 16, got {bits}"):
         quantize_array(jnp.ones(3), bits)
 
 
 @pytest.mark.parametrize("bits", [4.0, "4", None, True, (4,)])
 def test_bits_of_another_type_are_named(bits):
-    with pytest.raises(TypeError, match=r"bits must be an integer from 2 to 8, got"):
+    with pytest.raises(TypeError, match=r"bits must be an integer from 2 to 8, or 16, got"):
         quantize_array(jnp.ones(3), bits)

@@ -82,7 +82,7 @@ def test_entries_that_are_not_finite_are_named(bad):
 
 
 def test_other_misuse_is_named():
-    with pytest.raises(ValueError, match=r"bits must be from 2 to 8, got 1"):
+    with pytest.raises(ValueError, match=r"bits must be an integer from 2 to 8, or 16, got 1"):
         quant.quantize({}, 1)
     with pytest.raises(TypeError, match=r"bits must be an integer"):
         quant.quantize(params(), "4")

@@ -1,0 +1,83 @@
+"""Which leaf gets how many bits: one number, a tree, or patterns of paths."""
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import chex
+import jax
+
+from hero_jax import _tree
+from hero_jax._typing import Params
+
+Bits: TypeAlias = int | chex.ArrayTree | Mapping[str, int]
+"""Number of bits per weight: one, a tree (or prefix of one), or patterns to numbers."""
+
+
+def bits_of_leaves(bits: Any, params: Params, chosen: list[bool]) -> list[Any]:
+    """Return the number of bits of every leaf of params, in order.
+
+    Args:
+      bits: number; tree of numbers with the structure of `params` or a prefix of it;
+        or mapping from patterns of paths (`fnmatch`, as in "*/kernel") to numbers, of
+        which the first that matches counts.
+      params: the tree to be quantized.
+      chosen: which leaves are quantized; patterns are matched against these alone.
+
+    Returns:
+      One number per leaf, unchecked; None for leaves that are not chosen.
+
+    Raises:
+      ValueError: a pattern matches no chosen leaf, a chosen leaf no pattern, or the
+        tree has another structure.
+    """
+    try:
+        spread = jax.tree.map(
+            lambda b, subtree: jax.tree.map(lambda _: b, subtree), bits, params
+        )
+        leaves = jax.tree.leaves(spread)
+    except (ValueError, TypeError):
+        if not _is_pattern_mapping(bits):
+            raise ValueError(
+                "bits must be an integer, a tree of integers with the structure of "
+                "params or a prefix of it, or a mapping from patterns of paths to "
+                f"integers; got {bits!r} for params of structure "
+                f"{jax.tree.structure(params)}."
+            ) from None
+        leaves = _match(bits, params, chosen)
+    return [b if keep else None for b, keep in zip(leaves, chosen, strict=True)]
+
+
+def _is_pattern_mapping(bits: Any) -> bool:
+    return isinstance(bits, Mapping) and all(
+        isinstance(pattern, str) and jax.tree_util.all_leaves([value])
+        for pattern, value in bits.items()
+    )
+
+
+def _match(
+    patterns: Mapping[str, int], params: Params, chosen: list[bool]
+) -> list[int | None]:
+    used = set()
+    bits: list[int | None] = []
+    for path, keep in zip(_tree.leaf_paths(params), chosen, strict=True):
+        matching = [p for p in patterns if keep and fnmatch.fnmatchcase(path, p)]
+        used.update(matching)
+        if keep and not matching:
+            raise ValueError(
+                f"bits must have a pattern for every quantized leaf: none of "
+                f"{list(patterns)} matches {path!r}. A last pattern '*' matches all."
+            )
+        bits.append(patterns[matching[0]] if matching else None)
+    for pattern in patterns:
+        if pattern not in used:
+            paths = [
+                p
+                for p, keep in zip(_tree.leaf_paths(params), chosen, strict=True)
+                if keep
+            ]
+            raise ValueError(
+                f"bits must have patterns that match a quantized leaf: {pattern!r} "
+                f"matches none of {paths}."
+            )
+    return bits

@@ -1,0 +1,179 @@
+"""Accuracy of a classifier against the number of bits of its weights (Figure 1)."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, Unpack
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hero_jax import _checks, _tree
+from hero_jax._typing import Mask, Params
+from hero_jax.quant.options import GridOptions, check_bits
+from hero_jax.quant.tree import fake_quantize
+
+LogitsFn: TypeAlias = Callable[[Params, chex.ArrayTree, chex.Array], chex.Array]
+"""`(params, batch_stats, images) -> logits` of evaluation, `[B, num_classes]`."""
+
+StatsFn: TypeAlias = Callable[[Params, chex.Array], chex.ArrayTree]
+"""`(params, images) -> batch_stats` of one batch by itself."""
+
+FLOAT_BITS = 32
+
+
+def accuracy_against_bits(
+    logits_fn: LogitsFn,
+    params: Params,
+    images: chex.Array,
+    labels: chex.Array,
+    bits: Sequence[int] = (32, 8, 6, 5, 4, 3, 2),
+    *,
+    batch_stats: chex.ArrayTree = None,
+    batch_size: int | None = None,
+    stats_fn: StatsFn | None = None,
+    calibration_images: chex.Array | None = None,
+    mask: Mask | None = None,
+    **options: Unpack[GridOptions],
+) -> chex.Array:
+    """Quantize a classifier to several precisions and measure the accuracy of each.
+
+    All precisions run in one compiled program, one after another, each on all images.
+
+    Args:
+      logits_fn: `(params, batch_stats, images) -> logits`, the model at evaluation.
+        Pass the same function object again to use the compiled program again.
+      params: weights, as of :func:`hero_jax.quant.quantize`.
+      images: inputs of any shape `[N, ...]`.
+      labels: classes `[N]`.
+      bits: numbers of bits to try, 2 to 8 or 16; 32 stands for the weights as they
+        are.
+      batch_stats: BatchNorm statistics, handed to `logits_fn`.
+      batch_size: number of images that go through the model at once; N by default.
+      stats_fn: `(params, images) -> batch_stats`, the statistics of one batch by
+        itself: in Flax, those of a training pass with `momentum=0`. If given, the
+        statistics are estimated anew for every precision, as their mean over the
+        calibration images. The paper does not do that, and it is off by default.
+      calibration_images: batches `[K, B, ...]` for `stats_fn`.
+      mask: which leaves are quantized.
+      **options: see :class:`hero_jax.quant.GridOptions`.
+
+    Returns:
+      Share of images classified as labelled, `[len(bits)]`, float32. Logits that are
+      not finite count as wrong.
+
+    Raises:
+      TypeError: an argument has another type.
+      ValueError: an argument is out of range, or images and labels do not match.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from hero_jax import quant
+      >>> params = {"kernel": jax.random.normal(jax.random.key(0), (16, 10))}
+      >>> images = jax.random.normal(jax.random.key(1), (100, 16))
+      >>> logits_fn = lambda params, batch_stats, images: images @ params["kernel"]
+      >>> labels = logits_fn(params, None, images).argmax(-1)
+      >>> quant.accuracy_against_bits(logits_fn, params, images, labels, (32, 8, 2))
+      Array([1.  , 0.99, 0.72], dtype=float32)
+
+    References:
+      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Figure 1.
+    """
+    _checks.check_callable("logits_fn", logits_fn, "(params, batch_stats, images)")
+    for width in bits:
+        if width != FLOAT_BITS:
+            check_bits(width)
+    num_images = np.shape(images)[0]
+    if np.shape(labels) != (num_images,):
+        raise ValueError(
+            f"labels must have shape {(num_images,)} for images of shape "
+            f"{np.shape(images)}, got {np.shape(labels)}."
+        )
+    if (stats_fn is None) != (calibration_images is None):
+        raise ValueError(
+            "stats_fn and calibration_images are given together or not at all, got "
+            f"only {'stats_fn' if stats_fn is not None else 'calibration_images'}."
+        )
+    batch_size = num_images if batch_size is None else batch_size
+    if batch_size < 1 or num_images < 1:
+        raise ValueError(
+            f"images and batch_size must be at least 1, got {num_images} images and "
+            f"batch_size={batch_size}."
+        )
+    chosen = _tree.resolve_mask(
+        "mask", _tree.weights_only if mask is None else mask, params
+    )
+    program = _Program(
+        logits_fn,
+        stats_fn,
+        batch_size,
+        tuple(jax.tree.leaves(chosen)),
+        tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in options.items()),
+    )
+    num_correct = _count_correct(
+        program,
+        (params, batch_stats, jnp.asarray(images), jnp.asarray(labels)),
+        calibration_images,
+        np.asarray(bits, np.int32),
+    )
+    return num_correct / num_images
+
+
+class _Program(NamedTuple):
+    """What the compiled program depends on; hashable."""
+
+    logits_fn: LogitsFn
+    stats_fn: StatsFn | None
+    batch_size: int
+    chosen: tuple[bool, ...]
+    options: tuple[tuple[str, Any], ...]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _count_correct(
+    program: _Program,
+    data: tuple[Params, chex.ArrayTree, chex.Array, chex.Array],
+    calibration_images: chex.Array | None,
+    bits: chex.Array,
+) -> chex.Array:
+    params, batch_stats, images, labels = data
+    mask = jax.tree.unflatten(jax.tree.structure(params), program.chosen)
+    batches = _in_batches(images, labels, program.batch_size)
+
+    def of_width(width: chex.Array) -> chex.Array:
+        rounded = fake_quantize(
+            params, jnp.minimum(width, 16), mask=mask, **dict(program.options)
+        )
+        weights = jax.tree.map(
+            lambda x, y: jnp.where(width == FLOAT_BITS, x, y), params, rounded
+        )
+        stats = batch_stats
+        if program.stats_fn is not None:
+            each = jax.lax.map(
+                lambda batch: program.stats_fn(weights, batch), calibration_images
+            )
+            stats = jax.tree.map(lambda x: x.mean(0), each)
+
+        def num_correct(batch: tuple[chex.Array, chex.Array, chex.Array]) -> chex.Array:
+            logits = program.logits_fn(weights, stats, batch[0])
+            right = (logits.argmax(-1) == batch[1]) & jnp.isfinite(logits).all(-1)
+            return jnp.sum(right & batch[2])
+
+        return jax.lax.map(num_correct, batches).sum()
+
+    return jax.lax.map(of_width, bits)
+
+
+def _in_batches(
+    images: chex.Array, labels: chex.Array, batch_size: int
+) -> tuple[chex.Array, chex.Array, chex.Array]:
+    """Return batches of equal size, and which of their examples are real."""
+    missing = -len(labels) % batch_size
+    real = jnp.arange(len(labels) + missing) < len(labels)
+
+    def batched(x: chex.Array) -> chex.Array:
+        padded = jnp.pad(x, [(0, len(real) - len(x))] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(-1, batch_size, *x.shape[1:])
+
+    return batched(images), batched(labels), batched(real)

@@ -1,0 +1,327 @@
+"""Quantized trees in files: safetensors, with what is needed to rebuild the tree.
+
+The tensors of a file hold packed integers, scales, zero points and the leaves that are
+not quantized. Its metadata hold the structure of the tree as JSON and a checksum over
+all of it. Nothing in a file is executed when it is read.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hero_jax.quant import structure
+from hero_jax.quant.array import FLOATS, QuantizedArray
+from hero_jax.quant.packing import PackedArray, pack_array
+from hero_jax.quant.tree import is_quantized
+
+FORMAT, VERSION = "hero_jax.quant", "1"
+
+_INTEGERS = tuple(f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64))
+_PLAIN = ("bool", *_INTEGERS, "float16", "float32", "float64")
+_AS_BITS = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+"""Floats that NumPy does not know: stored as unsigned integers of their size."""
+_FIELDS = dataclasses.fields(PackedArray)
+
+
+class QuantFileError(ValueError):
+    """A file is damaged, or is not one that :func:`save` wrote."""
+
+
+def save(path: str | os.PathLike[str], tree: chex.ArrayTree) -> None:
+    """Write a tree, quantized or not, to a safetensors file.
+
+    Integers are packed: 4-bit weights take half a byte each. The file appears at once
+    and whole; an older one stays until then. Needs the package safetensors.
+
+    Args:
+      path: file to write, by custom `*.safetensors`.
+      tree: dicts, lists, tuples, named tuples and None are kept. Other containers are
+        kept as the dicts or lists that they look like: Flax's `FrozenDict` and
+        dataclasses, an NNX `State`; see `like` of :func:`load`.
+
+    Raises:
+      ImportError: safetensors is not installed.
+      TypeError: a leaf is no array of a plain dtype, or a key of a dict is neither
+        string nor integer.
+      ValueError: a quantized leaf has NaN or infinite scales.
+      OSError: the file cannot be written.
+
+    Example:
+      >>> import tempfile, jax.numpy as jnp
+      >>> from hero_jax import quant
+      >>> params = {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.zeros(3)}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     quant.save(f"{folder}/net.safetensors", quant.quantize(params, bits=4))
+      ...     quantized = quant.load(f"{folder}/net.safetensors")
+      >>> quantized["kernel"].bits, quantized["bias"].shape
+      (4, (3,))
+    """
+    safetensors = _safetensors()
+    tensors: dict[str, np.ndarray] = {}
+
+    def leaf(name: str, x: Any) -> Any:
+        try:
+            description, arrays = _disassemble(x)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} (at {name})") from None
+        for suffix, array in arrays.items():
+            if name + suffix in tensors:
+                raise ValueError(f"two leaves would be stored as {name + suffix}.")
+            tensors[name + suffix] = array
+        return description
+
+    text = json.dumps(
+        structure.describe(tree, leaf, is_quantized), separators=(",", ":")
+    )
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "structure": text,
+        "sha256": _checksum(text, tensors),
+    }
+    _write_whole(
+        Path(path),
+        lambda partial: safetensors.numpy.save_file(tensors, partial, metadata),
+    )
+
+
+def load(
+    path: str | os.PathLike[str], *, like: chex.ArrayTree | None = None
+) -> chex.ArrayTree:
+    """Read a tree that :func:`save` wrote.
+
+    Args:
+      path: file to read.
+      like: tree with the containers that are wanted, such as the `nnx.State` or the
+        params before quantization; leaves may be `jax.ShapeDtypeStruct`. Default: what
+        the file says, in which a named tuple is of a new class with the old name and
+        fields, equal for equal files.
+
+    Returns:
+      The tree, of JAX arrays; 64-bit leaves are NumPy arrays unless JAX's double
+      precision is on.
+
+    Raises:
+      ImportError: safetensors is not installed.
+      QuantFileError: the file is damaged, of another kind or of a newer version.
+      ValueError: `like` has another structure, shape or dtype; or weights were float64
+        and JAX's double precision is off.
+      OSError: the file cannot be read.
+    """
+    path = Path(path)
+    metadata, tensors = _read(path)
+    leaves: dict[str, Any] = {}
+
+    def leaf(name: str, description: Any) -> Any:
+        leaves[name] = _assemble(name, description, tensors)
+        return leaves[name]
+
+    try:
+        text = _checked_structure(metadata, tensors)
+        tree = structure.rebuild(json.loads(text), leaf)
+        if tensors:
+            raise ValueError(f"no leaf owns the tensors {sorted(tensors)}")
+    except QuantFileError as error:
+        raise QuantFileError(f"{path} {error}.") from None
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise QuantFileError(f"{path} is malformed: {error}.") from error
+    for name, x in leaves.items():
+        if is_quantized(x) and not isinstance(x.scale, jax.Array):
+            raise ValueError(
+                f"{path} has float64 weights at {name}: "
+                "turn jax_enable_x64 on to load them."
+            )
+    return tree if like is None else _poured_into(like, json.loads(text), leaves)
+
+
+def _safetensors() -> ModuleType:
+    """Import safetensors, which only files need."""
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            'files of quantized trees need safetensors: pip install "hero_jax[files]".'
+        ) from error
+    return safetensors
+
+
+def _disassemble(x: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """Return the description of a leaf, and its arrays by suffix of its name."""
+    if not is_quantized(x):
+        dtype, array = _as_stored(x)
+        return dtype, {"": array}
+    packed = pack_array(x) if isinstance(x, QuantizedArray) else x
+    packed = PackedArray(**{f.name: getattr(packed, f.name) for f in _FIELDS})  # checks
+    arrays = {".values": packed.packed, ".scale": packed.scale}
+    if packed.zero_point is not None:
+        arrays[".zero_point"] = packed.zero_point
+    description = {
+        "bits": packed.bits,
+        "dtype": str(packed.dtype),
+        "shape": packed.shape,
+        "block_shape": packed.block_shape,
+        "scheme": packed.scheme,
+        "packed": packed is x,
+    }
+    return description, {suffix: _as_stored(a)[1] for suffix, a in arrays.items()}
+
+
+def _assemble(name: str, description: Any, tensors: dict[str, np.ndarray]) -> Any:
+    """Return a leaf, taking what it is made of out of `tensors`."""
+    if isinstance(description, str):
+        return _as_jax(_as_dtype(tensors.pop(name), description))
+    affine = description["scheme"] == "affine"
+    if not affine and description["scheme"] != "symmetric":
+        raise ValueError(f"{name} has the unknown scheme {description['scheme']!r}")
+    array = PackedArray(
+        packed=_as_jax(tensors.pop(f"{name}.values")),
+        scale=_as_jax(tensors.pop(f"{name}.scale")),
+        zero_point=_as_jax(tensors.pop(f"{name}.zero_point")) if affine else None,
+        bits=description["bits"],
+        dtype=_float_named(description["dtype"]),
+        shape=tuple(description["shape"]),
+        block_shape=tuple(description["block_shape"]),
+    )
+    return array if description["packed"] else array.unpack()
+
+
+def _float_named(name: str) -> np.dtype:
+    return next(dtype for dtype in FLOATS if str(dtype) == name)
+
+
+def _as_stored(x: Any) -> tuple[str, np.ndarray]:
+    """Return the name of the dtype, and the array as one that safetensors knows."""
+    dtype = getattr(x, "dtype", None)
+    number = isinstance(x, (bool, int, float))
+    if not number and (dtype is None or str(dtype) not in (*_PLAIN, *_AS_BITS)):
+        raise TypeError(
+            "leaves must be arrays of booleans, integers or floats to be saved, got "
+            f"{type(x).__name__ if dtype is None else dtype}"
+        )
+    array = np.asarray(x, order="C")
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    name = array.dtype.name
+    return name, array.view(f"u{array.itemsize}") if name in _AS_BITS else array
+
+
+def _as_dtype(stored: np.ndarray, name: str) -> np.ndarray:
+    """Undo :func:`_as_stored`."""
+    if name in _AS_BITS and stored.dtype == np.dtype(f"u{np.dtype(name).itemsize}"):
+        return stored.view(name)
+    if name not in _PLAIN or stored.dtype != np.dtype(name):
+        raise ValueError(f"a leaf of dtype {name!r} is stored as {stored.dtype}")
+    return stored
+
+
+def _as_jax(array: np.ndarray) -> chex.Array:
+    """Return a JAX array, unless JAX would drop half of the bits."""
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        return array
+    return jnp.asarray(array)
+
+
+def _checksum(text: str, tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of the structure and of all tensors with their headers."""
+    digest = hashlib.sha256(text.encode())
+    for name, array in sorted(tensors.items()):
+        header = json.dumps([name, array.dtype.name, array.shape])
+        digest.update(header.encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[Mapping[str, str], dict[str, np.ndarray]]:
+    """Return metadata and tensors of any safetensors file."""
+    safetensors = _safetensors()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file.")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, tensors
+    except OSError:
+        raise
+    except Exception as error:  # whatever the parser says of damaged bytes
+        raise QuantFileError(
+            f"{path} is no sound safetensors file: {error}."
+        ) from error
+
+
+def _checked_structure(
+    metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]
+) -> str:
+    """Return the JSON of the structure, or raise unless the file is whole and ours."""
+    if metadata.get("format") != FORMAT:
+        raise QuantFileError(
+            f"was not written by hero_jax.quant.save: its metadata have "
+            f"format={metadata.get('format')!r}, not {FORMAT!r}"
+        )
+    if metadata.get("version") != VERSION:
+        raise QuantFileError(
+            f"has version {metadata.get('version')!r} of the format; this hero_jax "
+            f"reads version {VERSION}"
+        )
+    text = metadata.get("structure", "")
+    if metadata.get("sha256") != _checksum(text, tensors):
+        raise QuantFileError("is damaged: its checksum does not fit")
+    return text
+
+
+def _poured_into(
+    like: chex.ArrayTree, description: Any, leaves: Mapping[str, Any]
+) -> chex.ArrayTree:
+    """Return the leaves in the containers of `like`, which must be the same tree."""
+    wanted: dict[str, Any] = {}
+
+    def leaf(name: str, x: Any) -> str:
+        wanted[name] = x
+        return "leaf"
+
+    expected = structure.describe(like, leaf, is_quantized)
+    found = structure.describe(
+        structure.rebuild(description, lambda name, _: leaves[name]),
+        lambda *_: "leaf",
+        is_quantized,
+    )
+    if expected != found:
+        only_like, only_file = set(wanted) - set(leaves), set(leaves) - set(wanted)
+        raise ValueError(
+            "like must have the structure of the file: leaves "
+            f"{sorted(only_like)} are in like only, {sorted(only_file)} in the file "
+            "only, or containers differ."
+        )
+    for name, x in wanted.items():
+        y = leaves[name]
+        if tuple(np.shape(x)) != tuple(y.shape) or jnp.result_type(x) != y.dtype:
+            raise ValueError(
+                f"like must have the shapes and dtypes of the file: {name} is "
+                f"{jnp.result_type(x)}{list(np.shape(x))} in like and "
+                f"{y.dtype}{list(y.shape)} in the file."
+            )
+    return jax.tree.unflatten(
+        jax.tree.structure(like, is_leaf=is_quantized),
+        [leaves[name] for name in wanted],
+    )
+
+
+def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file beside `path`, then put it in its place."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        write(partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""What can be chosen about a grid, and the checks of it."""
+
+from typing import Any, NamedTuple, TypedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hero_jax import _checks
+from hero_jax.quant import blocks, grid
+
+WIDTHS = "an integer from 2 to 8, or 16"
+
+
+class GridOptions(TypedDict, total=False):
+    """Keyword arguments that every function of this package which quantizes takes.
+
+    Attributes:
+      scheme: "affine" (default), which spreads the levels over the range of the
+        weights, or "symmetric", which has no zero point.
+      axis: axis or axes along which the grids differ; None (default) for one grid per
+        tensor, -1 for one per output channel of a Flax kernel.
+      group_size: how many consecutive indices along `axis` share a grid; one number,
+        or one per axis. None (default) for 1.
+      calibration: range of the grid: "minmax" (default) covers every weight;
+        "percentile" leaves the outermost ones out; "mse" clips where the mean squared
+        error is least. Weights outside are moved to the end of the range.
+      percentile: above 50, at most 100; for that calibration, 99.9 by default. Of the
+        magnitudes in a symmetric grid; else of the weights, and 100 minus it below.
+    """
+
+    scheme: str
+    axis: int | tuple[int, ...] | None
+    group_size: int | tuple[int, ...] | None
+    calibration: str
+    percentile: float | None
+
+
+def check_bits(bits: object) -> None:
+    """Raise unless `bits` is an integer from 2 to 8, or 16."""
+    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)):
+        raise TypeError(f"bits must be {WIDTHS}, got {type(bits).__name__}: {bits!r}.")
+    if not 2 <= bits <= 8 and bits != 16:
+        raise ValueError(f"bits must be {WIDTHS}, got {bits}.")
+
+
+class Options(NamedTuple):
+    """Checked and hashable: what the jitted functions need to know in advance."""
+
+    scheme: str
+    calibration: str
+    percent: float
+    block_shape: tuple[int, ...]
+
+
+def resolve(shape: tuple[int, ...], options: GridOptions) -> Options:
+    """Check the options for an array of this shape and fill in the defaults."""
+    unknown = sorted(set(options) - set(GridOptions.__annotations__))
+    if unknown:
+        allowed = ", ".join(GridOptions.__annotations__)
+        raise TypeError(f"unknown option {unknown[0]!r}; allowed are {allowed}.")
+    scheme = options.get("scheme", "affine")
+    calibration = options.get("calibration", "minmax")
+    percentile = options.get("percentile")
+    _checks.check_choice("scheme", scheme, grid.SCHEMES)
+    _checks.check_choice("calibration", calibration, grid.CALIBRATIONS)
+    if percentile is None:
+        percentile = grid.DEFAULT_PERCENT
+    elif calibration != "percentile":
+        raise ValueError(
+            f"percentile needs calibration='percentile', got percentile={percentile!r} "
+            f"and calibration={calibration!r}."
+        )
+    elif isinstance(percentile, bool) or not isinstance(
+        percentile, (int, float, np.integer, np.floating)
+    ):
+        raise TypeError(
+            "percentile must be a number above 50, at most 100, "
+            f"got {type(percentile).__name__}: {percentile!r}."
+        )
+    elif not 50.0 < percentile <= 100.0:
+        raise ValueError(
+            f"percentile must be above 50 and at most 100, got {percentile!r}."
+        )
+    block_shape = blocks.block_shape_of(
+        shape, options.get("axis"), options.get("group_size")
+    )
+    return Options(scheme, calibration, float(percentile), block_shape)
+
+
+def check_traceable_bits(bits: Any) -> None:
+    """Raise unless `bits` is traced, or as :func:`check_bits` wants it."""
+    if isinstance(bits, jax.Array):
+        if bits.ndim != 0 or not jnp.issubdtype(bits.dtype, jnp.integer):
+            raise TypeError(
+                f"bits must be a scalar integer, got {bits.dtype} of shape "
+                f"{bits.shape}. Use jax.vmap or jax.lax.map for several precisions."
+            )
+        if isinstance(bits, jax.core.Tracer):
+            return
+        bits = int(bits)
+    check_bits(bits)

@@ -1,0 +1,169 @@
+"""Integers of a few bits stored without gaps: eight of them in as many bytes as bits.
+
+Value k of an array, counted row by row, takes the bits from `k * bits` on, the least
+significant first, as `numpy.packbits(..., bitorder="little")` orders them.
+"""
+
+import dataclasses
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hero_jax.quant import array, nodes
+from hero_jax.quant.array import QuantizedArray
+from hero_jax.quant.options import check_bits
+
+
+def packed_size(size: int, bits: int) -> int:
+    """Return how many bytes so many integers take."""
+    return math.ceil(size * bits / 8)
+
+
+@functools.partial(jax.jit, static_argnames="bits")
+def pack_bits(values: chex.Array, bits: int) -> chex.Array:
+    """Pack unsigned integers.
+
+    Args:
+      values: integers from 0 to `2^bits - 1`, any shape.
+      bits: number of bits per value, 1 to 16.
+
+    Returns:
+      Bytes, `[ceil(size * bits / 8)]`; the bits that are left over are zero.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from hero_jax.quant.packing import pack_bits
+      >>> pack_bits(jnp.array([1, 2, 3]), bits=4)
+      Array([33,  3], dtype=uint8)
+    """
+    flat = values.reshape(-1).astype(jnp.uint32)
+    eights = jnp.pad(flat, (0, -flat.size % 8)).reshape(-1, 8)
+    columns = []
+    for byte in range(bits):
+        column = jnp.zeros(len(eights), jnp.uint32)
+        for k in range(8 * byte // bits, (8 * byte + 7) // bits + 1):
+            column |= _shift_left(eights[:, k], k * bits - 8 * byte)
+        columns.append((column & 0xFF).astype(jnp.uint8))
+    return jnp.stack(columns, 1).reshape(-1)[: packed_size(flat.size, bits)]
+
+
+@functools.partial(jax.jit, static_argnames=("bits", "size"))
+def unpack_bits(packed: chex.Array, bits: int, size: int) -> chex.Array:
+    """Return the unsigned integers of :func:`pack_bits`, flat.
+
+    Args:
+      packed: bytes, `[ceil(size * bits / 8)]`.
+      bits: number of bits per value, 1 to 16.
+      size: number of values.
+
+    Returns:
+      Integers `[size]`, uint8 up to 8 bits, else uint16.
+    """
+    whole = packed_size(8 * math.ceil(size / 8), bits)
+    rows = jnp.pad(packed, (0, whole - packed.size)).reshape(-1, bits)
+    rows = rows.astype(jnp.uint32)
+    columns = []
+    for k in range(8):
+        column = jnp.zeros(len(rows), jnp.uint32)
+        for byte in range(k * bits // 8, (k * bits + bits - 1) // 8 + 1):
+            column |= _shift_left(rows[:, byte], 8 * byte - k * bits)
+        columns.append(column & (2**bits - 1))
+    dtype = jnp.uint8 if bits <= 8 else jnp.uint16
+    return jnp.stack(columns, 1).reshape(-1)[:size].astype(dtype)
+
+
+def _shift_left(x: chex.Array, places: int) -> chex.Array:
+    return x << places if places >= 0 else x >> -places
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedArray:
+    """A :class:`hero_jax.quant.QuantizedArray` whose integers have no gaps.
+
+    A pytree node: 4-bit weights take half a byte each in memory, and are unpacked
+    where they are used, inside `jax.jit`. Construction checks the following.
+
+    Attributes:
+      packed: bytes, `[..., ceil(size * bits / 8)]`, of the unsigned integers, or of
+        the signed ones plus `2^(bits-1)`; leading axes where arrays are stacked.
+      scale: as of the quantized array, one per block.
+      zero_point: likewise; None: symmetric.
+      bits: number of bits per value, 2 to 8, or 16.
+      dtype: of the array that was quantized.
+      shape: of the array.
+      block_shape: shape of the blocks that share a grid.
+    """
+
+    packed: chex.Array
+    scale: chex.Array
+    zero_point: chex.Array | None
+    bits: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    block_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        array.check_shape("shape", self.shape, least=0)
+        stacked = tuple(self.packed.shape[:-1])
+        array.check_grids(self, stacked + self.shape)
+        size = packed_size(math.prod(self.shape), self.bits)
+        array.check_field("packed", self.packed, (*stacked, size), np.dtype(np.uint8))
+
+    @property
+    def scheme(self) -> str:
+        """Which of the two kinds of grid: "affine" or "symmetric"."""
+        return "symmetric" if self.zero_point is None else "affine"
+
+    def unpack(self) -> QuantizedArray:
+        """Return the array with its integers one per byte."""
+        stacked = self.packed.shape[:-1]
+        rows = self.packed.reshape(math.prod(stacked), self.packed.shape[-1])
+        size = math.prod(self.shape)
+        unsigned = jax.vmap(lambda row: unpack_bits(row, self.bits, size))(rows)
+        values = unsigned.reshape(stacked + self.shape)
+        if self.zero_point is None:
+            values = (values.astype(jnp.int32) - 2 ** (self.bits - 1)).astype(
+                array.storage_dtype(self.bits, self.scheme)
+            )
+        unpacked: QuantizedArray = nodes.unchecked(
+            QuantizedArray,
+            values=values,
+            scale=self.scale,
+            zero_point=self.zero_point,
+            bits=self.bits,
+            dtype=self.dtype,
+            block_shape=self.block_shape,
+        )
+        return unpacked
+
+    def dequantize(self) -> chex.Array:
+        """Return the array as floats of the original dtype."""
+        return self.unpack().dequantize()
+
+
+nodes.register(
+    PackedArray, ("packed", "scale", "zero_point"), "hero_jax.quant.PackedArray"
+)
+
+
+def pack_array(x: QuantizedArray) -> PackedArray:
+    """Return the quantized array with its integers packed."""
+    values = x.values
+    if x.zero_point is None:
+        values = values.astype(jnp.int32) + 2 ** (x.bits - 1)
+    packed: PackedArray = nodes.unchecked(
+        PackedArray,
+        packed=pack_bits(values, x.bits),
+        scale=x.scale,
+        zero_point=x.zero_point,
+        bits=x.bits,
+        dtype=x.dtype,
+        shape=x.shape,
+        block_shape=x.block_shape,
+    )
+    return packed

@@ -1,0 +1,152 @@
+"""The containers of a tree as JSON, and back, with a name for every leaf.
+
+A container becomes a JSON list that begins with its kind, None becomes null, and a leaf
+whatever a given function makes of it, a JSON string or object:
+
+    {"conv": (x, None)}  ->  ["dict", [["conv", ["tuple", ["float32", null]]]]]
+
+Leaves go by their paths, `conv/0`; traversal is in the order of `jax.tree.leaves`.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+import jax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+Path = tuple[str, ...]
+
+_RESERVED = "__metadata__"
+"""A name that safetensors keeps for itself."""
+
+
+class Names:
+    """Hands out one name per leaf, the same for the same paths in the same order."""
+
+    def __init__(self) -> None:
+        self._given = {_RESERVED}
+
+    def __call__(self, path: Path) -> str:
+        """Return the path, marked if another leaf of this tree looks the same."""
+        name = "/".join(path) or "."
+        while name in self._given:
+            name += "~"
+        self._given.add(name)
+        return name
+
+
+def describe(
+    tree: chex.ArrayTree,
+    leaf: Callable[[str, Any], Any],
+    is_leaf: Callable[[Any], bool],
+) -> Any:
+    """Return the structure of a tree as JSON.
+
+    Args:
+      tree: of dicts, lists, tuples, named tuples and None; another registered
+        container is described as the dict or list that it flattens to, and a box
+        around a single `value` (`nnx.Param`, `nn.Partitioned`) as its content.
+      leaf: `(name, leaf) -> JSON string or object`, called in the order of leaves.
+      is_leaf: what is a leaf although it is a pytree node.
+
+    Returns:
+      JSON-compatible value.
+
+    Raises:
+      TypeError: a key of a dict is neither string nor integer, or a container gives
+        no names to its children.
+    """
+    names = Names()
+
+    def visit(node: Any, path: Path) -> Any:
+        if node is None:
+            return None
+        if is_leaf(node) or jax.tree_util.all_leaves([node]):
+            return leaf(names(path), node)
+        children = _children(node, path)
+        if [key for key, _ in children] == ["value"] and not isinstance(
+            node, (Mapping, tuple)
+        ):
+            return visit(children[0][1], path)
+        visited = [[key, visit(child, (*path, str(key)))] for key, child in children]
+        if isinstance(node, tuple) and hasattr(node, "_fields"):
+            return ["namedtuple", type(node).__name__, visited]
+        if isinstance(node, (list, tuple)):
+            kind = "list" if isinstance(node, list) else "tuple"
+            return [kind, [child for _, child in visited]]
+        return ["dict", visited]
+
+    return visit(tree, ())
+
+
+def _children(node: Any, path: Path) -> list[tuple[str | int, Any]]:
+    """Flatten one level, in the order of the leaves."""
+    pairs = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
+    children = []
+    for (key, *_), child in pairs:
+        match key:
+            case DictKey(key=name) | SequenceKey(idx=name) | GetAttrKey(name=name):
+                pass
+            case FlattenedIndexKey(key=name):
+                pass
+            case _:
+                name = None
+        if isinstance(name, bool) or not isinstance(name, (str, int)):
+            raise TypeError(
+                f"the keys of a tree must be strings or integers to be saved, got "
+                f"{name!r} in {type(node).__name__} at {'/'.join(path) or 'the root'}."
+            )
+        children.append((name, child))
+    return children
+
+
+def rebuild(structure: Any, leaf: Callable[[str, Any], Any]) -> chex.ArrayTree:
+    """Return the tree of a structure.
+
+    Args:
+      structure: as returned by :func:`describe`.
+      leaf: `(name, what describe's leaf returned) -> leaf`, called in the same order.
+
+    Returns:
+      The tree; a named tuple is of a class made here, one per name and fields.
+
+    Raises:
+      ValueError: the structure is malformed.
+    """
+    names = Names()
+
+    def visit(node: Any, path: Path) -> Any:
+        match node:
+            case None:
+                return None
+            case str() | dict():
+                return leaf(names(path), node)
+            case ["list" | "tuple" as kind, list(nodes)]:
+                items = [visit(child, (*path, str(i))) for i, child in enumerate(nodes)]
+                return items if kind == "list" else tuple(items)
+            case ["dict", list(pairs)]:
+                return children(pairs, path)
+            case ["namedtuple", str(name), list(pairs)]:
+                fields = children(pairs, path)
+                return _named_tuple(name, tuple(fields))(**fields)
+        raise ValueError(f"unknown node at {'/'.join(path) or 'the root'}")
+
+    def children(pairs: list[Any], path: Path) -> dict[Any, Any]:
+        visited = {}
+        for pair in pairs:
+            match pair:
+                case [str() | int() as key, child] if key not in visited:
+                    visited[key] = visit(child, (*path, str(key)))
+                case _:
+                    raise ValueError(f"bad keys at {'/'.join(path) or 'the root'}")
+        return visited
+
+    return visit(structure, ())
+
+
+@functools.cache
+def _named_tuple(name: str, fields: tuple[str, ...]) -> Callable[..., Any]:
+    return collections.namedtuple(name, fields)

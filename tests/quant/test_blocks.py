@@ -1,0 +1,91 @@
+"""Blocks against loops in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hero_jax.quant import blocks
+from tests.quant import reference
+
+
+@st.composite
+def shapes_and_blocks(draw):
+    shape = draw(st.lists(st.integers(1, 7), max_size=3))
+    return tuple(shape), tuple(draw(st.integers(1, n)) for n in shape)
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes_and_blocks())
+def test_every_block_is_reduced_and_spread_by_itself(drawn):
+    shape, block_shape = drawn
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    maxima = blocks.reduce_blocks(jnp.max, jnp.asarray(x), block_shape)
+    assert maxima.shape == blocks.num_blocks(shape, block_shape)
+    spread = np.broadcast_to(blocks.spread(maxima, shape, block_shape), shape)
+    for index, cut in reference.blocks_of(shape, block_shape):
+        assert maxima[index] == x[cut].max()
+        assert np.all(spread[cut] == x[cut].max())
+
+
+def test_several_results_per_block():
+    x = jnp.arange(10.0).reshape(2, 5)
+    low, high = blocks.reduce_blocks(lambda x, a: (x.min(a), x.max(a)), x, (1, 2))
+    np.testing.assert_array_equal(low, [[0, 2, 4], [5, 7, 9]])
+    np.testing.assert_array_equal(high, [[1, 3, 4], [6, 8, 9]])
+
+
+def test_leading_axes_may_come_and_go():
+    assert blocks.num_blocks((7, 4, 6), (4, 1)) == (7, 1, 6)
+    assert blocks.num_blocks((6,), (4, 1)) == (6,)
+    assert blocks.spread(jnp.ones((7, 2, 3)), (7, 4, 6), (2, 2)).shape == (7, 4, 6)
+    assert jax.eval_shape(
+        lambda s: blocks.spread(s, (5, 6), (3, 5, 4)), jnp.ones((1, 2))
+    ).shape == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("axis", "group_size", "expected"),
+    [
+        (None, None, (3, 3, 8, 16)),
+        (-1, None, (3, 3, 8, 1)),
+        (3, None, (3, 3, 8, 1)),
+        ((-2, -1), None, (3, 3, 1, 1)),
+        (-1, 4, (3, 3, 8, 4)),
+        ((-1, 2), (1, 4), (3, 3, 4, 1)),
+        ([-1, 2], [1, 4], (3, 3, 4, 1)),
+        ((0, 1), 2, (2, 2, 8, 16)),
+        (-1, 100, (3, 3, 8, 16)),
+        (np.int64(-1), np.int32(2), (3, 3, 8, 2)),
+        ((), None, (3, 3, 8, 16)),
+    ],
+)
+def test_block_shape_of_a_kernel(axis, group_size, expected):
+    assert blocks.block_shape_of((3, 3, 8, 16), axis, group_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("axis", "group_size", "error", "message"),
+    [
+        (2, None, ValueError, r"axis must be from -2 to 1 for .* shape \(3, 4\), got 2"),
+        (-3, None, ValueError, r"axis must be from -2 to 1"),
+        ((0, -2), None, ValueError, r"axis must not name an axis of shape .* twice"),
+        (None, 4, ValueError, r"group_size needs the axis .* group_size=4"),
+        (0, 0, ValueError, r"group_size must be at least 1, got 0"),
+        ((0, 1), (1, 2, 3), ValueError, r"group_size must be one number or one per a"),
+        (1.0, None, TypeError, r"axis must be an integer or a tuple .* float: 1.0"),
+        ("0", None, TypeError, r"axis must be an integer or a tuple .* str: '0'"),
+        (0, True, TypeError, r"group_size must be an integer or a tuple .* bool"),
+    ],
+)
+def test_misuse_is_named(axis, group_size, error, message):
+    with pytest.raises(error, match=message):
+        blocks.block_shape_of((3, 4), axis, group_size)
+
+
+def test_an_array_without_axes_has_no_channels():
+    assert blocks.block_shape_of((), None, None) == ()
+    with pytest.raises(ValueError, match="axis must be None for an array without axes"):
+        blocks.block_shape_of((), -1, None)
