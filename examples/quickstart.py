@@ -22,6 +22,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -300,8 +301,12 @@ def run(
     epochs: int,
     label_noise: float,
     quiet: bool = False,
+    weights: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Train every method from every seed and measure; return numbers for JSON."""
+    """Train every method from every seed and measure; return numbers for JSON.
+
+    With `weights`, the trained networks are saved in that folder.
+    """
     data = {seed: load_data(label_noise, seed) for seed in seeds}
     steps = TRAIN_SIZE // BATCH_SIZE
     programs, results = {}, {}
@@ -321,6 +326,9 @@ def run(
                 ]
             except FloatingPointError as error:
                 raise FloatingPointError(f"{name}: {error}") from None
+        if weights is not None:
+            for seed, state in zip(seeds, states, strict=True):
+                save_weights(weights, name, seed, state)
         pairs = list(zip(states, data.values(), strict=True))
         curvatures = [measure_curvature(*pair) for pair in pairs]
         results[name] = {
@@ -339,6 +347,16 @@ def run(
     return results
 
 
+def save_weights(folder: Path, method: str, seed: int, state: TrainState) -> Path:
+    """Write weights and BatchNorm statistics, such as to `sgd_tuned_seed0`."""
+    name = re.sub(r"[^a-z0-9]+", "_", method.lower())
+    path = folder / f"{name}_seed{seed}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    tree = {"params": state.params, "batch_stats": state.batch_stats}
+    hero_jax.quant.save(path, tree)
+    return path
+
+
 def summary(values: Sequence[Any]) -> dict[str, Any]:
     """Return mean and standard error over seeds; one seed has no standard error."""
     numbers = [float(x) for x in values]
@@ -347,19 +365,25 @@ def summary(values: Sequence[Any]) -> dict[str, Any]:
     return {"mean": float(np.mean(numbers)), "stderr": error, "values": numbers}
 
 
+def cell(x: dict[str, Any], digits: int) -> str:
+    """Format mean and standard error."""
+    error = "" if x["stderr"] is None else f" ± {x['stderr']:.{digits}f}"
+    return f"{x['mean']:.{digits}f}{error}"
+
+
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Format the results as a Markdown table."""
-
-    def cell(x: dict[str, Any], digits: int) -> str:
-        error = "" if x["stderr"] is None else f" ± {x['stderr']:.{digits}f}"
-        return f"{x['mean']:.{digits}f}{error}"
-
     titles = ["float" if bits == 32 else f"{bits} bit" for bits in BITS]
     rows = [["method", *titles, f"‖Hz‖, h={MEASURED_STEP:g}", "‖Hz‖ exact", "time"]]
     for name, result in results.items():
         accuracies = [cell(result["accuracy"][str(bits)], 1) for bits in BITS]
         norms = [cell(result[key], 3) for key in ("hessian_norm", "hessian_norm_exact")]
         rows.append([name, *accuracies, *norms, f"{result['relative_step_time']:.2f}"])
+    return markdown(rows)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Format rows of text, the first with the titles, as a Markdown table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)) + " |"
@@ -433,20 +457,31 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=3, help="number of seeds (0, 1, ...)")
     add("--epochs", type=int, default=40)
     add("--out", type=Path, default=Path("quickstart_results"), help="folder to write")
+    add(
+        "--save-weights", action="store_true", help="write them to the folder 'weights'"
+    )
     add("--quiet", action="store_true", help="show no progress bars")
     options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"--seeds must be at least 1, got {options.seeds}")
+    check_training_options(parser, options)
+    return options
+
+
+def check_training_options(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> None:
+    """Exit unless label noise and epochs are in range and the folder is writable."""
     if not 0.0 <= options.label_noise <= 1.0:
         parser.error(f"--label-noise must be from 0 to 1, got {options.label_noise}")
-    for name in ("seeds", "epochs"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if options.epochs < 1:
+        parser.error(f"--epochs must be at least 1, got {options.epochs}")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=options.out):
             pass  # better to fail now than after the training
     except OSError as error:
         parser.error(f"--out must be a folder that can be written to: {error}")
-    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -459,6 +494,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         options.epochs,
         options.label_noise,
         options.quiet,
+        options.out / "weights" if options.save_weights else None,
     )
     record = {
         "environment": environment(),

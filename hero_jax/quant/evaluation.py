@@ -81,6 +81,10 @@ def accuracy_against_bits(
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Figure 1.
     """
     _checks.check_callable("logits_fn", logits_fn, "(params, batch_stats, images)")
+    if not isinstance(bits, (tuple, list, range, np.ndarray)):
+        raise TypeError(
+            f"bits must be a sequence of integers, got {type(bits).__name__}: {bits!r}."
+        )
     for width in bits:
         if width != FLOAT_BITS:
             check_bits(width)
@@ -90,6 +94,8 @@ def accuracy_against_bits(
             f"labels must have shape {(num_images,)} for images of shape "
             f"{np.shape(images)}, got {np.shape(labels)}."
         )
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise TypeError(f"labels must be integers, got {jnp.result_type(labels)}.")
     if (stats_fn is None) != (calibration_images is None):
         raise ValueError(
             "stats_fn and calibration_images are given together or not at all, got "

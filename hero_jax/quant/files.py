@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,10 +90,7 @@ def save(path: str | os.PathLike[str], tree: chex.ArrayTree) -> None:
         "structure": text,
         "sha256": _checksum(text, tensors),
     }
-    _write_whole(
-        Path(path),
-        lambda partial: safetensors.numpy.save_file(tensors, partial, metadata),
-    )
+    _write_whole(Path(path), safetensors.numpy.save(tensors, metadata))
 
 
 def load(
@@ -168,19 +165,27 @@ def _disassemble(x: Any) -> tuple[Any, dict[str, np.ndarray]]:
         arrays[".zero_point"] = packed.zero_point
     description = {
         "bits": packed.bits,
-        "dtype": str(packed.dtype),
         "shape": packed.shape,
-        "block_shape": packed.block_shape,
         "scheme": packed.scheme,
-        "packed": packed is x,
+        "dtype": str(packed.dtype),
+        "block_shape": packed.block_shape,
+        "packed": isinstance(x, PackedArray),
     }
+    defaults = _defaults(description)
+    description = {k: v for k, v in description.items() if v != defaults.get(k)}
     return description, {suffix: _as_stored(a)[1] for suffix, a in arrays.items()}
+
+
+def _defaults(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a description does not say: headers count in small files."""
+    return {"dtype": "float32", "block_shape": description["shape"], "packed": False}
 
 
 def _assemble(name: str, description: Any, tensors: dict[str, np.ndarray]) -> Any:
     """Return a leaf, taking what it is made of out of `tensors`."""
     if isinstance(description, str):
         return _as_jax(_as_dtype(tensors.pop(name), description))
+    description = {**_defaults(description), **description}
     affine = description["scheme"] == "affine"
     if not affine and description["scheme"] != "symmetric":
         raise ValueError(f"{name} has the unknown scheme {description['scheme']!r}")
@@ -197,17 +202,19 @@ def _assemble(name: str, description: Any, tensors: dict[str, np.ndarray]) -> An
 
 
 def _float_named(name: str) -> np.dtype:
-    return next(dtype for dtype in FLOATS if str(dtype) == name)
+    if name not in map(str, FLOATS):
+        raise ValueError(f"{name!r} is no floating-point dtype")
+    return np.dtype(name)
 
 
 def _as_stored(x: Any) -> tuple[str, np.ndarray]:
     """Return the name of the dtype, and the array as one that safetensors knows."""
-    dtype = getattr(x, "dtype", None)
     number = isinstance(x, (bool, int, float))
-    if not number and (dtype is None or str(dtype) not in (*_PLAIN, *_AS_BITS)):
+    dtype = getattr(getattr(x, "dtype", None), "name", type(x).__name__)
+    if not number and dtype not in (*_PLAIN, *_AS_BITS):
         raise TypeError(
-            "leaves must be arrays of booleans, integers or floats to be saved, got "
-            f"{type(x).__name__ if dtype is None else dtype}"
+            "leaves must be arrays of booleans, integers or floats to be saved, "
+            f"got {dtype}"
         )
     array = np.asarray(x, order="C")
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -315,12 +322,13 @@ def _poured_into(
     )
 
 
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file beside `path`, then put it in its place."""
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside `path`, then put it in its place."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        write(partial)
-        with partial.open("rb+") as file:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     finally:

@@ -19,6 +19,7 @@ Every entry inside the range moves by at most half a bin. Everything here comput
 the floats of x, in which the integers involved are exact, and `bits` may be traced.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -105,15 +106,16 @@ def covering(
     low, high = x_range
     dtype = low.dtype
     _, most = limits(bits, scheme, dtype)
+    tiny = float(jnp.finfo(dtype).tiny)
     if scheme == "symmetric":
         scale = high / (most + 0.5)
-        smallest = jnp.asarray(jnp.finfo(dtype).tiny, dtype)
+        smallest = jnp.asarray(tiny, dtype)
     else:
         # low and high apart: their difference may overflow.
         scale = high / most - low / most
         # Bins no narrower than the floats are dense: a constant array is kept
         # exactly, and the zero point of one far from zero stays an exact float.
-        smallest = jnp.maximum(jnp.finfo(dtype).eps * largest, jnp.finfo(dtype).tiny)
+        smallest = jnp.maximum(jnp.finfo(dtype).eps * largest, tiny)
     scale = jnp.where(largest > 0.0, jnp.maximum(scale, smallest), 1.0)
     scale = jnp.where(jnp.isfinite(largest), scale, jnp.nan).astype(dtype)
     return Grid(scale, None if scheme == "symmetric" else -jnp.round(low / scale))
@@ -148,7 +150,7 @@ def least_squares(x: chex.Array, axes: Axes, scheme: str, bits: chex.Numeric) ->
     whole = min_max(x, axes, scheme)
     # Rows of one block each: a reduction along columns is slow inside a loop.
     rows = jnp.moveaxis(x, axes, range(x.ndim - len(axes), x.ndim))
-    rows = rows.reshape(whole[0].size, -1)
+    rows = rows.reshape(whole[0].size, math.prod(x.shape[a] for a in axes))
     largest = jnp.max(jnp.abs(rows), 1, keepdims=True)
     # Of order one, so that squares neither overflow nor vanish, nor does 1 / unit.
     unit = jnp.maximum(largest / 8, jnp.finfo(x.dtype).tiny)

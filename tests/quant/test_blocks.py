@@ -69,7 +69,12 @@ def test_block_shape_of_a_kernel(axis, group_size, expected):
 @pytest.mark.parametrize(
     ("axis", "group_size", "error", "message"),
     [
-        (2, None, ValueError, r"axis must be from -2 to 1 for .* shape \(3, 4\), got 2"),
+        (
+            2,
+            None,
+            ValueError,
+            r"axis must be from -2 to 1 for .* shape \(3, 4\), got 2",
+        ),
         (-3, None, ValueError, r"axis must be from -2 to 1"),
         ((0, -2), None, ValueError, r"axis must not name an axis of shape .* twice"),
         (None, 4, ValueError, r"group_size needs the axis .* group_size=4"),

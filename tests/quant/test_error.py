@@ -25,7 +25,11 @@ def test_equals_numpy(bits):
     assert list(errors) == ["bias", "head", "layers/0/kernel"]
     restored = quant.dequantize(quantized)
     for name, x, y in [
-        ("layers/0/kernel", tree["layers"][0]["kernel"], restored["layers"][0]["kernel"]),
+        (
+            "layers/0/kernel",
+            tree["layers"][0]["kernel"],
+            restored["layers"][0]["kernel"],
+        ),
         ("head", tree["head"], restored["head"]),
     ]:
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)

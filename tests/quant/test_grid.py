@@ -55,7 +55,9 @@ def test_equals_exhaustive_search(bits, calibration, scheme, layout):
     if calibration == "mse":
         # Equal up to choices between clips whose errors differ by rounding.
         for _, cut in reference.blocks_of(x.shape, block_shape):
-            error, least = (np.mean((y[cut] - x[cut]) ** 2) for y in (restored, expected))
+            error, least = (
+                np.mean((y[cut] - x[cut]) ** 2) for y in (restored, expected)
+            )
             assert error <= least * (1 + 1e-3) + 1e-12
         return
     np.testing.assert_allclose(quantized.scale, scales, rtol=1e-5)
@@ -87,7 +89,9 @@ def test_clips_are_never_worse_than_the_whole_range_at_any_magnitude(scale, sche
     x = draw() / np.float32(8.0) * np.float32(scale)
     errors = {}
     for calibration in ("minmax", "mse"):
-        y = fake_quantize_array(jnp.asarray(x), 3, scheme=scheme, calibration=calibration)
+        y = fake_quantize_array(
+            jnp.asarray(x), 3, scheme=scheme, calibration=calibration
+        )
         assert np.isfinite(y).all()
         errors[calibration] = np.mean((np.asarray(y, np.float64) - x) ** 2)
     assert errors["mse"] <= errors["minmax"] * (1 + 1e-6)

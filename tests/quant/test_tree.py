@@ -68,7 +68,90 @@ def test_works_inside_jit_with_integers_in_memory():
     )
 
 
+def test_rounding_equals_the_round_trip():
+    tree = params()
+    for options in ({}, {"scheme": "symmetric", "calibration": "mse"}):
+        chex.assert_trees_all_equal(
+            quant.fake_quantize(tree, 3, **options),
+            quant.dequantize(quant.quantize(tree, 3, **options)),
+        )
+
+
+def test_a_sweep_over_precisions_is_one_program():
+    tree = params()
+    traces = []
+
+    @jax.jit
+    def sweep(widths):
+        traces.append(None)
+        return jax.vmap(lambda bits: quant.fake_quantize(tree, bits))(widths)
+
+    for widths in ((8, 4), (3, 2)):
+        swept = sweep(jnp.array(widths))
+        for i, bits in enumerate(widths):
+            expected = quant.fake_quantize(tree, bits)
+            one = jax.tree.map(lambda x, i=i: x[i], swept)
+            chex.assert_trees_all_close(one, expected, rtol=1e-5, atol=1e-6)
+    assert len(traces) == 1
+
+
+def test_one_key_rounds_every_leaf_differently_and_repeatably():
+    tree = {"a": jnp.tile(jnp.linspace(-1.0, 1.0, 64), (8, 1))}
+    tree["b"] = tree["a"]
+    one, same, other = (
+        quant.fake_quantize(tree, 3, key=jax.random.key(seed)) for seed in (0, 0, 1)
+    )
+    chex.assert_trees_all_equal(one, same)
+    assert np.any(one["a"] != one["b"])
+    assert np.any(one["a"] != other["a"])
+    chex.assert_trees_all_equal(
+        quant.dequantize(quant.quantize(tree, 3, key=jax.random.key(0))), one
+    )
+
+
+def test_options_reach_every_leaf_and_errors_name_it():
+    tree = params()
+    quantized = quant.quantize(tree, 4, axis=-1)
+    assert quantized["conv"]["kernel"].scale.shape == (1, 1, 1, 8)
+    assert quantized["head"][0].scale.shape == (1, 2)
+    with pytest.raises(
+        ValueError, match=r"axis must be from -2 to 1 .*\['head'\]\[0\]"
+    ):
+        quant.quantize(tree, 4, axis=2)
+    with pytest.raises(TypeError, match="unknown option 'group'"):
+        quant.quantize(tree, 4, group=2)
+
+
+def test_packed_trees_come_back():
+    quantized = quant.quantize(params(), 5, axis=-1)
+    packed = quant.pack(quantized)
+    assert isinstance(packed["conv"]["kernel"], quant.PackedArray)
+    assert packed["norm"]["bias"] is quantized["norm"]["bias"]
+    chex.assert_trees_all_equal(quant.unpack(packed), quantized)
+    chex.assert_trees_all_equal(quant.dequantize(packed), quant.dequantize(quantized))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_no_floats_are_resident_before_a_call(bits):
+    """Weights are integers among the arguments; floats are temporary at most."""
+    tree = {"w": jax.random.normal(jax.random.key(0), (256, 256))}
+    x = jnp.ones((1, 256))
+    predict = jax.jit(lambda tree, x: x @ quant.dequantize(tree)["w"])
+    quantized = quant.quantize(tree, bits)
+    for stored, bits_per_weight in (
+        (tree, 32),
+        (quantized, 8),
+        (quant.pack(quantized), bits),
+    ):
+        analysis = predict.lower(stored, x).compile().memory_analysis()
+        resident = analysis.argument_size_in_bytes - x.nbytes
+        assert resident - 256 * 256 * bits_per_weight // 8 in range(17)
+
+
 def test_empty_tree():
+    assert quant.fake_quantize({}, 4) == {}
+    assert quant.quantization_error({}, {}) == {}
+    assert quant.size_in_bytes({}) == 0
     assert quant.dequantize(quant.quantize({}, 4)) == {}
 
 
@@ -82,7 +165,9 @@ def test_entries_that_are_not_finite_are_named(bad):
 
 
 def test_other_misuse_is_named():
-    with pytest.raises(ValueError, match=r"bits must be an integer from 2 to 8, or 16, got 1"):
+    with pytest.raises(
+        ValueError, match=r"bits must be an integer from 2 to 8, or 16, got 1"
+    ):
         quant.quantize({}, 1)
     with pytest.raises(TypeError, match=r"bits must be an integer"):
         quant.quantize(params(), "4")

@@ -1,0 +1,137 @@
+"""The commands around quantized weights, small."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import accuracy_against_bits  # noqa: E402
+import deploy  # noqa: E402
+import quantizer_speed  # noqa: E402
+import quickstart  # noqa: E402
+
+import hero_jax  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Networks of two seeds, hardly trained."""
+    folder = tmp_path_factory.mktemp("weights")
+    program = quickstart.make_program(quickstart.METHODS["HERO"], 7)
+    data = quickstart.load_data(0.0, 0)
+    paths = []
+    for seed in (0, 1):
+        with quickstart.tqdm(disable=True) as progress:
+            state = quickstart.train(program, data, 5, seed, progress)
+        paths.append(quickstart.save_weights(folder, "HERO", seed, state))
+    return paths
+
+
+def test_weights_of_every_method_and_seed_are_saved(tmp_path):
+    methods = {"SGD, tuned": quickstart.METHODS["SGD, tuned"]}
+    quickstart.run(methods, [3, 4], 1, 0.4, quiet=True, weights=tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"sgd_tuned_seed3.safetensors", "sgd_tuned_seed4.safetensors"}
+
+
+def test_accuracy_is_that_of_the_quick_start(weights, tmp_path, capsys):
+    record = accuracy_against_bits.main(
+        [*map(str, weights), "--all", f"--out={tmp_path}", "--quiet"]
+    )
+    data = quickstart.load_data(0.4, 0)
+    for i, path in enumerate(weights):
+        tree = accuracy_against_bits.load(path)
+        state = quickstart.TrainState(tree["params"], tree["batch_stats"], None)
+        for k, bits in enumerate(accuracy_against_bits.BITS):
+            expected = 100.0 * quickstart.evaluate(state, data, bits)
+            actual = record["accuracy"]["per tensor"]["hero"][k]["values"][i]
+            np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    assert list(record["accuracy"]) == [*accuracy_against_bits.SETTINGS]
+    written = json.loads((tmp_path / "accuracy_against_bits.json").read_text())
+    assert written["accuracy"] == record["accuracy"]
+    picture = (tmp_path / "accuracy_against_bits.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert "| hero " in capsys.readouterr().out
+
+
+def test_accuracy_without_files_trains_first(tmp_path):
+    record = accuracy_against_bits.main(
+        ["--epochs=1", f"--out={tmp_path}", "--quiet", "--setting=symmetric"]
+    )
+    assert list(record["accuracy"]) == ["symmetric"]
+    assert list(record["accuracy"]["symmetric"]) == ["sgd", "hero"]
+    assert len(list((tmp_path / "weights").iterdir())) == 2
+
+
+def test_statistics_of_a_batch_are_those_of_numpy(weights):
+    """The first layer's, whose input is the image."""
+    params = accuracy_against_bits.load(weights[0])["params"]
+    images = quickstart.load_data(0.0, 0).train_images[:50]
+    stats = accuracy_against_bits.stats_fn(params, images)["BatchNorm_0"]
+    kernel = np.asarray(params["Conv_0"]["kernel"])[:, :, 0]
+    padded = np.pad(np.asarray(images)[..., 0], ((0, 0), (1, 1), (1, 1)))
+    output = sum(
+        padded[:, i : i + 8, j : j + 8, None] * kernel[i, j]
+        for i in range(3)
+        for j in range(3)
+    )
+    np.testing.assert_allclose(stats["mean"], output.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(stats["var"], output.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_bad_files_are_named(tmp_path, capsys):
+    other = tmp_path / "other.safetensors"
+    hero_jax.quant.save(other, {"w": np.ones(3, np.float32)})
+    (tmp_path / "text").write_text("hello")
+    for path, message in [
+        (tmp_path / "missing", "No such file"),
+        (tmp_path / "text", "is no sound safetensors file"),
+        (other, "like must have the structure of the file"),
+    ]:
+        for main in (accuracy_against_bits.main, deploy.main):
+            with pytest.raises(SystemExit):
+                main([str(path)])
+            assert message in capsys.readouterr().err
+
+
+def test_deployment(weights, capsys):
+    deploy.main([str(weights[0])])
+    printed = capsys.readouterr().out
+    resident = [
+        int(line.split("|")[2].replace(",", ""))
+        for line in printed.splitlines()
+        if line.startswith(("| float", "| 4"))
+    ]
+    floats, bytewise, packed = resident
+    assert packed < bytewise < 0.3 * floats
+    assert packed < 0.16 * floats
+    difference = re.search(r"differ by at most (\S+) in 7970 logits", printed)
+    assert float(difference[1]) < 1e-4
+    assert weights[0].with_name("hero_seed0.4bit.safetensors").exists()
+    assert weights[0].with_name("hero_seed0.stablehlo").exists()
+
+
+def test_four_bits_of_resnet20_take_a_seventh_of_the_floats():
+    sizes = quantizer_speed.file_sizes(quantizer_speed.resnet20())
+    assert 7 * sizes["4"] <= sizes["float"]
+    for bits in ("8", "6", "5", "3", "2"):
+        assert sizes[bits] < sizes["float"] * int(bits) / 32 + 20_000
+
+
+def test_vgg19_has_the_size_of_the_paper():
+    params = quantizer_speed.vgg19()
+    weights = sum(x.size for x in quickstart.jax.tree.leaves(params))
+    assert round(weights / 1e6, 2) == 20.04
+
+
+def test_speed_table(capsys):
+    quantizer_speed.main(["--tree=resnet20", "--rounds=1"])
+    printed = capsys.readouterr().out
+    assert "| copy |" in printed
+    assert "| 4 bit |" in printed

@@ -1,0 +1,182 @@
+"""Accuracy against bits, by a loop over the precisions and by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hero_jax import quant
+
+BITS = (32, 8, 4, 3, 2, 16)
+
+
+def problem(size=103):
+    """A random two-layer network with normalization, and labels it half agrees with."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "hidden": jax.random.normal(keys[0], (16, 32)),
+        "bias": jnp.linspace(-1.0, 1.0, 32),
+        "out": jax.random.normal(keys[1], (32, 10)),
+    }
+    images = jax.random.normal(keys[2], (size, 16))
+    stats = stats_fn(params, images)
+    labels = logits_fn(params, stats, images).argmax(-1)
+    noise = jax.random.bernoulli(keys[3], 0.2, (size,))
+    return params, stats, images, jnp.where(noise, (labels + 1) % 10, labels)
+
+
+def stats_fn(params, images):
+    hidden = images @ params["hidden"] + params["bias"]
+    return {"mean": hidden.mean(0), "var": hidden.var(0)}
+
+
+def logits_fn(params, batch_stats, images):
+    hidden = images @ params["hidden"] + params["bias"]
+    hidden = (hidden - batch_stats["mean"]) / jnp.sqrt(batch_stats["var"] + 1e-5)
+    return jax.nn.relu(hidden) @ params["out"]
+
+
+def one_by_one(params, stats, images, labels, calibration=None, **options):
+    accuracies = []
+    for bits in BITS:
+        rounded = params
+        if bits != 32:
+            rounded = quant.dequantize(quant.quantize(params, bits, **options))
+        used = stats
+        if calibration is not None:
+            each = [stats_fn(rounded, batch) for batch in calibration]
+            used = {k: np.mean([s[k] for s in each], axis=0) for k in stats}
+        predicted = np.asarray(logits_fn(rounded, used, images)).argmax(-1)
+        accuracies.append(np.mean(predicted == np.asarray(labels)))
+    return accuracies
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 10, 103, 1000])
+@pytest.mark.parametrize("options", [{}, {"axis": -1, "scheme": "symmetric"}], ids=str)
+def test_equals_a_loop(batch_size, options):
+    params, stats, images, labels = problem()
+    actual = quant.accuracy_against_bits(
+        logits_fn,
+        params,
+        images,
+        labels,
+        BITS,
+        batch_stats=stats,
+        batch_size=batch_size,
+        **options,
+    )
+    expected = one_by_one(params, stats, images, labels, **options)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    assert len(set(map(float, actual))) > 3  # the precisions differ
+
+
+def test_statistics_are_estimated_anew_for_every_precision():
+    params, stats, images, labels = problem()
+    calibration = images[:100].reshape(5, 20, 16)
+    actual = quant.accuracy_against_bits(
+        logits_fn,
+        params,
+        images,
+        labels,
+        BITS,
+        batch_stats=jax.tree.map(jnp.zeros_like, stats),
+        stats_fn=stats_fn,
+        calibration_images=calibration,
+    )
+    expected = one_by_one(params, stats, images, labels, calibration)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    assert np.any(np.asarray(actual) != one_by_one(params, stats, images, labels))
+
+
+def test_mask_and_calibration_reach_the_quantizer():
+    params, stats, images, labels = problem()
+    options = {"mask": {"hidden": True, "bias": False, "out": False}}
+    for more in (options, {"mask": lambda p: jax.tree.map(lambda _: True, p)}):
+        actual = quant.accuracy_against_bits(
+            logits_fn, params, images, labels, BITS, batch_stats=stats, **more
+        )
+        expected = one_by_one(params, stats, images, labels, **more)
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_one_program_for_all_precisions_and_other_weights():
+    params, stats, images, labels = problem()
+    traces = []
+
+    def counted(*args):
+        traces.append(None)
+        return logits_fn(*args)
+
+    for scale in (1.0, 2.0):
+        for bits in (BITS, BITS[::-1]):
+            quant.accuracy_against_bits(
+                counted,
+                jax.tree.map(lambda x, s=scale: s * x, params),
+                images,
+                labels,
+                bits,
+                batch_stats=stats,
+                batch_size=10,
+            )
+    assert len(traces) <= 2  # a loop's body may be traced twice, but only once compiled
+
+
+def test_works_inside_jit():
+    params, stats, images, labels = problem()
+    accuracy = lambda p: quant.accuracy_against_bits(
+        logits_fn, p, images, labels, BITS, batch_stats=stats
+    )
+    np.testing.assert_allclose(jax.jit(accuracy)(params), accuracy(params), rtol=1e-6)
+
+
+def test_logits_that_are_not_finite_are_wrong():
+    nothing = lambda params, _, images: jnp.full((len(images), 3), jnp.nan)
+    accuracy = quant.accuracy_against_bits(
+        nothing, {"w": jnp.ones((2, 2))}, jnp.ones((4, 1)), jnp.zeros(4, int), (32, 2)
+    )
+    np.testing.assert_array_equal(accuracy, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"bits": (4, 9)},
+            ValueError,
+            r"bits must be an integer from 2 to 8, or 16, go",
+        ),
+        ({"bits": 4}, TypeError, r"bits must be a sequence of integers, got int: 4"),
+        (
+            {"labels": np.zeros(3, int)},
+            ValueError,
+            r"labels must have shape \(103,\) f",
+        ),
+        ({"labels": np.zeros(103)}, TypeError, r"labels must be integers, got float"),
+        (
+            {"batch_size": 0},
+            ValueError,
+            r"batch_size must be at least 1, .*batch_size=0",
+        ),
+        ({"stats_fn": stats_fn}, ValueError, r"only stats_fn"),
+        ({"calibration_images": 1}, ValueError, r"only calibration_images"),
+        ({"logits_fn": None}, TypeError, r"logits_fn must be a callable"),
+        ({"scheme": "x"}, ValueError, r"scheme must be one of"),
+        (
+            {"mask": {"x": True}},
+            ValueError,
+            r"mask must have the tree structure of par",
+        ),
+    ],
+)
+def test_misuse_is_named(change, error, message):
+    params, stats, images, labels = problem()
+    arguments = {
+        "logits_fn": logits_fn,
+        "params": params,
+        "images": images,
+        "labels": labels,
+        "batch_stats": stats,
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        quant.accuracy_against_bits(**arguments)

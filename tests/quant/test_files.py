@@ -1,0 +1,430 @@
+"""Files: round trips, damage, and what must never be half written."""
+
+import builtins
+import functools
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hero_jax import quant
+from hero_jax.quant import PackedArray, QuantFileError, files
+
+safetensors_numpy = pytest.importorskip("safetensors.numpy")
+
+WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
+
+
+class Layer(NamedTuple):
+    kernel: object
+    bias: object
+
+
+def params():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return {
+        "conv": Layer(draw(3, 3, 4, 5), draw(5)),
+        "head": [draw(7, 3).astype(jnp.bfloat16), (draw(2, 2), None)],
+        "empty": {},
+        "step": jnp.int32(7),
+        "nothing": draw(0, 3),
+        "scalar": draw(),
+        "flags": jnp.array([True, False]),
+        "half": draw(4).astype(jnp.float16),
+        "eighth": draw(4).astype(jnp.float8_e4m3fn),
+    }
+
+
+def quantized(bits=4, **options):
+    tree = params()
+    floats = {k: tree[k] for k in ("conv", "head", "nothing", "scalar")}
+    return {**tree, **quant.quantize(floats, bits, **options)}
+
+
+def leaves(tree):
+    return jax.tree.leaves(tree)
+
+
+def check_equal(actual, expected):
+    for x, y in zip(leaves(actual), leaves(expected), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(
+            np.asarray(x).view(f"u{x.dtype.itemsize}"),
+            np.asarray(y).view(f"u{y.dtype.itemsize}"),
+        )
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scheme": "symmetric"},
+        {"axis": -1},
+        {"axis": (0, -1), "group_size": (2, 1), "calibration": "mse"},
+    ],
+    ids=str,
+)
+def test_round_trip_is_exact(bits, options, tmp_path):
+    tree = quantized(bits, **options)
+    path = tmp_path / "net.safetensors"
+    quant.save(path, tree)
+    loaded = quant.load(path)
+    check_equal(loaded, tree)
+    assert type(loaded["conv"]).__name__ == "Layer"
+    assert loaded["conv"].kernel.bits == bits
+    assert loaded["head"][1][1] is None
+    assert loaded["empty"] == {}
+    for x, y in zip(
+        jax.tree.leaves(tree, is_leaf=quant.is_quantized),
+        jax.tree.leaves(loaded, is_leaf=quant.is_quantized),
+        strict=True,
+    ):
+        if quant.is_quantized(x):
+            assert (x.bits, x.dtype, x.block_shape) == (y.bits, y.dtype, y.block_shape)
+            assert (x.scheme, x.shape) == (y.scheme, y.shape)
+            np.testing.assert_array_equal(x.dequantize(), y.dequantize())
+
+
+def test_like_restores_the_classes(tmp_path):
+    tree = quantized()
+    quant.save(tmp_path / "net", tree)
+    for like in (params(), tree, jax.eval_shape(params)):
+        loaded = quant.load(tmp_path / "net", like=like)
+        assert isinstance(loaded["conv"], Layer)
+        assert jax.tree.structure(loaded) == jax.tree.structure(tree)
+        check_equal(loaded, tree)
+
+
+def test_packed_trees_stay_packed(tmp_path):
+    tree = quant.pack(quantized(3))
+    quant.save(tmp_path / "net", tree)
+    loaded = quant.load(tmp_path / "net")
+    assert isinstance(loaded["conv"].kernel, PackedArray)
+    check_equal(loaded, tree)
+    # Equal weights, equal bytes, packed or not, but for the note that says which.
+    quant.save(tmp_path / "other", quant.unpack(tree))
+    sizes = [(tmp_path / name).stat().st_size for name in ("net", "other")]
+    assert abs(sizes[0] - sizes[1]) <= 100
+
+
+@pytest.mark.parametrize("tree", [jnp.arange(3.0), {}, [], None, (), 2.5, np.int8(3)])
+def test_small_trees(tree, tmp_path):
+    quant.save(tmp_path / "x", tree)
+    loaded = quant.load(tmp_path / "x")
+    assert jax.tree.structure(loaded) == jax.tree.structure(tree)
+    chex.assert_trees_all_equal(loaded, tree)
+
+
+def test_arrays_in_any_memory_layout(tmp_path):
+    x = np.arange(12.0, dtype=np.float32).reshape(3, 4)
+    tree = {"t": x.T, "strided": x[:, ::2], "big": x.astype(">f4"), "zero": x[0, 0]}
+    quant.save(tmp_path / "x", tree)
+    chex.assert_trees_all_equal(quant.load(tmp_path / "x"), tree)
+
+
+def test_stacked_layers(tmp_path):
+    x = jax.random.normal(jax.random.key(0), (5, 3, 7))
+    tree = jax.vmap(lambda x: quant.quantize_array(x, 4, axis=-1))(x)
+    quant.save(tmp_path / "x", {"layers": tree})
+    loaded = quant.load(tmp_path / "x")["layers"]
+    assert loaded.block_shape == tree.block_shape == (3, 1)
+    np.testing.assert_array_equal(loaded.dequantize(), tree.dequantize())
+
+
+@pytest.mark.usefixtures("x64")
+def test_double_precision(tmp_path):
+    tree = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": jnp.arange(3.0)}
+    quant.save(tmp_path / "q", quant.quantize(tree, 4))
+    quant.save(tmp_path / "f", tree)
+    assert quant.load(tmp_path / "q")["w"].dequantize().dtype == jnp.float64
+    with (
+        jax.experimental.disable_x64()
+        if hasattr(jax.experimental, "disable_x64")
+        else jax.enable_x64(False)
+    ):
+        with pytest.raises(
+            ValueError, match=r"float64 weights at w: turn jax_enable_x"
+        ):
+            quant.load(tmp_path / "q")
+        floats = quant.load(tmp_path / "f")
+        assert floats["w"].dtype == np.float64
+        np.testing.assert_array_equal(floats["w"], np.asarray(tree["w"]))
+
+
+def test_flax_states(tmp_path):
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List([nnx.Linear(3, 4, rngs=rngs) for _ in range(2)])
+            self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+    state = nnx.state(Net(nnx.Rngs(0)), nnx.Param)
+    tree = quant.quantize(state, 4)
+    quant.save(tmp_path / "net", tree)
+    loaded = quant.load(tmp_path / "net", like=state)
+    assert jax.tree.structure(loaded) == jax.tree.structure(tree)
+    check_equal(loaded, tree)
+    net = Net(nnx.Rngs(1))
+    nnx.update(net, quant.dequantize(loaded))
+    np.testing.assert_array_equal(
+        net.layers[0].kernel[...], quant.dequantize(tree)["layers"][0]["kernel"][...]
+    )
+    # By itself the file gives plain dicts.
+    assert quant.load(tmp_path / "net")["layers"][1]["kernel"].bits == 4
+
+
+def test_sizes_are_those_of_packed_integers(tmp_path):
+    tree = {"w": jnp.ones((100, 100)), "b": jnp.ones(100)}
+    for bits in WIDTHS:
+        q = quant.quantize(tree, bits, axis=-1)
+        expected = 100 * 100 * bits // 8 + 100 * (4 + 4) + 400
+        assert quant.size_in_bytes(q) == expected
+        assert quant.size_in_bytes(quant.pack(q)) == expected
+        quant.save(tmp_path / "x", q)
+        assert 0 < (tmp_path / "x").stat().st_size - expected < 1000
+    assert quant.size_in_bytes(jax.eval_shape(lambda: tree)) == 40_400
+
+
+def test_another_like_is_named(tmp_path):
+    tree = quantized()
+    quant.save(tmp_path / "net", tree)
+    like = params()
+    del like["scalar"]
+    with pytest.raises(
+        ValueError, match=r"\[\] are in like only, \['scalar'\] in the f"
+    ):
+        quant.load(tmp_path / "net", like=like)
+    with pytest.raises(ValueError, match="or containers differ"):
+        quant.load(tmp_path / "net", like={**params(), "head": tuple(params()["head"])})
+    with pytest.raises(
+        ValueError, match=r"half is float16\[5\] in like and float16\[4"
+    ):
+        quant.load(
+            tmp_path / "net", like={**params(), "half": jnp.ones(5, jnp.float16)}
+        )
+
+
+@pytest.mark.parametrize(
+    ("tree", "error", "message"),
+    [
+        ({"a": "text"}, TypeError, r"must be arrays of booleans.* got str \(at a\)"),
+        (
+            {"a": [object()]},
+            TypeError,
+            r"must be arrays of booleans.*object \(at a/0\)",
+        ),
+        ({"a": jnp.ones(2, jnp.complex64)}, TypeError, r"got complex64 \(at a\)"),
+        ({"a": np.array(["x"])}, TypeError, r"must be arrays of booleans"),
+        ({1.5: jnp.ones(2)}, TypeError, "must be strings or integers"),
+    ],
+)
+def test_what_cannot_be_saved_is_named(tree, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        quant.save(tmp_path / "x", tree)
+    assert not list(tmp_path.iterdir())
+
+
+def test_keys_and_weights_that_are_not_finite_are_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"got key<.* \(at rng\)"):
+        quant.save(tmp_path / "x", {"rng": jax.random.key(0)})
+    bad = jax.jit(lambda x: quant.quantize(x, 4))({"w": jnp.array([[1.0, jnp.nan]])})
+    with pytest.raises(
+        ValueError, match=r"scale must be positive and finite.* \(at w\)"
+    ):
+        quant.save(tmp_path / "x", bad)
+
+
+# Damage
+
+
+@functools.cache
+def sound_file():
+    """Bytes of a small file."""
+    with tempfile.TemporaryDirectory() as folder:
+        quant.save(Path(folder) / "x", {"w": quantized(3, axis=-1)["conv"]})
+        return (Path(folder) / "x").read_bytes()
+
+
+def load_bytes(folder, data):
+    path = folder / "damaged"
+    path.write_bytes(data)
+    return quant.load(path)
+
+
+anywhere = st.integers(0, len(sound_file()) - 1)
+shared_folder = settings(
+    deadline=None,
+    max_examples=300,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@shared_folder
+@given(anywhere, st.integers(0, 7))
+def test_every_flipped_bit_is_noticed(tmp_path, place, bit):
+    data = bytearray(sound_file())
+    data[place] ^= 1 << bit
+    with pytest.raises(QuantFileError, match="damaged"):
+        load_bytes(tmp_path, bytes(data))
+
+
+@shared_folder
+@given(anywhere)
+def test_every_truncation_is_noticed(tmp_path, length):
+    with pytest.raises(QuantFileError):
+        load_bytes(tmp_path, sound_file()[:length])
+
+
+@shared_folder
+@given(anywhere, st.binary(min_size=1, max_size=20))
+def test_insertions_are_noticed(tmp_path, place, extra):
+    data = sound_file()
+    with pytest.raises(QuantFileError):
+        load_bytes(tmp_path, data[:place] + extra + data[place:])
+
+
+@shared_folder
+@given(st.binary(max_size=200))
+def test_foreign_bytes_are_refused(tmp_path, data):
+    with pytest.raises(QuantFileError):
+        load_bytes(tmp_path, data)
+
+
+def rewritten(folder, change, resign=True):
+    """Write the sound file anew after `change(tensors, metadata)`."""
+    original, path = folder / "original", folder / "changed"
+    original.write_bytes(sound_file())
+    with safetensors_numpy.safe_open(original, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata())
+    described = json.loads(metadata["structure"])
+    kernel = described[1][0][1][2][0][1]
+    change(tensors, metadata, kernel)
+    metadata["structure"] = json.dumps(described)
+    if resign:
+        metadata["sha256"] = files._checksum(metadata["structure"], tensors)
+    safetensors_numpy.save_file(tensors, path, metadata)
+    return path
+
+
+def test_an_unchanged_rewriting_loads(tmp_path):
+    assert quant.load(rewritten(tmp_path, lambda *_: None))["w"].kernel.bits == 3
+
+
+LIES = {
+    "fewer bits": lambda t, m, k: k.update(bits=2),
+    "no bits": lambda t, m, k: k.update(bits=9),
+    "text for bits": lambda t, m, k: k.update(bits="3"),
+    "another shape": lambda t, m, k: k.update(shape=[3, 3, 4, 6]),
+    "a huge shape": lambda t, m, k: k.update(shape=[2**40, 2**40]),
+    "a negative shape": lambda t, m, k: k.update(shape=[-3, -3, 4, 5]),
+    "a shape of text": lambda t, m, k: k.update(shape="3345"),
+    "other blocks": lambda t, m, k: k.update(block_shape=[3, 3, 4, 5]),
+    "empty blocks": lambda t, m, k: k.update(block_shape=[0, 0, 0, 0]),
+    "another dtype": lambda t, m, k: k.update(dtype="int32"),
+    "code for a dtype": lambda t, m, k: k.update(dtype="__import__('os')"),
+    "a wider dtype": lambda t, m, k: k.update(dtype="float64"),
+    "no scheme": lambda t, m, k: k.update(scheme="none"),
+    "another scheme": lambda t, m, k: k.update(scheme="symmetric"),
+    "missing facts": lambda t, m, k: k.clear(),
+    "a missing tensor": lambda t, m, k: t.pop("w/kernel.scale"),
+    "an extra tensor": lambda t, m, k: t.update(extra=np.ones(2)),
+    "a negative scale": lambda t, m, k: t["w/kernel.scale"].fill(-1.0),
+    "a scale that is not finite": lambda t, m, k: t["w/kernel.scale"].fill(np.nan),
+    "a leaf of another dtype": lambda t, m, k: t.update({"w/bias": np.ones(5)}),
+    "another format": lambda t, m, k: m.update(format="pt"),
+    "no format": lambda t, m, k: m.pop("format"),
+    "a later version": lambda t, m, k: m.update(version="2"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_mislabelled_files_are_refused_even_with_a_sound_checksum(lie, tmp_path):
+    with pytest.raises(QuantFileError, match="changed"):
+        quant.load(rewritten(tmp_path, LIES[lie]))
+
+
+def test_a_changed_structure_is_noticed_by_the_checksum(tmp_path):
+    path = rewritten(
+        tmp_path, lambda t, m, k: k.update(block_shape=[3, 3, 4, 2]), False
+    )
+    with pytest.raises(QuantFileError, match="its checksum does not fit"):
+        quant.load(path)
+
+
+def test_structures_of_another_kind_are_refused(tmp_path):
+    path = rewritten(tmp_path, lambda t, m, k: k.update(deep=None))
+    assert quant.load(path)["w"].kernel.bits == 3  # unknown facts do no harm
+    for text in ("[" * 100_000, "not json", json.dumps(["list", ["float32"]])):
+        metadata = {"format": "hero_jax.quant", "version": "1", "structure": text}
+        metadata["sha256"] = files._checksum(text, {})
+        safetensors_numpy.save_file({}, tmp_path / "deep", metadata)
+        with pytest.raises(QuantFileError, match="malformed"):
+            quant.load(tmp_path / "deep")
+
+
+def test_other_safetensors_files_are_refused(tmp_path):
+    safetensors_numpy.save_file({"w": np.ones(3)}, tmp_path / "x")
+    with pytest.raises(QuantFileError, match=r"not written by hero_jax\.quant\.save"):
+        quant.load(tmp_path / "x")
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        quant.load(tmp_path / "nowhere")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        quant.load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        quant.save(tmp_path / "nowhere" / "x", {})
+
+
+def test_an_older_file_survives_a_failed_write(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    quant.save(path, {"w": jnp.ones(3)})
+    before = path.read_bytes()
+
+    def fail(_):
+        assert len(list(tmp_path.iterdir())) == 2
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        quant.save(path, {"w": jnp.zeros(3)})
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert path.read_bytes() == before
+
+
+def test_files_get_the_usual_permissions(tmp_path):
+    quant.save(tmp_path / "x", {"w": jnp.ones(3)})
+    (tmp_path / "y").write_bytes(b"")
+    modes = [(tmp_path / name).stat().st_mode for name in "xy"]
+    assert modes[0] == modes[1]
+
+
+def test_without_safetensors_the_error_says_what_to_install(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args):
+        if name.startswith("safetensors"):
+            raise ImportError(name)
+        return real(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    for name in [m for m in sys.modules if m.startswith("safetensors")]:
+        monkeypatch.delitem(sys.modules, name)
+    for call in (lambda: quant.save(tmp_path / "x", {}), lambda: quant.load(tmp_path)):
+        with pytest.raises(ImportError, match=r'pip install "hero_jax\[files\]"'):
+            call()
