@@ -74,8 +74,12 @@ def accuracy_against_bits(
       >>> images = jax.random.normal(jax.random.key(1), (100, 16))
       >>> logits_fn = lambda params, batch_stats, images: images @ params["kernel"]
       >>> labels = logits_fn(params, None, images).argmax(-1)
-      >>> quant.accuracy_against_bits(logits_fn, params, images, labels, (32, 8, 2))
-      Array([1.  , 0.99, 0.72], dtype=float32)
+      >>> bits = (32, 8, 2)
+      >>> accuracy = quant.accuracy_against_bits(
+      ...     logits_fn, params, images, labels, bits
+      ... )
+      >>> [f"{a:.2f}" for a in accuracy]
+      ['1.00', '0.99', '0.72']
 
     References:
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Figure 1.
