@@ -206,8 +206,9 @@ def fake_quantize_array(
     """Round the entries of an array to the levels of its grid, and keep floats.
 
     Equal to `quantize_array(...).dequantize()`, except that `bits` may be traced: one
-    compiled program serves all precisions. The derivative is zero almost everywhere;
-    a straight-through estimator is `x + lax.stop_gradient(fake_quantize_array(x) - x)`.
+    compiled program serves all precisions. Rounding has no derivative: only the entries
+    that set the range have one, through the scale. To train through it, use the
+    straight-through estimator `x + lax.stop_gradient(fake_quantize_array(x, bits) - x)`.
 
     Args:
       x: real floating-point array of any shape, finite.

@@ -88,6 +88,15 @@ def test_statistics_are_estimated_anew_for_every_precision():
     assert np.any(np.asarray(actual) != one_by_one(params, stats, images, labels))
 
 
+def test_images_that_fill_the_last_batch_do_not_count():
+    first = lambda params, _, images: jnp.eye(3)[jnp.zeros(len(images), int)]
+    labels = jnp.array([0, 0, 1, 2, 0])
+    accuracy = quant.accuracy_against_bits(
+        first, {"w": jnp.ones((2, 2))}, jnp.ones((5, 1)), labels, (32, 4), batch_size=4
+    )
+    np.testing.assert_allclose(accuracy, 0.6, rtol=1e-6)
+
+
 def test_mask_and_calibration_reach_the_quantizer():
     params, stats, images, labels = problem()
     options = {"mask": {"hidden": True, "bias": False, "out": False}}

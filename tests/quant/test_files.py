@@ -365,6 +365,23 @@ def test_a_changed_structure_is_noticed_by_the_checksum(tmp_path):
         quant.load(path)
 
 
+def test_a_changed_shape_is_noticed_by_the_checksum(tmp_path):
+    """The bytes are the same, and nothing else says what shape they had."""
+
+    def turn(tensors, *_):
+        tensors["w/bias"] = tensors["w/bias"].reshape(5, 1)
+
+    with pytest.raises(QuantFileError, match="its checksum does not fit"):
+        quant.load(rewritten(tmp_path, turn, resign=False))
+    assert quant.load(rewritten(tmp_path, turn))["w"].bias.shape == (5, 1)
+
+
+def test_leaves_that_would_overwrite_each_other_are_refused(tmp_path):
+    tree = {"w": quant.quantize_array(jnp.ones(3), 4), "w.scale": jnp.ones(1)}
+    with pytest.raises(ValueError, match=r"two leaves would be stored as w\.scale"):
+        quant.save(tmp_path / "x", tree)
+
+
 def test_structures_of_another_kind_are_refused(tmp_path):
     path = rewritten(tmp_path, lambda t, m, k: k.update(deep=None))
     assert quant.load(path)["w"].kernel.bits == 3  # unknown facts do no harm

@@ -122,6 +122,30 @@ def test_options_reach_every_leaf_and_errors_name_it():
         quant.quantize(tree, 4, group=2)
 
 
+@pytest.mark.parametrize("scheme", ["affine", "symmetric"])
+@pytest.mark.parametrize("calibration", ["minmax", "percentile", "mse"])
+def test_no_dtype_is_promoted_behind_the_users_back(scheme, calibration):
+    options = {"scheme": scheme, "calibration": calibration, "axis": -1}
+    with jax.numpy_dtype_promotion("strict"):
+        for key in (None, jax.random.key(0)):
+            quantized = quant.quantize(params(), 4, key=key, **options)
+            restored = quant.dequantize(quant.pack(quantized))
+            rounded = quant.fake_quantize(params(), 4, key=key, **options)
+            chex.assert_trees_all_equal(restored, rounded)
+            quant.quantization_error(params(), quantized)
+
+
+def test_straight_through_estimator_of_the_docstring():
+    x = jnp.linspace(-1.0, 2.0, 7)
+
+    def through(x):
+        rounded = quant.fake_quantize_array(x, 2)
+        return jnp.sum((x + jax.lax.stop_gradient(rounded - x)) ** 2)
+
+    expected = 2.0 * quant.fake_quantize_array(x, 2)
+    np.testing.assert_allclose(jax.grad(through)(x), expected, rtol=1e-6)
+
+
 def test_packed_trees_come_back():
     quantized = quant.quantize(params(), 5, axis=-1)
     packed = quant.pack(quantized)
