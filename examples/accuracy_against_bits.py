@@ -8,7 +8,7 @@ to each precision, and all precisions of a network run in one program.
     python examples/accuracy_against_bits.py --all     # every setting of the quantizer
 
     python examples/quickstart.py --save-weights
-    python examples/accuracy_against_bits.py quickstart_results/weights/*_seed?.*
+    python examples/accuracy_against_bits.py quickstart_results/weights/*_seed?.safetensors
 
 The result is a table, the same numbers as JSON, and a picture. Files that differ in the
 seed alone are averaged.

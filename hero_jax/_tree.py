@@ -79,9 +79,15 @@ def leaf_names(tree: chex.ArrayTree) -> list[str]:
 
 
 def leaf_paths(tree: chex.ArrayTree) -> list[str]:
-    """Return the path of every leaf, as in `dense/kernel`."""
+    """Return the path of every leaf, as in `dense/kernel`.
+
+    Flax's boxes around an array, `nnx.Param` and `nn.Partitioned`, do not count.
+    """
+    box = jax.tree_util.GetAttrKey("value")
     return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
+        jax.tree_util.keystr(
+            path[:-1] if path and path[-1] == box else path, simple=True, separator="/"
+        )
         for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]
 

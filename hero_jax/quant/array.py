@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any, Unpack
+import math
+from typing import Any, NoReturn, Unpack
 
 import chex
 import jax
@@ -15,6 +16,7 @@ from hero_jax.quant.options import (
     GridOptions,
     Options,
     check_bits,
+    check_key,
     check_traceable_bits,
     resolve,
 )
@@ -34,8 +36,8 @@ class QuantizedArray:
 
     Attributes:
       values: integers, in the shape of the array. Affine: unsigned, below `2^bits`.
-        Symmetric: signed, from `-2^(bits-1)` to `2^(bits-1) - 1`. Of 8 bits up to
-        `bits=8`, else of 16.
+        Symmetric: signed, from `-2^(bits-1)`, of which the quantizer makes no use, to
+        `2^(bits-1) - 1`. Of 8 bits up to `bits=8`, else of 16.
       scale: width of the bins, positive and finite; float32, or float64 for float64
         arrays; one per block, with as many axes as `values`.
       zero_point: the integer that stands for 0.0, in the shape of `scale`; int32, or
@@ -44,7 +46,8 @@ class QuantizedArray:
       bits: number of bits per value, 2 to 8, or 16.
       dtype: of the array that was quantized, real floating-point.
       block_shape: shape of the blocks that share a grid, at least 1 each; counts from
-        the last axis, so leading axes may be added (`vmap`) or taken away (`scan`).
+        the last axis, so that leading axes may be added (`vmap`) and, where they have
+        a grid per index, taken away (`scan`).
     """
 
     values: chex.Array
@@ -59,7 +62,7 @@ class QuantizedArray:
         check_grids(self, self.shape)
         storage = storage_dtype(self.bits, self.scheme)
         check_field("values", self.values, self.shape, storage)
-        if not isinstance(self.values, jax.core.Tracer) and self.values.size:
+        if _is_known(self.values) and self.values.size:
             least = -(2 ** (self.bits - 1)) if self.scheme == "symmetric" else 0
             most = least + 2**self.bits - 1
             low, high = int(self.values.min()), int(self.values.max())
@@ -79,8 +82,28 @@ class QuantizedArray:
         """Shape of the array."""
         return tuple(self.values.shape)
 
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a QuantizedArray becomes an array by its method dequantize().")
+
     def dequantize(self) -> chex.Array:
-        """Return `scale * (values - zero_point)` in the original dtype."""
+        """Return `scale * (values - zero_point)` in the original dtype.
+
+        Raises:
+          ValueError: the blocks do not fit the values any more: both were cut or joined
+            along an axis whose indices share a grid.
+        """
+        expected = blocks.num_blocks(self.shape, self.block_shape)
+        check_field("scale", self.scale, expected, self.scale.dtype)
         grids = grid.Grid(self.scale, self.zero_point)
         return _dequantize(self.values, grids, self.dtype, self.block_shape)
 
@@ -107,13 +130,19 @@ def check_grids(node: Any, shape: tuple[int, ...]) -> None:
     if node.zero_point is not None:
         integer = zero_point_dtype(node.dtype)
         check_field("zero_point", node.zero_point, expected, integer)
-    if not isinstance(node.scale, jax.core.Tracer):
+    if _is_known(node.scale):
         scale = np.asarray(node.scale)
         if not np.all((scale > 0.0) & np.isfinite(scale)):
             raise ValueError(
                 "scale must be positive and finite: it is neither where the array "
                 "has NaN or infinite entries."
             )
+
+
+def _is_known(array: object) -> bool:
+    """Whether the entries can be looked at."""
+    known = isinstance(array, (np.ndarray, jax.Array))
+    return known and not isinstance(array, jax.core.Tracer)
 
 
 def check_shape(name: str, shape: object, least: int) -> None:
@@ -130,6 +159,8 @@ def check_field(
     name: str, array: chex.Array, shape: tuple[int, ...], dtype: np.dtype
 ) -> None:
     """Raise unless an array has this shape and dtype."""
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        raise TypeError(f"{name} must be an array, got {type(array).__name__}.")
     if np.dtype(array.dtype) != dtype or tuple(array.shape) != shape:
         raise ValueError(
             f"{name} must have shape {shape} and dtype {dtype}, "
@@ -167,8 +198,8 @@ def quantize_array(
         checked by :func:`hero_jax.quant.quantize`; here, entries that are not finite
         make the whole block NaN.
       bits: number of bits per value, 2 to 8, or 16.
-      key: random key for stochastic rounding, unbiased inside the range, by up to one
-        bin. Default: to the nearest, halves to even.
+      key: random key for stochastic rounding, to one of the two neighbours, unbiased
+        between the outermost levels. Default: to the nearest, halves to even.
       **options: scheme, axis, group_size, calibration and percentile, see
         :class:`hero_jax.quant.GridOptions`.
 
@@ -190,6 +221,7 @@ def quantize_array(
       (1, 2)
     """
     check_bits(bits)
+    check_key(key)
     x = as_array("x", x)
     chosen = resolve(x.shape, options)
     storage = storage_dtype(bits, chosen.scheme)
@@ -206,9 +238,9 @@ def fake_quantize_array(
     """Round the entries of an array to the levels of its grid, and keep floats.
 
     Equal to `quantize_array(...).dequantize()`, except that `bits` may be traced: one
-    compiled program serves all precisions. Rounding has no derivative: only the entries
-    that set the range have one, through the scale. To train through it, use the
-    straight-through estimator `x + lax.stop_gradient(fake_quantize_array(x, bits) - x)`.
+    compiled program serves all precisions. The derivative is zero. To train through the
+    rounding, use the straight-through estimator
+    `x + lax.stop_gradient(fake_quantize_array(x, bits) - x)`.
 
     Args:
       x: real floating-point array of any shape, finite.
@@ -232,15 +264,20 @@ def fake_quantize_array(
       [0.3333..., 0.4285..., 0.4000...]
     """
     check_traceable_bits(bits)
+    check_key(key)
     x = as_array("x", x)
     chosen = resolve(x.shape, options)
     return fit_levels(x, bits, key, chosen)[0]
 
 
 def as_array(name: str, x: chex.Array) -> chex.Array:
-    """Return x as a JAX array, or raise unless it is real floating-point."""
+    """Return x as a JAX array, or raise unless it has a dtype that is quantized."""
     _tree.check_real(name, x)
-    return jnp.asarray(x)
+    x = jnp.asarray(x)
+    if np.dtype(x.dtype) not in FLOATS:
+        allowed = ", ".join(map(str, FLOATS))
+        raise TypeError(f"{name} must have one of the dtypes {allowed}, got {x.dtype}.")
+    return x
 
 
 def _fit(
@@ -249,7 +286,9 @@ def _fit(
     """Return the grids, one per block; the same over x; the integers, as floats."""
     x = x.astype(_tree.wide_dtype(x.dtype))
     fit = grid.fit(bits, options.scheme, options.calibration, options.percent)
-    grids: grid.Grid = blocks.reduce_blocks(fit, x, options.block_shape)
+    grids: grid.Grid = jax.lax.stop_gradient(
+        blocks.reduce_blocks(fit, x, options.block_shape)
+    )
     spread = _spread(grids, x.shape, options.block_shape)
     limits = grid.limits(bits, options.scheme, x.dtype)
     noise = None if key is None else jax.random.uniform(key, x.shape, x.dtype)

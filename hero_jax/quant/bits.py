@@ -19,8 +19,8 @@ def bits_of_leaves(bits: Any, params: Params, chosen: list[bool]) -> list[Any]:
 
     Args:
       bits: number; tree of numbers with the structure of `params` or a prefix of it;
-        or mapping from patterns of paths (`fnmatch`, as in "*/kernel") to numbers, of
-        which the first that matches counts.
+        or mapping from paths to numbers: of a leaf, of a subtree, or a pattern
+        (`fnmatch`, as in "*/kernel"); the first that matches counts.
       params: the tree to be quantized.
       chosen: which leaves are quantized; patterns are matched against these alone.
 
@@ -55,13 +55,18 @@ def _is_pattern_mapping(bits: Any) -> bool:
     )
 
 
+def _matches(path: str, pattern: str) -> bool:
+    inside = path == pattern or path.startswith(f"{pattern}/")
+    return inside or fnmatch.fnmatchcase(path, pattern)
+
+
 def _match(
     patterns: Mapping[str, int], params: Params, chosen: list[bool]
 ) -> list[int | None]:
     used = set()
     bits: list[int | None] = []
     for path, keep in zip(_tree.leaf_paths(params), chosen, strict=True):
-        matching = [p for p in patterns if keep and fnmatch.fnmatchcase(path, p)]
+        matching = [p for p in patterns if keep and _matches(path, p)]
         used.update(matching)
         if keep and not matching:
             raise ValueError(

@@ -6,7 +6,6 @@ and `scan` over layers do) keeps its block shape. Where an axis is no multiple o
 block, the last block is smaller.
 """
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Reduce = Callable[[chex.Array, tuple[int, ...]], chex.ArrayTree]
 """`(blocks, axes) -> tree` of arrays, each reduced over `axes`, which are removed."""
@@ -76,7 +76,7 @@ def block_shape_of(
 
 
 def _integers(name: str, value: object) -> tuple[int, ...]:
-    values = value if isinstance(value, (tuple, list)) else (value,)
+    values = value if isinstance(value, (tuple, list, np.ndarray)) else (value,)
     try:
         if any(isinstance(v, bool) for v in values):
             raise TypeError
@@ -98,7 +98,7 @@ def num_blocks(shape: Sequence[int], block_shape: tuple[int, ...]) -> tuple[int,
     block_shape = trailing(block_shape, len(shape))
     leading = (1,) * (len(shape) - len(block_shape))
     blocks = (*leading, *block_shape)
-    return tuple(math.ceil(n / b) for n, b in zip(shape, blocks, strict=True))
+    return tuple(-(-n // b) for n, b in zip(shape, blocks, strict=True))
 
 
 def reduce_blocks(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hero_jax import _tree
 from hero_jax._typing import Params
+from hero_jax.quant import structure
 from hero_jax.quant.tree import dequantize
 
 
@@ -37,7 +38,7 @@ def quantization_error(
 
     Returns:
       Path of the leaf to its error, scalars of float32 or wider, in the order of the
-      leaves; those that were not quantized have none. May be called inside `jax.jit`.
+      leaves; zero for those that were not quantized. May be called inside `jax.jit`.
 
     Raises:
       ValueError: the trees differ in structure or shapes.
@@ -53,7 +54,9 @@ def quantization_error(
     restored = dequantize(quantized)
     _tree.check_same_structure("quantized", restored, "params", params)
     errors = map(_compare, jax.tree.leaves(params), jax.tree.leaves(restored))
-    return dict(zip(_tree.leaf_paths(params), errors, strict=True))
+    names = structure.Names()
+    paths = [names((path,)) for path in _tree.leaf_paths(params)]
+    return dict(zip(paths, errors, strict=True))
 
 
 @jax.jit

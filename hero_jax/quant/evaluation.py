@@ -2,17 +2,18 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias, Unpack
+from typing import NamedTuple, TypeAlias, Unpack
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _checks, _tree
+from hero_jax import _checks
 from hero_jax._typing import Mask, Params
-from hero_jax.quant.options import GridOptions, check_bits
-from hero_jax.quant.tree import fake_quantize
+from hero_jax.quant.array import fit_levels
+from hero_jax.quant.options import GridOptions, Options, check_bits
+from hero_jax.quant.tree import check_finite, is_quantized, make_plan
 
 LogitsFn: TypeAlias = Callable[[Params, chex.ArrayTree, chex.Array], chex.Array]
 """`(params, batch_stats, images) -> logits` of evaluation, `[B, num_classes]`."""
@@ -20,7 +21,7 @@ LogitsFn: TypeAlias = Callable[[Params, chex.ArrayTree, chex.Array], chex.Array]
 StatsFn: TypeAlias = Callable[[Params, chex.Array], chex.ArrayTree]
 """`(params, images) -> batch_stats` of one batch by itself."""
 
-FLOAT_BITS = 32
+MAX_BITS, FLOAT_BITS = 16, 32
 
 
 def accuracy_against_bits(
@@ -61,11 +62,12 @@ def accuracy_against_bits(
 
     Returns:
       Share of images classified as labelled, `[len(bits)]`, float32. Logits that are
-      not finite count as wrong.
+      not finite count as wrong, and so do labels that no logit stands for.
 
     Raises:
       TypeError: an argument has another type.
-      ValueError: an argument is out of range, or images and labels do not match.
+      ValueError: an argument is out of range, images, labels and logits do not match,
+        or the weights are not finite.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -85,45 +87,50 @@ def accuracy_against_bits(
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Figure 1.
     """
     _checks.check_callable("logits_fn", logits_fn, "(params, batch_stats, images)")
-    if not isinstance(bits, (tuple, list, range, np.ndarray)):
+    if not isinstance(bits, (tuple, list, range, np.ndarray, jax.Array)):
         raise TypeError(
             f"bits must be a sequence of integers, got {type(bits).__name__}: {bits!r}."
         )
     for width in bits:
         if width != FLOAT_BITS:
             check_bits(width)
-    num_images = np.shape(images)[0]
-    if np.shape(labels) != (num_images,):
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    if images.ndim == 0:
+        raise ValueError(
+            "images must have a first axis that counts them, got a scalar."
+        )
+    num_images = images.shape[0]
+    if labels.shape != (num_images,):
         raise ValueError(
             f"labels must have shape {(num_images,)} for images of shape "
-            f"{np.shape(images)}, got {np.shape(labels)}."
+            f"{images.shape}, got {labels.shape}."
         )
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise TypeError(f"labels must be integers, got {jnp.result_type(labels)}.")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {labels.dtype}.")
     if (stats_fn is None) != (calibration_images is None):
         raise ValueError(
             "stats_fn and calibration_images are given together or not at all, got "
             f"only {'stats_fn' if stats_fn is not None else 'calibration_images'}."
         )
     batch_size = num_images if batch_size is None else batch_size
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
+        raise TypeError(
+            "batch_size must be an integer, "
+            f"got {type(batch_size).__name__}: {batch_size!r}."
+        )
     if batch_size < 1 or num_images < 1:
         raise ValueError(
             f"images and batch_size must be at least 1, got {num_images} images and "
             f"batch_size={batch_size}."
         )
-    chosen = _tree.resolve_mask(
-        "mask", _tree.weights_only if mask is None else mask, params
-    )
+    plan = make_plan(params, MAX_BITS, mask, None, options, check_bits)
+    check_finite(plan.names, [jnp.isfinite(x).all() for x in plan.arrays])
     program = _Program(
-        logits_fn,
-        stats_fn,
-        batch_size,
-        tuple(jax.tree.leaves(chosen)),
-        tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in options.items()),
+        logits_fn, stats_fn, int(batch_size), tuple(plan.where), plan.options
     )
     num_correct = _count_correct(
         program,
-        (params, batch_stats, jnp.asarray(images), jnp.asarray(labels)),
+        (params, batch_stats, images, labels),
         calibration_images,
         np.asarray(bits, np.int32),
     )
@@ -136,8 +143,8 @@ class _Program(NamedTuple):
     logits_fn: LogitsFn
     stats_fn: StatsFn | None
     batch_size: int
-    chosen: tuple[bool, ...]
-    options: tuple[tuple[str, Any], ...]
+    where: tuple[int, ...]
+    options: tuple[Options, ...]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -148,16 +155,16 @@ def _count_correct(
     bits: chex.Array,
 ) -> chex.Array:
     params, batch_stats, images, labels = data
-    mask = jax.tree.unflatten(jax.tree.structure(params), program.chosen)
+    leaves, structure = jax.tree.flatten(params, is_leaf=is_quantized)
     batches = _in_batches(images, labels, program.batch_size)
 
     def of_width(width: chex.Array) -> chex.Array:
-        rounded = fake_quantize(
-            params, jnp.minimum(width, 16), mask=mask, **dict(program.options)
-        )
-        weights = jax.tree.map(
-            lambda x, y: jnp.where(width == FLOAT_BITS, x, y), params, rounded
-        )
+        rounded = list(leaves)
+        for i, options in zip(program.where, program.options, strict=True):
+            x = leaves[i]
+            levels, _ = fit_levels(x, jnp.minimum(width, MAX_BITS), None, options)
+            rounded[i] = jnp.where(width == FLOAT_BITS, x, levels)
+        weights = jax.tree.unflatten(structure, rounded)
         stats = batch_stats
         if program.stats_fn is not None:
             each = jax.lax.map(
@@ -167,6 +174,13 @@ def _count_correct(
 
         def num_correct(batch: tuple[chex.Array, chex.Array, chex.Array]) -> chex.Array:
             logits = program.logits_fn(weights, stats, batch[0])
+            shape = getattr(logits, "shape", None)
+            if shape is None or len(shape) != 2 or shape[0] != program.batch_size:
+                raise ValueError(
+                    "logits_fn must return logits of shape "
+                    f"({program.batch_size}, num_classes), got "
+                    f"{type(logits).__name__ if shape is None else shape}."
+                )
             right = (logits.argmax(-1) == batch[1]) & jnp.isfinite(logits).all(-1)
             return jnp.sum(right & batch[2])
 

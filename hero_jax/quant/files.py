@@ -32,6 +32,16 @@ _PLAIN = ("bool", *_INTEGERS, "float16", "float32", "float64")
 _AS_BITS = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 """Floats that NumPy does not know: stored as unsigned integers of their size."""
 _FIELDS = dataclasses.fields(PackedArray)
+_MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a description that does not fit its tensors may raise."""
 
 
 class QuantFileError(ValueError):
@@ -54,7 +64,8 @@ def save(path: str | os.PathLike[str], tree: chex.ArrayTree) -> None:
       ImportError: safetensors is not installed.
       TypeError: a leaf is no array of a plain dtype, or a key of a dict is neither
         string nor integer.
-      ValueError: a quantized leaf has NaN or infinite scales.
+      ValueError: a quantized leaf has NaN or infinite scales, or two leaves would be
+        stored under one name.
       OSError: the file cannot be written.
 
     Example:
@@ -74,7 +85,7 @@ def save(path: str | os.PathLike[str], tree: chex.ArrayTree) -> None:
         try:
             description, arrays = _disassemble(x)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{error} (at {name})") from None
+            raise type(error)(f"{str(error).rstrip('.')} (at {name}).") from None
         for suffix, array in arrays.items():
             if name + suffix in tensors:
                 raise ValueError(f"two leaves would be stored as {name + suffix}.")
@@ -131,8 +142,9 @@ def load(
             raise ValueError(f"no leaf owns the tensors {sorted(tensors)}")
     except QuantFileError as error:
         raise QuantFileError(f"{path} {error}.") from None
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise QuantFileError(f"{path} is malformed: {error}.") from error
+    except _MALFORMED as error:
+        kind = type(error).__name__
+        raise QuantFileError(f"{path} is malformed: {kind}: {error}") from error
     for name, x in leaves.items():
         if is_quantized(x) and not isinstance(x.scale, jax.Array):
             raise ValueError(
@@ -165,7 +177,7 @@ def _disassemble(x: Any) -> tuple[Any, dict[str, np.ndarray]]:
         arrays[".zero_point"] = packed.zero_point
     description = {
         "bits": packed.bits,
-        "shape": packed.shape,
+        "row_shape": packed.row_shape,
         "scheme": packed.scheme,
         "dtype": str(packed.dtype),
         "block_shape": packed.block_shape,
@@ -178,7 +190,8 @@ def _disassemble(x: Any) -> tuple[Any, dict[str, np.ndarray]]:
 
 def _defaults(description: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a description does not say: headers count in small files."""
-    return {"dtype": "float32", "block_shape": description["shape"], "packed": False}
+    whole = description["row_shape"]
+    return {"dtype": "float32", "block_shape": whole, "packed": False}
 
 
 def _assemble(name: str, description: Any, tensors: dict[str, np.ndarray]) -> Any:
@@ -195,9 +208,11 @@ def _assemble(name: str, description: Any, tensors: dict[str, np.ndarray]) -> An
         zero_point=_as_jax(tensors.pop(f"{name}.zero_point")) if affine else None,
         bits=description["bits"],
         dtype=_float_named(description["dtype"]),
-        shape=tuple(description["shape"]),
+        row_shape=tuple(description["row_shape"]),
         block_shape=tuple(description["block_shape"]),
     )
+    if not isinstance(description["packed"], bool):
+        raise ValueError(f"{name} has packed={description['packed']!r}")
     return array if description["packed"] else array.unpack()
 
 
@@ -209,17 +224,22 @@ def _float_named(name: str) -> np.dtype:
 
 def _as_stored(x: Any) -> tuple[str, np.ndarray]:
     """Return the name of the dtype, and the array as one that safetensors knows."""
-    number = isinstance(x, (bool, int, float))
-    dtype = getattr(getattr(x, "dtype", None), "name", type(x).__name__)
-    if not number and dtype not in (*_PLAIN, *_AS_BITS):
+    name = _dtype_name(x)
+    if name not in (*_PLAIN, *_AS_BITS):
         raise TypeError(
             "leaves must be arrays of booleans, integers or floats to be saved, "
-            f"got {dtype}"
+            f"got {name}."
         )
     array = np.asarray(x, order="C")
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    name = array.dtype.name
     return name, array.view(f"u{array.itemsize}") if name in _AS_BITS else array
+
+
+def _dtype_name(x: Any) -> str:
+    """Return the name of the dtype of an array or number, else that of the type."""
+    if isinstance(x, (bool, int, float)):
+        return np.asarray(x).dtype.name
+    return str(getattr(getattr(x, "dtype", None), "name", type(x).__name__))
 
 
 def _as_dtype(stored: np.ndarray, name: str) -> np.ndarray:
@@ -261,7 +281,7 @@ def _read(path: Path) -> tuple[Mapping[str, str], dict[str, np.ndarray]]:
         raise
     except Exception as error:  # whatever the parser says of damaged bytes
         raise QuantFileError(
-            f"{path} is no sound safetensors file: {error}."
+            f"{path} is not a valid safetensors file: {error}."
         ) from error
 
 
@@ -296,12 +316,7 @@ def _poured_into(
         return "leaf"
 
     expected = structure.describe(like, leaf, is_quantized)
-    found = structure.describe(
-        structure.rebuild(description, lambda name, _: leaves[name]),
-        lambda *_: "leaf",
-        is_quantized,
-    )
-    if expected != found:
+    if structure.skeleton(expected) != structure.skeleton(description):
         only_like, only_file = set(wanted) - set(leaves), set(leaves) - set(wanted)
         raise ValueError(
             "like must have the structure of the file: leaves "
@@ -310,11 +325,12 @@ def _poured_into(
         )
     for name, x in wanted.items():
         y = leaves[name]
-        if tuple(np.shape(x)) != tuple(y.shape) or jnp.result_type(x) != y.dtype:
+        in_like = f"{_dtype_name(x)}{list(_shape(x))}"
+        in_file = f"{_dtype_name(y)}{list(y.shape)}"
+        if in_like != in_file:
             raise ValueError(
                 f"like must have the shapes and dtypes of the file: {name} is "
-                f"{jnp.result_type(x)}{list(np.shape(x))} in like and "
-                f"{y.dtype}{list(y.shape)} in the file."
+                f"{in_like} in like and {in_file} in the file."
             )
     return jax.tree.unflatten(
         jax.tree.structure(like, is_leaf=is_quantized),
@@ -322,11 +338,21 @@ def _poured_into(
     )
 
 
+def _shape(x: Any) -> tuple[int, ...]:
+    return tuple(x.shape if hasattr(x, "shape") else np.shape(x))
+
+
 def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside `path`, then put it in its place."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    """Write a file beside `path`, then put it in its place.
+
+    A link keeps pointing at the file, and the file keeps its permissions.
+    """
+    path = path.resolve()
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         with partial.open("xb") as file:
+            if path.exists():
+                partial.chmod(path.stat().st_mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

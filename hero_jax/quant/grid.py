@@ -11,9 +11,8 @@ with scale s (the width of a bin) and zero point o. Two schemes:
 
 - affine: q from 0 to `2^bits - 1`, the levels spread over the range of x, o an integer,
   so that zero is a level wherever the range contains it;
-- symmetric: q from `-2^(bits-1)` to `2^(bits-1) - 1` and o = 0, the largest magnitude
-  half a bin beyond a level: `s = max|x| / (2^(bits-1) - 1/2)`. All but the least of
-  the integers are in use; that one is reached by ties and by stochastic rounding.
+- symmetric: q from `-m` to `m = 2^(bits-1) - 1` and o = 0, the largest magnitude a
+  level: `s = max|x| / m`. The grid is odd, and -max|x|, 0 and max|x| are kept.
 
 Every entry inside the range moves by at most half a bin. Everything here computes in
 the floats of x, in which the integers involved are exact, and `bits` may be traced.
@@ -85,8 +84,10 @@ def narrow(x: chex.Array, dtype: np.dtype) -> chex.Array:
 def limits(bits: chex.Numeric, scheme: str, dtype: np.dtype) -> Limits:
     """Return the smallest and the largest integer of a grid."""
     num_levels = jnp.left_shift(jnp.int32(1), jnp.asarray(bits, jnp.int32))
-    least = -(num_levels // 2) if scheme == "symmetric" else jnp.zeros_like(num_levels)
-    return least.astype(dtype), (least + num_levels - 1).astype(dtype)
+    if scheme == "symmetric":
+        most = (num_levels // 2 - 1).astype(dtype)
+        return -most, most
+    return jnp.zeros((), dtype), (num_levels - 1).astype(dtype)
 
 
 def covering(
@@ -108,7 +109,7 @@ def covering(
     _, most = limits(bits, scheme, dtype)
     tiny = float(jnp.finfo(dtype).tiny)
     if scheme == "symmetric":
-        scale = high / (most + 0.5)
+        scale = high / most
         smallest = jnp.asarray(tiny, dtype)
     else:
         # low and high apart: their difference may overflow.
@@ -131,6 +132,8 @@ def min_max(x: chex.Array, axes: Axes, scheme: str) -> Range:
 
 def percentile(x: chex.Array, axes: Axes, scheme: str, percent: float) -> Range:
     """Leave out the outermost entries: beyond the percentile on either side."""
+    if not axes:
+        return min_max(x, axes, scheme)
     if scheme == "symmetric":
         high = jnp.percentile(jnp.abs(x), percent, axes, keepdims=True)
         return -high, high

@@ -1,5 +1,6 @@
 """What can be chosen about a grid, and the checks of it."""
 
+import operator
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -24,7 +25,8 @@ class GridOptions(TypedDict, total=False):
         or one per axis. None (default) for 1.
       calibration: range of the grid: "minmax" (default) covers every weight;
         "percentile" leaves the outermost ones out; "mse" clips where the mean squared
-        error is least. Weights outside are moved to the end of the range.
+        error is least. Weights outside are moved to the end of the range: a leaf
+        that is zero but for a few weights loses them to a percentile.
       percentile: above 50, at most 100; for that calibration, 99.9 by default. Of the
         magnitudes in a symmetric grid; else of the weights, and 100 minus it below.
     """
@@ -36,12 +38,23 @@ class GridOptions(TypedDict, total=False):
     percentile: float | None
 
 
-def check_bits(bits: object) -> None:
+def check_bits(bits: Any) -> None:
     """Raise unless `bits` is an integer from 2 to 8, or 16."""
-    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)):
-        raise TypeError(f"bits must be {WIDTHS}, got {type(bits).__name__}: {bits!r}.")
-    if not 2 <= bits <= 8 and bits != 16:
-        raise ValueError(f"bits must be {WIDTHS}, got {bits}.")
+    if isinstance(bits, jax.core.Tracer):
+        raise TypeError(
+            f"bits must be {WIDTHS}, known before tracing: how integers are stored "
+            f"depends on it. Got {bits}; fake_quantize takes traced bits."
+        )
+    try:
+        if isinstance(bits, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(bits)
+    except TypeError:
+        raise TypeError(
+            f"bits must be {WIDTHS}, got {type(bits).__name__}: {bits!r}."
+        ) from None
+    if not 2 <= number <= 8 and number != 16:
+        raise ValueError(f"bits must be {WIDTHS}, got {number}.")
 
 
 class Options(NamedTuple):
@@ -98,5 +111,17 @@ def check_traceable_bits(bits: Any) -> None:
             )
         if isinstance(bits, jax.core.Tracer):
             return
-        bits = int(bits)
     check_bits(bits)
+
+
+def check_key(key: Any) -> None:
+    """Raise `TypeError` unless `key` is None or a random key."""
+    dtype = getattr(key, "dtype", None)
+    is_key = dtype is not None and (
+        jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32
+    )
+    if key is not None and not is_key:
+        raise TypeError(
+            "key must be None or a random key such as jax.random.key(0), "
+            f"got {type(key).__name__}: {key!r}."
+        )

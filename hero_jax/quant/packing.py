@@ -15,6 +15,7 @@ import numpy as np
 
 from hero_jax.quant import array, nodes
 from hero_jax.quant.array import QuantizedArray
+from hero_jax.quant.blocks import trailing
 from hero_jax.quant.options import check_bits
 
 
@@ -88,13 +89,14 @@ class PackedArray:
     where they are used, inside `jax.jit`. Construction checks the following.
 
     Attributes:
-      packed: bytes, `[..., ceil(size * bits / 8)]`, of the unsigned integers, or of
-        the signed ones plus `2^(bits-1)`; leading axes where arrays are stacked.
+      packed: bytes, `[..., ceil(n * bits / 8)]`, of rows of n integers: unsigned ones,
+        or signed ones plus `2^(bits-1)`. Leading axes of the array that have a grid
+        per index stay axes where rows fill whole bytes, for `scan` over layers.
       scale: as of the quantized array, one per block.
       zero_point: likewise; None: symmetric.
       bits: number of bits per value, 2 to 8, or 16.
       dtype: of the array that was quantized.
-      shape: of the array.
+      row_shape: shape of a row: of the array without the leading axes of `packed`.
       block_shape: shape of the blocks that share a grid.
     """
 
@@ -103,29 +105,34 @@ class PackedArray:
     zero_point: chex.Array | None
     bits: int
     dtype: np.dtype
-    shape: tuple[int, ...]
+    row_shape: tuple[int, ...]
     block_shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
-        array.check_shape("shape", self.shape, least=0)
-        stacked = tuple(self.packed.shape[:-1])
-        array.check_grids(self, stacked + self.shape)
-        size = packed_size(math.prod(self.shape), self.bits)
-        array.check_field("packed", self.packed, (*stacked, size), np.dtype(np.uint8))
+        array.check_shape("row_shape", self.row_shape, least=0)
+        array.check_grids(self, self.shape)
+        size = packed_size(math.prod(self.row_shape), self.bits)
+        expected = (*self.packed.shape[:-1], size)
+        array.check_field("packed", self.packed, expected, np.dtype(np.uint8))
 
     @property
     def scheme(self) -> str:
         """Which of the two kinds of grid: "affine" or "symmetric"."""
         return "symmetric" if self.zero_point is None else "affine"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return (*self.packed.shape[:-1], *self.row_shape)
+
     def unpack(self) -> QuantizedArray:
         """Return the array with its integers one per byte."""
-        stacked = self.packed.shape[:-1]
-        rows = self.packed.reshape(math.prod(stacked), self.packed.shape[-1])
-        size = math.prod(self.shape)
+        *leading, num_bytes = self.packed.shape
+        rows = self.packed.reshape(math.prod(leading), num_bytes)
+        size = math.prod(self.row_shape)
         unsigned = jax.vmap(lambda row: unpack_bits(row, self.bits, size))(rows)
-        values = unsigned.reshape(stacked + self.shape)
+        values = unsigned.reshape(self.shape)
         if self.zero_point is None:
             values = (values.astype(jnp.int32) - 2 ** (self.bits - 1)).astype(
                 array.storage_dtype(self.bits, self.scheme)
@@ -156,14 +163,29 @@ def pack_array(x: QuantizedArray) -> PackedArray:
     values = x.values
     if x.zero_point is None:
         values = values.astype(jnp.int32) + 2 ** (x.bits - 1)
+    leading = _leading_axes(x)
+    row_shape = x.shape[leading:]
+    rows = values.reshape(math.prod(x.shape[:leading]), math.prod(row_shape))
+    packed_rows = jax.vmap(lambda row: pack_bits(row, x.bits))(rows)
     packed: PackedArray = nodes.unchecked(
         PackedArray,
-        packed=pack_bits(values, x.bits),
+        packed=packed_rows.reshape(*x.shape[:leading], packed_rows.shape[-1]),
         scale=x.scale,
         zero_point=x.zero_point,
         bits=x.bits,
         dtype=x.dtype,
-        shape=x.shape,
+        row_shape=row_shape,
         block_shape=x.block_shape,
     )
     return packed
+
+
+def _leading_axes(x: QuantizedArray) -> int:
+    """Return how many leading axes a packed array keeps, at no cost in bytes."""
+    stacked = x.ndim - len(x.block_shape)
+    block_shape = (1,) * stacked + trailing(x.block_shape, x.ndim)
+    one_each = next((i for i, b in enumerate(block_shape) if b > 1), x.ndim)
+    for leading in range(one_each, stacked, -1):
+        if math.prod(x.shape[leading:]) * x.bits % 8 == 0:
+            return leading
+    return max(stacked, 0)

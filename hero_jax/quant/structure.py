@@ -103,6 +103,17 @@ def _children(node: Any, path: Path) -> list[tuple[str | int, Any]]:
     return children
 
 
+def skeleton(structure: Any) -> Any:
+    """Return a structure without what is said of leaves, its dicts in one order."""
+    match structure:
+        case ["list" | "tuple" as kind, list(nodes)]:
+            return [kind, [skeleton(node) for node in nodes]]
+        case [*kind, list(pairs)]:
+            named = [[key, skeleton(node)] for key, node in pairs]
+            return [*kind, sorted(named, key=lambda pair: str(pair[0]))]
+    return None if structure is None else "leaf"
+
+
 def rebuild(structure: Any, leaf: Callable[[str, Any], Any]) -> chex.ArrayTree:
     """Return the tree of a structure.
 

@@ -19,6 +19,7 @@ from hero_jax.quant.options import (
     GridOptions,
     Options,
     check_bits,
+    check_key,
     check_traceable_bits,
     resolve,
 )
@@ -39,14 +40,15 @@ def quantize(
     chosen leaf gets a grid of its own, or several (`axis`, `group_size`).
 
     Args:
-      params: tree of real floating-point arrays.
+      params: tree of arrays; those that are quantized must be float16, bfloat16,
+        float32 or float64.
       bits: number of bits per weight, 2 to 8, or 16; a tree of such numbers with the
-        structure of `params` or a prefix of it; or a mapping from patterns to numbers,
-        `{"head/*": 8, "*": 4}`: paths are joined by "/", a star matches everything,
-        and the first pattern that matches counts.
+        structure of `params` or a prefix of it; or a mapping from paths to numbers,
+        `{"head": 8, "*/kernel": 4}`: of leaves or subtrees, keys joined by "/", or
+        patterns in which a star matches everything; the first that matches counts.
       mask: which leaves are quantized: tree of bools or function `params -> tree`.
-        Default: those of two or more dimensions; biases and normalization scales are
-        few and stay as they are.
+        Default: the floating-point ones of two or more dimensions that are not
+        quantized yet; biases and normalization scales are few and stay as they are.
       key: random key for stochastic rounding. Default: to the nearest.
       **options: scheme, axis, group_size, calibration and percentile, see
         :class:`hero_jax.quant.GridOptions`.
@@ -55,8 +57,8 @@ def quantize(
       `params` with :class:`hero_jax.quant.QuantizedArray` in place of these leaves.
 
     Raises:
-      TypeError: a leaf is not real floating-point, `bits` is no integer, or an option
-        is unknown.
+      TypeError: a chosen leaf has another dtype, `bits` is no integer, or an option is
+        unknown.
       ValueError: `bits` or an option is out of range, a mask or tree of bits has
         another structure, a pattern matches nothing, or a leaf has NaN or infinite
         entries (seen only outside of `jax.jit`).
@@ -71,7 +73,7 @@ def quantize(
       >>> hero_jax.quant.dequantize(quantized)["kernel"]
       Array([[-1.,  0.,  2.]], dtype=float32)
     """
-    plan = _plan(params, bits, mask, options, check_bits)
+    plan = make_plan(params, bits, mask, key, options, check_bits)
     storages = tuple(
         array.storage_dtype(b, chosen.scheme)
         for b, chosen in zip(plan.bits, plan.options, strict=True)
@@ -79,7 +81,7 @@ def quantize(
     parts, finite = _fit_all(
         plan.arrays, _stack(plan.bits), key, storages, plan.options
     )
-    _check_finite(plan.names, finite)
+    check_finite(plan.names, finite)
     quantized = [
         array.assemble(x, b, chosen, *part)
         for x, b, chosen, part in zip(
@@ -126,9 +128,9 @@ def fake_quantize(
       >>> jax.vmap(error)(jnp.array([8, 4, 2])).round(4)
       Array([0.0039, 0.0667, 0.3333], dtype=float32)
     """
-    plan = _plan(params, bits, mask, options, check_traceable_bits)
+    plan = make_plan(params, bits, mask, key, options, check_traceable_bits)
     levels, finite = _round_all(plan.arrays, _stack(plan.bits), key, plan.options)
-    _check_finite(plan.names, finite)
+    check_finite(plan.names, finite)
     return plan.put_back(levels)
 
 
@@ -214,7 +216,7 @@ def is_quantized(x: object) -> bool:
     return isinstance(x, (QuantizedArray, PackedArray))
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """The leaves that are quantized, each with its name, bits and options."""
 
     leaves: list[Any]
@@ -226,45 +228,65 @@ class _Plan(NamedTuple):
     options: tuple[Options, ...]
 
     def put_back(self, replaced: list[Any]) -> chex.ArrayTree:
+        """Return the tree with these in place of the chosen leaves."""
         leaves = list(self.leaves)
         for i, x in zip(self.where, replaced, strict=True):
             leaves[i] = x
         return jax.tree.unflatten(self.structure, leaves)
 
 
-def _plan(
+def make_plan(
     params: Params,
     bits: Any,
     mask: Mask | None,
+    key: chex.PRNGKey | None,
     options: GridOptions,
     check: Callable[[Any], None],
-) -> _Plan:
+) -> Plan:
     """Check all arguments and pick out the leaves."""
-    _tree.check_real("params", params)
-    mask = _tree.weights_only if mask is None else mask
-    chosen = jax.tree.leaves(_tree.resolve_mask("mask", mask, params))
-    leaves, structure = jax.tree.flatten(params)
+    check_key(key)
+    leaves, structure = jax.tree.flatten(params, is_leaf=is_quantized)
+    # One leaf for each, also for those that were quantized before.
+    flat = jax.tree.unflatten(structure, range(len(leaves)))
+    mask = _weights if mask is None else mask
+    mask = mask(params) if callable(mask) else mask
+    chosen = jax.tree.leaves(_tree.resolve_mask("mask", mask, flat))
     if jax.tree_util.all_leaves([bits]):
         check(bits)
-    all_bits = bits_of_leaves(bits, params, chosen)
+    all_bits = bits_of_leaves(bits, flat, chosen)
     where = [i for i, keep in enumerate(chosen) if keep]
-    names = _tree.leaf_names(params)
-    resolved = []
+    names = _tree.leaf_names(flat)
+    arrays, resolved = [], []
     for i in where:
         try:
+            if is_quantized(leaves[i]):
+                raise TypeError("params must not be quantized where mask is True")
+            arrays.append(array.as_array("params", leaves[i]))
             check(all_bits[i])
-            resolved.append(resolve(np.shape(leaves[i]), options))
+            resolved.append(resolve(arrays[-1].shape, options))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{error} (at {names[i]})") from None
-    return _Plan(
+            raise type(error)(f"{str(error).rstrip('.')} (at {names[i]}).") from None
+    return Plan(
         leaves,
         structure,
         where,
         [names[i] for i in where],
-        [jnp.asarray(leaves[i]) for i in where],
+        arrays,
         [all_bits[i] for i in where],
         tuple(resolved),
     )
+
+
+def _weights(params: Params) -> chex.ArrayTree:
+    """Mask of the floating-point leaves of two or more dimensions."""
+
+    def is_weight(x: Any) -> bool:
+        dtype = getattr(x, "dtype", None)
+        if is_quantized(x) or dtype is None:
+            return False
+        return np.ndim(x) >= 2 and bool(jnp.issubdtype(dtype, jnp.floating))
+
+    return jax.tree.map(is_weight, params, is_leaf=is_quantized)
 
 
 def _stack(bits: list[Any]) -> chex.Array:
@@ -315,7 +337,7 @@ def _dequantize_all(arrays: list[Any]) -> list[chex.Array]:
     return [x.dequantize() for x in arrays]
 
 
-def _check_finite(names: list[str], finite: list[chex.Array]) -> None:
+def check_finite(names: list[str], finite: list[chex.Array]) -> None:
     """Raise for the first leaf that is not finite, as far as that is known."""
     if any(isinstance(flag, jax.core.Tracer) for flag in finite):
         return

@@ -91,7 +91,7 @@ def test_bad_files_are_named(tmp_path, capsys):
     (tmp_path / "text").write_text("hello")
     for path, message in [
         (tmp_path / "missing", "No such file"),
-        (tmp_path / "text", "is no sound safetensors file"),
+        (tmp_path / "text", "is not a valid safetensors file"),
         (other, "like must have the structure of the file"),
     ]:
         for main in (accuracy_against_bits.main, deploy.main):

@@ -20,7 +20,7 @@ def grid_over(low, high, largest, bits, scheme, dtype=np.float32):
     if largest == 0.0:
         return 1.0, 0
     if scheme == "symmetric":
-        return max(high / (2 ** (bits - 1) - 0.5), float(info.tiny)), 0
+        return max(high / (2 ** (bits - 1) - 1), float(info.tiny)), 0
     floor = max(float(info.eps) * largest, float(info.tiny))
     scale = max(high / (2**bits - 1) - low / (2**bits - 1), floor)
     return scale, -round(low / scale)
@@ -28,8 +28,10 @@ def grid_over(low, high, largest, bits, scheme, dtype=np.float32):
 
 def integers_of(bits, scheme):
     """All integers of the grid."""
-    least = -(2 ** (bits - 1)) if scheme == "symmetric" else 0
-    return np.arange(least, least + 2**bits)
+    if scheme == "symmetric":
+        most = 2 ** (bits - 1) - 1
+        return np.arange(-most, most + 1)
+    return np.arange(2**bits)
 
 
 def nearest(x, scale, zero_point, bits, scheme):

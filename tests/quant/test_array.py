@@ -81,9 +81,10 @@ def test_half_a_bin_holds_in_every_block(drawn, bits):
     dataclasses.replace(quantized)  # the checks of construction
     spread = blocks.spread(quantized.scale, x.shape, quantized.block_shape)
     error = np.abs(np.asarray(quantized.dequantize(), np.float64) - x)
-    rounding = 2.0 ** (bits - 22) * np.abs(x)
-    assert np.all(error <= 0.5 * spread * (1 + 1e-5) + rounding + 2 * ulp(x) * 2**-20)
-    levels = 2**bits
+    # The rounding of x / scale, of the product, and of the scale times the integer.
+    rounding = 4 * 2.0**-23 * np.abs(x)
+    assert np.all(error <= 0.5 * spread * (1 + 1e-5) + rounding)
+    levels = 2**bits - (options["scheme"] == "symmetric")
     for _, cut in reference.blocks_of(x.shape, quantized.block_shape):
         assert len(np.unique(quantized.values[cut])) <= levels
         if options["scheme"] == "affine" and x[cut].size:
@@ -121,7 +122,7 @@ def test_channels_lose_less_than_the_tensor(bits, scheme):
         for axis in (None, -1)
     }
     assert error[-1].max() <= error[None].max() * (1 + 1e-4)
-    assert jnp.mean(error[-1] ** 2) < 0.7 * jnp.mean(error[None] ** 2)
+    assert jnp.mean(error[-1] ** 2) < 0.95 * jnp.mean(error[None] ** 2)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -156,19 +157,17 @@ def test_zero_is_on_the_grid(bits):
 
 
 @settings(deadline=None)
-@given(arrays, st.sampled_from(WIDTHS))
-def test_a_second_quantization_changes_nothing(x, bits):
-    once = quantize_array(jnp.asarray(x), bits).dequantize()
-    if not np.isfinite(once).all():
-        return  # the end of a grid as wide as all float32 numbers
-    twice = quantize_array(once, bits).dequantize()
+@given(arrays_and_options(), st.sampled_from(WIDTHS))
+def test_a_second_quantization_changes_nothing(drawn, bits):
+    x, options = drawn
+    once = quantize_array(jnp.asarray(x), bits, **options).dequantize()
+    twice = quantize_array(once, bits, **options).dequantize()
     np.testing.assert_allclose(twice, once, rtol=1e-5, atol=float(2 * ulp(x)))
 
 
 @every_scheme
 @every_width
 def test_levels_stay_where_they_are_on_the_same_grid(bits, scheme):
-    """A projection, also for the symmetric grid, whose range a second fit narrows."""
     x = jax.random.normal(jax.random.key(0), (1000,))
     once = quantize_array(x, bits, scheme=scheme)
     grids = grid.Grid(once.scale, 0 if once.zero_point is None else once.zero_point)
@@ -185,12 +184,20 @@ def test_constant_arrays_are_kept_exactly(value, bits):
     np.testing.assert_array_equal(quantize_array(x, bits).dequantize(), x)
 
 
+@every_scheme
+@pytest.mark.parametrize("calibration", ["minmax", "percentile", "mse"])
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (1, 1, 1)])
-def test_odd_shapes(shape):
+def test_odd_shapes(shape, calibration, scheme):
     x = jnp.full(shape, 1.5)
-    quantized = quantize_array(x, 4)
+    options = {"calibration": calibration, "scheme": scheme}
+    quantized = quantize_array(x, 4, **options)
     assert quantized.shape == shape
-    np.testing.assert_array_equal(quantized.dequantize(), x)
+    assert (quantized.ndim, quantized.size) == (x.ndim, x.size)
+    np.testing.assert_allclose(quantized.dequantize(), x, rtol=1e-6)
+    rounded = fake_quantize_array(x, 4, **options)
+    assert rounded.shape == shape
+    many = jax.vmap(lambda x: fake_quantize_array(x, 4, **options))(jnp.stack([x, x]))
+    assert many.shape == (2, *shape)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -234,6 +241,18 @@ def test_bits_out_of_range_are_named(bits):
         ValueError, match=rf"bits must be an integer from 2 to 8, or 16, got {bits}"
     ):
         quantize_array(jnp.ones(3), bits)
+
+
+def test_integers_of_any_kind_are_bits():
+    for bits in (4, np.int64(4), np.array(4), jnp.int32(4)):
+        assert quantize_array(jnp.ones(3), bits).bits == 4
+
+
+@pytest.mark.parametrize("key", [0, "seed", jnp.ones(2)])
+def test_another_key_is_named(key):
+    for quantizer in (quantize_array, fake_quantize_array):
+        with pytest.raises(TypeError, match="key must be None or a random key"):
+            quantizer(jnp.ones(3), 4, key=key)
 
 
 @pytest.mark.parametrize("bits", [4.0, "4", None, True, (4,)])
@@ -301,6 +320,31 @@ def test_slices_and_stacks_keep_their_grids():
     )
     one = jax.tree.map(lambda a: a[2], layers)
     np.testing.assert_array_equal(one.dequantize(), layers.dequantize()[2])
+
+
+def test_pieces_that_cut_through_blocks_are_refused():
+    x = jax.random.normal(jax.random.key(0), (6, 4))
+    grouped = quantize_array(x, 4, axis=0, group_size=2)
+    piece = jax.tree.map(lambda a: a[:2], grouped)
+    joined = jax.tree.map(lambda a: jnp.concatenate([a, a[:3]]), grouped)
+    for wrong in (piece, joined):
+        with pytest.raises(ValueError, match="scale must have shape"):
+            wrong.dequantize()
+
+
+def test_numpy_does_not_make_an_array_of_objects():
+    quantized = quantize_array(jnp.ones(3), 4)
+    with pytest.raises(TypeError, match=r"by its method dequantize\(\)"):
+        np.asarray(quantized)
+
+
+def test_the_derivative_is_zero_also_where_the_range_is_set():
+    for calibration in ("minmax", "percentile", "mse"):
+        for x in (jnp.array([-1.0, 0.2, 3.0]), jnp.zeros(3)):
+            g = jax.grad(
+                lambda x, c=calibration: fake_quantize_array(x, 4, calibration=c).sum()
+            )(x)
+            np.testing.assert_array_equal(g, 0.0)
 
 
 def test_exported_functions_take_quantized_arrays():
@@ -401,6 +445,10 @@ def test_input_that_is_not_real_is_named():
     for bad in (jnp.arange(3), jnp.ones(3, jnp.complex64), "x"):
         with pytest.raises(TypeError, match="x must have real floating-point arrays"):
             quantize_array(bad, 4)
+    with pytest.raises(
+        TypeError, match="x must have one of the dtypes float16, bfloat"
+    ):
+        quantize_array(jnp.ones(3, jnp.float8_e4m3fn), 4)
 
 
 def test_traced_bits_are_scalar_integers():
@@ -412,5 +460,5 @@ def test_traced_bits_are_scalar_integers():
         fake_quantize_array(jnp.ones(3), jnp.array([4, 5]))
     with pytest.raises(ValueError, match=r"bits must be an integer .* got 9"):
         fake_quantize_array(jnp.ones(3), jnp.array(9))
-    with pytest.raises(TypeError, match="bits must be an integer"):
+    with pytest.raises(TypeError, match=r"known before tracing.*fake_quantize takes"):
         jax.jit(lambda b: quantize_array(jnp.ones(3), b))(4)

@@ -34,6 +34,7 @@ def widths(tree):
         ({"head/*": 8, "*": 4}, [4, None, 4, None, 8]),
         ({"*": 4, "head/*": 8}, [4, None, 4, None, 4]),  # the first match counts
         ({"*/kernel": 6, "conv/0": 2}, [2, None, 6, None, 6]),
+        ({"head": 8, "*": 4}, [4, None, 4, None, 8]),  # a subtree
         ({"conv/[01]*": 3, "head/kernel": 5}, [3, None, 3, None, 5]),
     ],
 )
@@ -76,15 +77,15 @@ def test_traced_numbers_for_every_leaf():
             ValueError,
             r"'tail' matches none of \['conv/0', 'conv/1",
         ),
-        ({"conv": 3}, ValueError, r"none of \['conv'\] matches 'conv/0'"),
+        ({"conv": 3}, ValueError, r"none of \['conv'\] matches 'head/kernel'"),
         (
             {"conv": [3], "head": 4},
             ValueError,
             r"bits must be an integer, a tree of in",
         ),
         ([4, 4], ValueError, r"bits must be an integer, a tree of integers"),
-        ({"*": 9}, ValueError, r"bits must be .* or 16, got 9. \(at \['conv'\]\[0\]\)"),
-        ({"*": 4.0}, TypeError, r"bits must be .* float: 4.0. \(at \['conv'\]\[0\]\)"),
+        ({"*": 9}, ValueError, r"bits must be .* or 16, got 9 \(at \['conv'\]\[0\]\)."),
+        ({"*": 4.0}, TypeError, r"bits must be .* float: 4.0 \(at \['conv'\]\[0\]\)"),
         (None, ValueError, r"bits must be an integer, a tree of integers"),
     ],
 )
@@ -92,3 +93,18 @@ def test_misuse_is_named(bits, error, message):
     for function in (quant.quantize, quant.fake_quantize):
         with pytest.raises(error, match=message):
             function(params(), bits)
+
+
+def test_paths_of_flax_leave_boxes_out():
+    nnx = pytest.importorskip("flax.nnx")
+    state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
+    quantized = quant.quantize(state, {"*kernel": 3})
+    assert widths(quantized) == [None, 3]
+    assert list(quant.quantization_error(state, quantized)) == ["bias", "kernel"]
+
+
+def test_frozen_trees_take_numbers_for_subtrees():
+    flax = pytest.importorskip("flax")
+    frozen = flax.core.freeze({"a": {"w": jnp.ones((2, 2))}, "b[0]": jnp.ones((2, 2))})
+    quantized = quant.quantize(frozen, {"a": 3, "b[0]": 8})
+    assert widths(quantized) == [3, 8]

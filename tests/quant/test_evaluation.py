@@ -130,6 +130,26 @@ def test_one_program_for_all_precisions_and_other_weights():
     assert len(traces) <= 2  # a loop's body may be traced twice, but only once compiled
 
 
+def test_weights_that_are_not_finite_are_named():
+    params, stats, images, labels = problem()
+    params["out"] = params["out"].at[0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"must be finite .* \['out'\] has NaN"):
+        quant.accuracy_against_bits(
+            logits_fn, params, images, labels, batch_stats=stats
+        )
+
+
+def test_lists_and_arrays_of_options_are_taken():
+    params, stats, images, labels = problem()
+    accuracies = [
+        quant.accuracy_against_bits(
+            logits_fn, params, images, labels, bits, batch_stats=stats, axis=axis
+        )
+        for bits, axis in [((8, 3), -1), (jnp.array([8, 3]), [-1])]
+    ]
+    np.testing.assert_array_equal(*accuracies)
+
+
 def test_works_inside_jit():
     params, stats, images, labels = problem()
     accuracy = lambda p: quant.accuracy_against_bits(
@@ -165,6 +185,16 @@ def test_logits_that_are_not_finite_are_wrong():
             {"batch_size": 0},
             ValueError,
             r"batch_size must be at least 1, .*batch_size=0",
+        ),
+        ({"batch_size": 10.0}, TypeError, r"batch_size must be an integer, got float"),
+        ({"images": 1.0}, ValueError, r"images must have a first axis"),
+        ({"key": 1}, TypeError, r"unknown option 'key'; allowed are scheme"),
+        ({"axis": "x"}, TypeError, r"axis must be an integer or a tuple"),
+        ({"logits_fn": lambda p, s, x: (x,)}, ValueError, r"logits of shape .*tuple"),
+        (
+            {"logits_fn": lambda p, s, x: x[:, 0]},
+            ValueError,
+            r"logits of shape \(103, ",
         ),
         ({"stats_fn": stats_fn}, ValueError, r"only stats_fn"),
         ({"calibration_images": 1}, ValueError, r"only calibration_images"),

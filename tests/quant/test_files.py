@@ -1,6 +1,7 @@
 """Files: round trips, damage, and what must never be half written."""
 
 import builtins
+import collections
 import functools
 import json
 import os
@@ -105,6 +106,25 @@ def test_like_restores_the_classes(tmp_path):
         assert isinstance(loaded["conv"], Layer)
         assert jax.tree.structure(loaded) == jax.tree.structure(tree)
         check_equal(loaded, tree)
+
+
+def test_like_restores_containers_whose_fields_are_not_sorted(tmp_path):
+    tree = {"ordered": collections.OrderedDict(w=jnp.ones((2, 2)), b=jnp.zeros(2))}
+    flax = pytest.importorskip("flax")
+
+    @flax.struct.dataclass
+    class State:
+        step: int
+        params: dict
+        loss: float
+
+    tree["state"] = State(3, {"w": np.ones(2), "b": np.arange(3)}, 0.1)
+    tree["frozen"] = flax.core.freeze({"z": jnp.ones(1), "a": 2})
+    quant.save(tmp_path / "x", tree)
+    loaded = quant.load(tmp_path / "x", like=tree)
+    assert jax.tree.structure(loaded) == jax.tree.structure(tree)
+    chex.assert_trees_all_equal(loaded, tree)
+    assert quant.load(tmp_path / "x")["state"]["params"]["w"].dtype == np.float64
 
 
 def test_packed_trees_stay_packed(tmp_path):
@@ -229,6 +249,7 @@ def test_another_like_is_named(tmp_path):
         ({"a": jnp.ones(2, jnp.complex64)}, TypeError, r"got complex64 \(at a\)"),
         ({"a": np.array(["x"])}, TypeError, r"must be arrays of booleans"),
         ({1.5: jnp.ones(2)}, TypeError, "must be strings or integers"),
+        ({"a": 2**70}, TypeError, r"must be arrays of booleans.*got object \(at a\)"),
     ],
 )
 def test_what_cannot_be_saved_is_named(tree, error, message, tmp_path):
@@ -328,10 +349,14 @@ LIES = {
     "fewer bits": lambda t, m, k: k.update(bits=2),
     "no bits": lambda t, m, k: k.update(bits=9),
     "text for bits": lambda t, m, k: k.update(bits="3"),
-    "another shape": lambda t, m, k: k.update(shape=[3, 3, 4, 6]),
-    "a huge shape": lambda t, m, k: k.update(shape=[2**40, 2**40]),
-    "a negative shape": lambda t, m, k: k.update(shape=[-3, -3, 4, 5]),
-    "a shape of text": lambda t, m, k: k.update(shape="3345"),
+    "another shape": lambda t, m, k: k.update(row_shape=[3, 3, 4, 6]),
+    "a huge shape": lambda t, m, k: k.update(row_shape=[2**40, 2**40]),
+    "a negative shape": lambda t, m, k: k.update(row_shape=[-3, -3, 4, 5]),
+    "a shape of text": lambda t, m, k: k.update(row_shape="3345"),
+    "numbers beyond floats": lambda t, m, k: k.update(
+        row_shape=[10**400, 1], block_shape=[1, 1]
+    ),
+    "text for a flag": lambda t, m, k: k.update(packed="no"),
     "other blocks": lambda t, m, k: k.update(block_shape=[3, 3, 4, 5]),
     "empty blocks": lambda t, m, k: k.update(block_shape=[0, 0, 0, 0]),
     "another dtype": lambda t, m, k: k.update(dtype="int32"),
@@ -424,11 +449,25 @@ def test_an_older_file_survives_a_failed_write(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_files_get_the_usual_permissions(tmp_path):
-    quant.save(tmp_path / "x", {"w": jnp.ones(3)})
-    (tmp_path / "y").write_bytes(b"")
-    modes = [(tmp_path / name).stat().st_mode for name in "xy"]
-    assert modes[0] == modes[1]
+def test_files_get_the_usual_permissions_and_keep_others(tmp_path):
+    x, y = tmp_path / "x", tmp_path / "y"
+    quant.save(x, {"w": jnp.ones(3)})
+    y.write_bytes(b"")
+    assert x.stat().st_mode == y.stat().st_mode
+    x.chmod(0o600)
+    quant.save(x, {"w": jnp.zeros(3)})
+    assert x.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_keeps_pointing_at_the_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    real, link = tmp_path / "folder" / "real", tmp_path / "link"
+    real.write_bytes(b"")
+    link.symlink_to(real)
+    quant.save(link, {"w": jnp.ones(3)})
+    assert link.is_symlink()
+    np.testing.assert_array_equal(quant.load(real)["w"], 1.0)
+    quant.save(tmp_path / ("n" * 250), {})  # the longest names leave little room
 
 
 def test_without_safetensors_the_error_says_what_to_install(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def test_round_trip_of_arrays(shape, bits, scheme):
     axis = -1 if shape else None
     quantized = quantize_array(x, bits, scheme=scheme, axis=axis)
     packed = pack(quantized)
-    assert packed.packed.nbytes == -(-x.size * bits // 8)
+    assert packed.packed.nbytes == packed_size(x.size, bits)
     assert packed.scheme == quantized.scheme == scheme
     assert packed.shape == quantized.shape == shape
     restored = unpack(packed)
@@ -73,6 +73,28 @@ def test_stacked_arrays_pack_and_unpack_one_by_one():
     np.testing.assert_array_equal(one_by_one, quantized.dequantize())
 
 
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_layers_with_grids_of_their_own_are_packed_one_by_one(bits):
+    x = jax.random.normal(jax.random.key(0), (5, 8, 6))
+    for options in ({"axis": 0}, {"axis": (0, -1)}, {"axis": (0, 1, 2)}):
+        quantized = quantize_array(x, bits, **options)
+        packed = pack(quantized)
+        assert packed.shape == quantized.shape
+        assert packed.packed.shape[0] == 5
+        assert packed.packed.nbytes == packed_size(x.size, bits)
+        expected = quantized.dequantize()
+        np.testing.assert_array_equal(packed.dequantize(), expected)
+        _, scanned = jax.lax.scan(lambda _, p: (None, p.dequantize()), None, packed)
+        np.testing.assert_array_equal(scanned, expected)
+        one = jax.tree.map(lambda a: a[3], packed)
+        np.testing.assert_array_equal(one.dequantize(), expected[3])
+
+
+def test_no_byte_is_spent_on_axes():
+    quantized = quantize_array(jnp.ones((7, 3)), 3, axis=0)  # rows of 9 bits
+    assert pack(quantized).packed.shape == (packed_size(21, 3),)
+
+
 def test_nibbles_are_a_quarter_of_the_bytes_of_half_precision():
     quantized = quantize_array(jnp.ones((64, 64)), 4)
     assert pack(quantized).packed.nbytes == 64 * 64 // 2
@@ -84,8 +106,8 @@ def test_nibbles_are_a_quarter_of_the_bytes_of_half_precision():
     [
         ({"packed": jnp.zeros(4, jnp.uint8)}, r"packed must have shape \(3,\)"),
         ({"packed": jnp.zeros(3, jnp.int8)}, "packed must have .* dtype uint8"),
-        ({"shape": [2, 3]}, "shape must be a tuple of integers >= 0"),
-        ({"shape": (2, -3)}, "shape must be a tuple of integers >= 0"),
+        ({"row_shape": [2, 3]}, "row_shape must be a tuple of integers >= 0"),
+        ({"row_shape": (2, -3)}, "row_shape must be a tuple of integers >= 0"),
         ({"scale": jnp.ones((2, 1))}, r"scale must have shape \(1, 1\)"),
         ({"bits": 5}, r"packed must have shape \(4,\)"),
         ({"bits": 9}, "bits must be an integer from 2 to 8, or 16, got 9"),

@@ -56,6 +56,32 @@ def test_mask_chooses_the_leaves():
     assert kinds == [False, False, False, False, True]  # norm / scale comes last
 
 
+def test_leaves_that_are_no_weights_pass_untouched():
+    rng = jax.random.key(0)
+    tree = {"w": jnp.ones((2, 2)), "count": jnp.ones((2, 2), int), "rng": rng, "n": 3}
+    for mask in (None, {"w": True, "count": False, "rng": False, "n": False}):
+        quantized = quant.quantize(tree, 4, mask=mask)
+        assert isinstance(quantized["w"], QuantizedArray)
+        assert quantized["count"] is tree["count"]
+        assert quantized["rng"] is rng
+        assert quantized["n"] == 3
+    assert quant.fake_quantize(tree, 4)["count"] is tree["count"]
+
+
+def test_the_rest_can_be_quantized_later_and_otherwise():
+    tree = params()
+    first = {"conv": True, "norm": False, "head": False, "unused": None}
+    half = quant.quantize(tree, 8, mask=first)
+    both = quant.quantize(half, 3, scheme="symmetric")
+    assert both["conv"]["kernel"] is half["conv"]["kernel"]
+    assert both["head"][0].bits == 3
+    chex.assert_trees_all_equal_shapes_and_dtypes(quant.dequantize(both), tree)
+    with pytest.raises(
+        TypeError, match=r"must not be quantized.* \(at \['conv'\]\['ke"
+    ):
+        quant.quantize(half, 3, mask=True)
+
+
 def test_works_inside_jit_with_integers_in_memory():
     tree = params()
     quantized = quant.quantize(tree, 4)
@@ -169,6 +195,7 @@ def test_no_floats_are_resident_before_a_call(bits):
     ):
         analysis = predict.lower(stored, x).compile().memory_analysis()
         resident = analysis.argument_size_in_bytes - x.nbytes
+        assert sum(a.nbytes for a in jax.tree.leaves(stored)) == resident
         assert resident - 256 * 256 * bits_per_weight // 8 in range(17)
 
 
@@ -195,7 +222,7 @@ def test_other_misuse_is_named():
         quant.quantize({}, 1)
     with pytest.raises(TypeError, match=r"bits must be an integer"):
         quant.quantize(params(), "4")
-    with pytest.raises(TypeError, match=r"real floating-point arrays .* int32 at \['"):
-        quant.quantize({"w": jnp.ones((2, 2), jnp.int32)}, 4)
+    with pytest.raises(TypeError, match=r"real floating-point arrays .*int32.*\['w'\]"):
+        quant.quantize({"w": jnp.ones((2, 2), jnp.int32)}, 4, mask=True)
     with pytest.raises(ValueError, match=r"mask must have the tree structure of para"):
         quant.quantize(params(), 4, mask={"other": True})
