@@ -7,8 +7,8 @@ to each precision, and all precisions of a network run in one program.
     python examples/accuracy_against_bits.py
     python examples/accuracy_against_bits.py --all     # every setting of the quantizer
 
-    python examples/quickstart.py --save-weights
-    python examples/accuracy_against_bits.py quickstart_results/weights/*_seed?.safetensors
+    python examples/quickstart.py --save-weights --out out
+    python examples/accuracy_against_bits.py out/weights/*_seed?.safetensors
 
 The result is a table, the same numbers as JSON, and a picture. Files that differ in the
 seed alone are averaged.
@@ -44,6 +44,7 @@ Results = dict[str, dict[str, list[dict[str, Any]]]]
 SETTINGS: dict[str, dict[str, Any]] = {
     "per tensor": {},
     "symmetric": {"scheme": "symmetric"},
+    "symmetric, least squares": {"scheme": "symmetric", "calibration": "mse"},
     "least squares": {"calibration": "mse"},
     "99th percentile": {"calibration": "percentile", "percentile": 99.0},
     "per channel": {"axis": -1},
@@ -151,9 +152,9 @@ def table(results: Results) -> str:
 
 def plot(results: Results, title: str) -> Figure:
     """Draw accuracy against bits: a panel per setting, a line per network."""
-    columns = min(4, len(results))
+    columns = min(3, len(results))
     rows = math.ceil(len(results) / columns)
-    size = (7.0, 4.2) if len(results) == 1 else (3.2 * columns, 3.0 * rows)
+    size = (7.0, 4.2) if len(results) == 1 else (3.6 * columns, 2.8 * rows)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     styles = ("o-", "D-", "s-", "^-", "v-", "x-")
