@@ -42,7 +42,7 @@ def ulp(x):
     return np.spacing(np.float32(np.abs(x).max(initial=0.0)))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(arrays, st.sampled_from(WIDTHS))
 def test_every_entry_moves_by_at_most_half_a_bin(x, bits):
     quantized = quantize_array(jnp.asarray(x), bits)
@@ -73,7 +73,7 @@ def arrays_and_options(draw):
     return x, options
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(arrays_and_options(), st.sampled_from(WIDTHS))
 def test_half_a_bin_holds_in_every_block(drawn, bits):
     x, options = drawn

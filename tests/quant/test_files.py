@@ -288,7 +288,7 @@ def load_bytes(folder, data):
 anywhere = st.integers(0, len(sound_file()) - 1)
 shared_folder = settings(
     deadline=None,
-    max_examples=300,
+    max_examples=200,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
