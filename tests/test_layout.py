@@ -20,9 +20,11 @@ ALLOWED = {
     "transform": {"_typing", "_checks", "_tree", "gradient"},
     "bounds": {"_checks"},
     "quant": {"_typing", "_checks", "_tree"},
+    "models": {"_checks"},
 }
 CORE_PACKAGES = {"jax", "optax", "chex", "numpy", "hero_jax"}
-OPTIONAL_PACKAGES = {"quant/files.py": {"safetensors"}}
+OPTIONAL_PACKAGES = {"quant/files.py": {"safetensors"}, "models": {"flax"}}
+"""By file or module: not imported with the package itself."""
 
 
 def imports(path):
@@ -51,7 +53,8 @@ def test_imports_point_one_way(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_core_needs_only_the_declared_packages(path):
     packages = {name.split(".")[0] for name in imports(path)}
-    optional = OPTIONAL_PACKAGES.get(path.relative_to(PACKAGE).as_posix(), set())
+    names = (path.relative_to(PACKAGE).as_posix(), module_of(path))
+    optional = set().union(*(OPTIONAL_PACKAGES.get(name, set()) for name in names))
     assert packages - sys.stdlib_module_names <= CORE_PACKAGES | optional
 
 

@@ -1,1 +1,70 @@
-"""The paper's networks in Flax Linen."""
+"""The paper's networks in Flax Linen.
+
+>>> import jax, jax.numpy as jnp
+>>> from hero_jax import models
+>>> model = models.create("resnet20", num_classes=10)
+>>> images = jnp.zeros((2, 32, 32, 3))
+>>> variables = jax.eval_shape(
+...     lambda: model.init(jax.random.key(0), images, train=False)
+... )
+>>> sorted(variables)
+['batch_stats', 'params']
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hero_jax import _checks
+from hero_jax.models.convolution import conv_general_dilated
+from hero_jax.models.mobilenet_v2 import MobileNetV2
+from hero_jax.models.resnet import ResNet
+from hero_jax.models.vgg import VGG
+
+__all__ = ["VGG", "MobileNetV2", "ResNet", "conv_general_dilated", "create"]
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mobilenet_v2": MobileNetV2,
+    "resnet18": lambda **kwargs: ResNet(
+        blocks=(2, 2, 2, 2), features=64, stem="imagenet", **kwargs
+    ),
+    "resnet20": lambda **kwargs: ResNet(
+        blocks=(3, 3, 3), features=16, stem="cifar", **kwargs
+    ),
+    "vgg19_bn": VGG,
+}
+
+
+def create(name: str, *, num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
+    """Return one of the paper's networks.
+
+    Trainable parameters with 10 classes, except ResNet18 with 1,000: "resnet20"
+    272,474, "mobilenet_v2" 2,296,922, "vgg19_bn" 20,040,522, "resnet18" 11,689,512, of
+    which the classifier has 513,000: without it, 11,176,512, the paper's 11.17 million.
+
+    Args:
+      name: one of these four. All but "resnet18" are made for CIFAR's 32x32 images.
+      num_classes: number of logits, at least 1.
+      dtype: in which it computes, such as bfloat16; parameters, statistics and logits
+        are float32.
+
+    Returns:
+      A module: `model.init(key, images, train=False)` gives `params` and
+      `batch_stats`; `model.apply(variables, images, train=True,
+      mutable=["batch_stats"])` logits and new statistics. Images are `[B, H, W, C]`.
+
+    Raises:
+      ValueError: the name is unknown, or `num_classes` is below 1.
+      TypeError: `num_classes` is no integer.
+    """
+    _checks.check_choice("name", name, _MODELS)
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+        raise TypeError(
+            f"num_classes must be an integer >= 1, got {type(num_classes).__name__}: "
+            f"{num_classes!r}."
+        )
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be an integer >= 1, got {num_classes}.")
+    return _MODELS[name](num_classes=num_classes, dtype=dtype)

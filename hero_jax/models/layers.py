@@ -1,0 +1,46 @@
+"""Layers that the networks share."""
+
+import functools
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hero_jax.models.convolution import conv_general_dilated
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""Normal with variance 2 / (k * k * outputs): He et al. 2015."""
+
+Conv = functools.partial(
+    nn.Conv,
+    use_bias=False,
+    kernel_init=he_normal,
+    conv_general_dilated=conv_general_dilated,
+)
+
+
+def normalization(train: bool, dtype: Any) -> Any:
+    """Return BatchNorm with a momentum of 0.9 and an epsilon of 1e-5."""
+    return functools.partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+    )
+
+
+def check_images(x: chex.Array, multiple: int, model: str) -> None:
+    """Raise `ValueError` unless x is `[B, H, W, C]` of sizes that a network takes."""
+    if x.ndim != 4 or x.shape[1] % multiple or x.shape[2] % multiple or 0 in x.shape:
+        raise ValueError(
+            f"images for {model} must have shape [batch, height, width, channels] with "
+            f"height and width multiples of {multiple}, got {tuple(x.shape)}."
+        )
+
+
+def classifier(x: chex.Array, num_classes: int, **kwargs: Any) -> chex.Array:
+    """Average over the image, then a linear layer; logits are float32."""
+    logits = nn.Dense(num_classes, name="classifier", **kwargs)(x.mean(axis=(1, 2)))
+    return jnp.asarray(logits, jnp.float32)

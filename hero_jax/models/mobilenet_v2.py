@@ -1,0 +1,85 @@
+"""MobileNetV2 in its variant for CIFAR: fewer strides than for ImageNet.
+
+References:
+  Sandler, Howard, Zhu, Zhmoginov, Chen: MobileNetV2: Inverted Residuals and Linear
+  Bottlenecks. CVPR 2018.
+"""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hero_jax.models.layers import Conv, check_images, classifier, normalization
+
+STAGES = (
+    # expansion, features, blocks, strides of the first block
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+class InvertedResidual(nn.Module):
+    """Widen by 1x1, convolve every channel by itself, narrow by 1x1.
+
+    The shortcut is there wherever the size stays, with a 1x1 convolution where the
+    number of features changes, as in the CIFAR variant.
+    """
+
+    features: int
+    expansion: int
+    strides: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: chex.Array, train: bool) -> chex.Array:
+        """Map `[B, H, W, C]` to `[B, H / strides, W / strides, features]`."""
+        norm = normalization(train, self.dtype)
+        width = self.expansion * x.shape[-1]
+        y = nn.relu(norm()(Conv(width, (1, 1), padding=0, dtype=self.dtype)(x)))
+        depthwise = Conv(
+            width,
+            (3, 3),
+            self.strides,
+            padding=1,
+            feature_group_count=width,
+            dtype=self.dtype,
+        )
+        y = nn.relu(norm()(depthwise(y)))
+        y = norm()(Conv(self.features, (1, 1), padding=0, dtype=self.dtype)(y))
+        if self.strides > 1:
+            return y
+        if x.shape != y.shape:
+            x = norm()(Conv(self.features, (1, 1), padding=0, dtype=self.dtype)(x))
+        return x + y
+
+
+class MobileNetV2(nn.Module):
+    """Inverted residuals between a 3x3 stem of 32 features and a 1x1 head of 1280.
+
+    Attributes:
+      num_classes: number of logits.
+      dtype: in which it computes; parameters and statistics are float32.
+    """
+
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: chex.Array, train: bool) -> chex.Array:
+        """Map images `[B, H, W, C]` to logits `[B, num_classes]`, float32."""
+        check_images(x, 8, "MobileNetV2")
+        norm = normalization(train, self.dtype)
+        x = nn.relu(norm()(Conv(32, (3, 3), padding=1, dtype=self.dtype)(x)))
+        for expansion, features, blocks, first in STAGES:
+            for block in range(blocks):
+                strides = first if block == 0 else 1
+                x = InvertedResidual(features, expansion, strides, self.dtype)(x, train)
+        x = nn.relu(norm()(Conv(1280, (1, 1), padding=0, dtype=self.dtype)(x)))
+        return classifier(x, self.num_classes, dtype=self.dtype)

@@ -1,0 +1,74 @@
+"""Residual networks: ResNet20 for CIFAR and ResNet18 for ImageNet.
+
+References:
+  He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition. CVPR 2016.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hero_jax.models.layers import Conv, check_images, classifier, normalization
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, a 1x1 one where the shape changes."""
+
+    features: int
+    strides: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: chex.Array, train: bool) -> chex.Array:
+        """Map `[B, H, W, C]` to `[B, H / strides, W / strides, features]`."""
+        norm = normalization(train, self.dtype)
+        y = Conv(self.features, (3, 3), self.strides, padding=1, dtype=self.dtype)(x)
+        y = nn.relu(norm()(y))
+        y = norm()(Conv(self.features, (3, 3), padding=1, dtype=self.dtype)(y))
+        if x.shape != y.shape:
+            shortcut = Conv(
+                self.features, (1, 1), self.strides, padding=0, dtype=self.dtype
+            )
+            x = norm()(shortcut(x))
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Stages of basic blocks; each but the first halves height and width.
+
+    Attributes:
+      num_classes: number of logits.
+      blocks: number of blocks per stage.
+      features: of the first stage; each stage doubles them.
+      stem: "cifar", one 3x3 convolution, or "imagenet", a strided 7x7 one and a
+        pooling.
+      dtype: in which it computes; parameters and statistics are float32.
+    """
+
+    num_classes: int
+    blocks: Sequence[int]
+    features: int
+    stem: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: chex.Array, train: bool) -> chex.Array:
+        """Map images `[B, H, W, C]` to logits `[B, num_classes]`, float32."""
+        large = self.stem == "imagenet"
+        multiple = 2 ** (len(self.blocks) - 1) * (4 if large else 1)
+        check_images(x, multiple, "ResNet")
+        kernel, strides = ((7, 7), 2) if large else ((3, 3), 1)
+        stem = Conv(
+            self.features, kernel, strides, padding=kernel[0] // 2, dtype=self.dtype
+        )
+        x = nn.relu(normalization(train, self.dtype)()(stem(x)))
+        if large:
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage, blocks in enumerate(self.blocks):
+            for block in range(blocks):
+                strides = 2 if stage > 0 and block == 0 else 1
+                x = BasicBlock(self.features * 2**stage, strides, self.dtype)(x, train)
+        return classifier(x, self.num_classes, dtype=self.dtype)
