@@ -42,7 +42,7 @@ def ulp(x):
     return np.spacing(np.float32(np.abs(x).max(initial=0.0)))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(arrays, st.sampled_from(WIDTHS))
 def test_every_entry_moves_by_at_most_half_a_bin(x, bits):
     quantized = quantize_array(jnp.asarray(x), bits)
@@ -73,7 +73,7 @@ def arrays_and_options(draw):
     return x, options
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(arrays_and_options(), st.sampled_from(WIDTHS))
 def test_half_a_bin_holds_in_every_block(drawn, bits):
     x, options = drawn
@@ -91,7 +91,7 @@ def test_half_a_bin_holds_in_every_block(drawn, bits):
             assert int(quantized.values[cut].min()) == 0
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(arrays_and_options(), st.sampled_from(WIDTHS))
 def test_bins_of_blocks_are_no_wider_than_those_of_the_whole(drawn, bits):
     x, options = drawn
@@ -156,7 +156,7 @@ def test_zero_is_on_the_grid(bits):
     np.testing.assert_array_equal(restored[::3], 0.0)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(arrays_and_options(), st.sampled_from(WIDTHS))
 def test_a_second_quantization_changes_nothing(drawn, bits):
     x, options = drawn
