@@ -1,13 +1,12 @@
 """Time the quantizer against a plain copy and qwix, and list the sizes of its files.
 
-Two trees of random weights, of the sizes of ResNet20 and of VGG19 with BatchNorm (both
-for CIFAR-10). Every program is compiled first; then all take turns within one process,
-so that the ratios hold where the machine's speed drifts. Throughput counts the bytes of
-the float32 weights. The copy multiplies every leaf by one; qwix is left out if it is
-not installed.
+Two trees, the initial weights of ResNet20 and of VGG19 with BatchNorm for CIFAR-10.
+Every program is compiled first; then all take turns within one process, so that the
+ratios hold where the machine's speed drifts. Throughput counts the bytes of the float32
+weights. The copy multiplies every leaf by one; qwix is left out if it is not installed.
 
     python examples/quantizer_speed.py                   # a minute on 2 cores
-    python examples/quantizer_speed.py --tree vgg19      # one of the two
+    python examples/quantizer_speed.py --tree vgg19_bn    # one of the two
 
 "jitted" is the whole tree in one program of its own, as inside a larger one; "called"
 is `quant.quantize` from Python with its checks, which waits for the device once.
@@ -25,38 +24,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from step_time import ResNet
 
-from hero_jax import quant
+from hero_jax import models, quant
 
-VGG19_FEATURES = (64, 64, 128, 128, *[256] * 4, *[512] * 8)
+TREES = ("resnet20", "vgg19_bn")
 FILE_BITS = (8, 6, 5, 4, 3, 2)
 TIMED_SECONDS = 0.02
 Program = Callable[[], Any]
 
 
-def resnet20() -> Any:
-    """Weights of the residual network of `step_time.py`."""
+def weights(name: str) -> Any:
+    """Return the initial weights of one of the package's networks."""
+    model = models.create(name, num_classes=10)
     images = jnp.zeros((1, 32, 32, 3))
-    return jax.jit(ResNet(blocks=3).init)(jax.random.key(0), images)["params"]
-
-
-def vgg19() -> Any:
-    """Weights in the shapes of VGG19 with BatchNorm and one linear layer."""
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    inputs = 3
-    for i, features in enumerate(VGG19_FEATURES):
-        shapes[f"Conv_{i}"] = {"kernel": (3, 3, inputs, features), "bias": (features,)}
-        shapes[f"BatchNorm_{i}"] = {"scale": (features,), "bias": (features,)}
-        inputs = features
-    shapes["Dense_0"] = {"kernel": (inputs, 10), "bias": (10,)}
-    leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    weights = [jax.random.normal(k, s) / 20 for k, s in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, weights)
-
-
-TREES = {"resnet20": resnet20, "vgg19": vgg19}
+    initialize = jax.jit(lambda key: model.init(key, images, train=False))
+    return initialize(jax.random.key(0))["params"]
 
 
 def programs(params: Any) -> dict[str, Program]:
@@ -148,10 +130,13 @@ def file_sizes(params: Any) -> dict[str, int]:
     sizes = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
-        for bits in ("float", *FILE_BITS):
-            tree = params if bits == "float" else quant.quantize(params, bits)
+        trees = {"float": params}
+        for bits in FILE_BITS:
+            trees[f"{bits} bit"] = quant.quantize(params, bits)
+        trees["4 bit, per channel"] = quant.quantize(params, 4, axis=-1)
+        for name, tree in trees.items():
             quant.save(path, tree)
-            sizes[str(bits)] = path.stat().st_size
+            sizes[name] = path.stat().st_size
     return sizes
 
 
@@ -167,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--rounds must be at least 1, got {options.rounds}")
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}\n")
     for name in [options.tree] if options.tree else TREES:
-        params = TREES[name]()
+        params = weights(name)
         size = sum(x.nbytes for x in jax.tree.leaves(params))
         seconds = measure(programs(params), options.rounds)
         copy = np.median(seconds["copy"])
@@ -179,8 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"| {program} | {1e3 * t:.3f} | {rate} | {t / copy:.2f} |")
         sizes = file_sizes(params)
         print(f"\n| {name} file | bytes | float / this |\n|---|---|---|")
-        for bits, n in sizes.items():
-            label = bits if bits == "float" else f"{bits} bit"
+        for label, n in sizes.items():
             print(f"| {label} | {n:,} | {sizes['float'] / n:.2f} |")
         print()
 

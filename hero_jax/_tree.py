@@ -165,9 +165,7 @@ def resolve_mask(name: str, mask: Mask | None, params: Params) -> chex.ArrayTree
 
     mask = jax.tree.map(as_bool, mask)
     try:
-        return jax.tree.map(
-            lambda keep, subtree: jax.tree.map(lambda _: keep, subtree), mask, params
-        )
+        return jax.tree.broadcast(mask, params)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{name} must have the tree structure of params, or a prefix of it: "

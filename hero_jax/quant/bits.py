@@ -32,10 +32,7 @@ def bits_of_leaves(bits: Any, params: Params, chosen: list[bool]) -> list[Any]:
         tree has another structure.
     """
     try:
-        spread = jax.tree.map(
-            lambda b, subtree: jax.tree.map(lambda _: b, subtree), bits, params
-        )
-        leaves = jax.tree.leaves(spread)
+        leaves = jax.tree.leaves(jax.tree.broadcast(bits, params))
     except (ValueError, TypeError):
         if not _is_pattern_mapping(bits):
             raise ValueError(

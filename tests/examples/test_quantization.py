@@ -120,14 +120,14 @@ def test_deployment(weights, capsys):
 
 
 def test_four_bits_of_resnet20_take_a_seventh_of_the_floats():
-    sizes = quantizer_speed.file_sizes(quantizer_speed.resnet20())
-    assert 7 * sizes["4"] <= sizes["float"]
+    sizes = quantizer_speed.file_sizes(quantizer_speed.weights("resnet20"))
+    assert 7 * sizes["4 bit"] <= sizes["float"]
     for bits in ("8", "6", "5", "3", "2"):
-        assert sizes[bits] < sizes["float"] * int(bits) / 32 + 20_000
+        assert sizes[f"{bits} bit"] < sizes["float"] * int(bits) / 32 + 20_000
 
 
 def test_vgg19_has_the_size_of_the_paper():
-    params = quantizer_speed.vgg19()
+    params = quantizer_speed.weights("vgg19_bn")
     weights = sum(x.size for x in quickstart.jax.tree.leaves(params))
     assert round(weights / 1e6, 2) == 20.04
 
