@@ -33,6 +33,9 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": lambda **kwargs: ResNet(
         blocks=(3, 3, 3), features=16, stem="cifar", **kwargs
     ),
+    "resnet8": lambda **kwargs: ResNet(
+        blocks=(1, 1, 1), features=16, stem="cifar", **kwargs
+    ),
     "vgg19_bn": VGG,
 }
 
@@ -43,9 +46,10 @@ def create(name: str, *, num_classes: int, dtype: Any = jnp.float32) -> nn.Modul
     Trainable parameters with 10 classes, except ResNet18 with 1,000: "resnet20"
     272,474, "mobilenet_v2" 2,296,922, "vgg19_bn" 20,040,522, "resnet18" 11,689,512, of
     which the classifier has 513,000: without it, 11,176,512, the paper's 11.17 million.
+    "resnet8" with 78,042 is ResNet20's little sister, for trying things out.
 
     Args:
-      name: one of these four. All but "resnet18" are made for CIFAR's 32x32 images.
+      name: one of these. All but "resnet18" are made for CIFAR's 32x32 images.
       num_classes: number of logits, at least 1.
       dtype: in which it computes, such as bfloat16; parameters, statistics and logits
         are float32.

@@ -1,0 +1,18 @@
+"""Train the paper's networks, with its recipe, by HERO and its rivals.
+
+    python -m examples.image_classification digits --epochs 5
+    python -m examples.image_classification cifar10_resnet20_hero --data-dir DIR
+
+The first argument is a TOML file, or the name of one in `configs`, which has one file
+per number in the paper's tables; every field of :class:`Config` is an option, and
+`--help` explains them all. A run writes to a folder of its own:
+
+    config.toml          all that determines the numbers, to be run again
+    metrics.csv          one row per epoch; times.csv has the seconds
+    tensorboard/         the same for TensorBoard
+    checkpoints/         written every epoch; the same command resumes a killed run
+    weights.safetensors  the last weights and BatchNorm statistics
+    result.json          accuracy at every precision, versions, machine, command
+
+To start a project of your own, copy this folder.
+"""

@@ -1,0 +1,69 @@
+"""The command line; see the package's docstring, or `--help`."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from . import __doc__ as description
+from . import config as configs
+from .checkpoints import CheckpointError
+from .config import Config
+from .datasets import DatasetError
+from .run import Options, RunError, Stopped, run
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What the command line says."""
+
+    config: Config
+    options: Options
+
+
+def parse(arguments: Sequence[str]) -> tuple[Config, Options]:
+    """Read a config file and the options that override it.
+
+    Raises:
+      FileNotFoundError: no such config.
+      TypeError: a value has the wrong type.
+      ValueError: a value is out of range, or a file is no config.
+    """
+    name, base, rest = "default", Config(), [*arguments]
+    if rest and not rest[0].startswith("-"):
+        path = configs.find(rest.pop(0))
+        name, base = path.stem, configs.load(path)
+    command = tyro.cli(
+        Command,
+        prog="python -m examples.image_classification [CONFIG]",
+        description=description,
+        args=rest,
+        default=Command(base, Options()),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    config, options = command.config, command.options
+    out = options.out or Path("runs") / name / f"seed_{config.seed}"
+    return config, dataclasses.replace(options, out=out)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status."""
+    try:
+        config, options = parse(sys.argv[1:] if arguments is None else arguments)
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        run(config, options)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+    except (CheckpointError, DatasetError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

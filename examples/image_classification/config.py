@@ -1,0 +1,208 @@
+"""What determines the numbers of a run, typed and checked."""
+
+import dataclasses
+import json
+import math
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+CONFIGS = Path(__file__).parent / "configs"
+
+Augmentation = Literal["none", "crop_flip", "resized_crop"]
+Direction = Literal["layerwise", "adaptive", "normalized"]
+DType = Literal["float32", "bfloat16"]
+Method = Literal["hero", "first_order", "grad_l1", "sgd"]
+Model = Literal["resnet20", "mobilenet_v2", "vgg19_bn", "resnet18", "resnet8"]
+Reduction = Literal["sum", "mean"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """All that determines the numbers of a run; the defaults are the paper's recipe.
+
+    Attributes:
+      dataset: "digits" (part of scikit-learn), a name of TensorFlow Datasets such as
+        "cifar10", "cifar100" or "imagenet2012", an `.npz` file with x_train, y_train,
+        x_test and y_test, or a folder with train/CLASS/IMAGE and val/CLASS/IMAGE.
+      train_size: use so many training images, the same ones for every seed.
+      test_size: use so many test images.
+      validation_size: hold out so many training images and test on them instead; for
+        choosing h and gamma.
+      label_noise: share of the training labels that are replaced by a uniform draw over
+        all classes.
+      augmentation: "crop_flip" pads by 4, crops and flips images of one size, which
+        are held on the device; "resized_crop" decodes files of any size in worker
+        processes and cuts out random parts; "none" takes images as they are.
+      image_size: height and width after a resized crop, in pixels.
+      model: network; resnet8 is a small one for trying things out.
+      dtype: in which the network computes; weights and gradients stay float32.
+      method: how the loss becomes a gradient.
+      h: length of HERO's and first_order's step, in units of z.
+      gamma: strength of HERO's penalty.
+      perturbation: direction z; "layerwise" is the paper's Eq. 11.
+      reduction: of a tensor's squared differences in the penalty.
+      strength: of GRAD-L1's penalty.
+      epochs: passes over the training images.
+      batch_size: images per update of the weights; the last partial batch of an epoch
+        is left out.
+      accumulation: micro-batches per update, of batch_size / accumulation images each,
+        which save memory. Every micro-batch gets a perturbation and BatchNorm
+        statistics of its own, so the sharpness is that of the micro-batch
+        (m-sharpness with m = batch_size / accumulation).
+      learning_rate: at the start; it falls to zero along a cosine.
+      momentum: of stochastic gradient descent.
+      weight_decay: added to the gradient, times the weights.
+      clip_norm: largest norm of the gradient, before weight decay; no limit if None.
+      bits: precisions of the weights at which the test accuracy is measured.
+      curvature_h: step of the finite difference in the reported ||Hz||, the same for
+        all methods.
+      curvature_batches: training batches over which ||Hz|| is averaged, the same in
+        every epoch.
+      epoch_on_device: run an epoch as one loop on the device; None: on accelerators.
+      seed: of weights, order, augmentation and label noise.
+    """
+
+    dataset: str = "cifar10"
+    train_size: int | None = None
+    test_size: int | None = None
+    validation_size: int | None = None
+    label_noise: float = 0.0
+    augmentation: Augmentation = "crop_flip"
+    image_size: int = 224
+    model: Model = "resnet20"
+    dtype: DType = "float32"
+    method: Method = "hero"
+    h: float = 0.5
+    gamma: float = 0.1
+    perturbation: Direction = "layerwise"
+    reduction: Reduction = "sum"
+    strength: float = 1e-3
+    epochs: int = 200
+    batch_size: int = 128
+    accumulation: int = 1
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip_norm: float | None = None
+    bits: tuple[int, ...] = (8, 6, 5, 4, 3)
+    curvature_h: float = 0.5
+    curvature_batches: int = 4
+    epoch_on_device: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` or `TypeError` where a field is out of range."""
+        for name, kind in typing.get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                limit = f"at least {low}" if high == math.inf else f"{low} to {high}"
+                limit = "positive" if low == _POSITIVE else limit
+                raise ValueError(f"{name} must be {limit}, got {value}.")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"accumulation must divide batch_size={self.batch_size}, got "
+                f"{self.accumulation}."
+            )
+        for bits in self.bits:
+            if not (2 <= bits <= 8 or bits == 16):
+                raise ValueError(f"bits must be 2 to 8, or 16, got {bits}.")
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that go through the network at once."""
+        return self.batch_size // self.accumulation
+
+
+_POSITIVE = math.ulp(0.0)
+_RANGES = {
+    "train_size": (1, math.inf),
+    "test_size": (1, math.inf),
+    "validation_size": (1, math.inf),
+    "label_noise": (0, 1),
+    "image_size": (8, 4096),
+    "h": (0, math.inf),
+    "gamma": (0, math.inf),
+    "strength": (0, math.inf),
+    "epochs": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "accumulation": (1, math.inf),
+    "learning_rate": (0, math.inf),
+    "momentum": (0, 1),
+    "weight_decay": (0, math.inf),
+    "clip_norm": (_POSITIVE, math.inf),
+    "curvature_h": (_POSITIVE, math.inf),
+    "curvature_batches": (1, math.inf),
+    "seed": (0, 2**32 - 1),
+}
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """Return the value as the type of its field, or raise `TypeError`."""
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if value not in options:
+            raise ValueError(f"{name} must be one of {[*options]}, got {value!r}.")
+        return value
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_checked(name, item, int) for item in value)
+    elif type(None) in options:
+        return None if value is None else _checked(name, value, options[0])
+    elif kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    elif type(value) is kind and kind is not float:
+        return value
+    wanted = getattr(kind, "__name__", str(kind))
+    wanted = {"float": "finite number", "tuple": "list of integers"}.get(wanted, wanted)
+    raise TypeError(f"{name} must be a {wanted}, got {value!r}.")
+
+
+def load(path: Path) -> Config:
+    """Read a TOML file; fields that it leaves out have their defaults.
+
+    Raises:
+      ValueError: it is no TOML file, a field is unknown or out of range.
+      TypeError: a field has the wrong type.
+    """
+    try:
+        fields = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from None
+    known = {field.name for field in dataclasses.fields(Config)}
+    if unknown := sorted(fields.keys() - known):
+        raise ValueError(
+            f"{path} has unknown fields {unknown}; known are {sorted(known)}."
+        )
+    try:
+        return Config(**fields)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def dumps(config: Config) -> str:
+    """Write all fields as TOML, but for those that are None."""
+    fields = dataclasses.asdict(config)
+    return "".join(
+        f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
+        for name, value in fields.items()
+        if value is not None
+    )
+
+
+def find(name: str) -> Path:
+    """Return the path of a config by its path or its name in `configs`.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    for path in (Path(name), CONFIGS / f"{name}.toml"):
+        if path.is_file():
+            return path
+    names = sorted(path.stem for path in CONFIGS.glob("*.toml"))
+    raise FileNotFoundError(
+        f"no config {name!r}: neither a file nor one of {', '.join(names)}."
+    )

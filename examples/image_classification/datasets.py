@@ -1,0 +1,324 @@
+"""Data sets by name: digits, TensorFlow Datasets, `.npz` files and class folders.
+
+A data set is held in one of two ways: :class:`Arrays`, all images of one size, or
+:class:`Files`, encoded images of any size that are decoded as they are needed.
+TensorFlow Datasets are read as random-access sources, without TensorFlow.
+"""
+
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
+TEST_SPLITS = ("test", "val", "validation")
+
+
+class DatasetError(Exception):
+    """A data set is missing or malformed; the message says what to do."""
+
+
+class Arrays(NamedTuple):
+    """Decoded images.
+
+    Attributes:
+      images: uint8 `[N, H, W, C]`.
+      labels: int32 `[N]`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Files(Protocol):
+    """Encoded images by number; can be sent to worker processes."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Return an encoded image and its label; `OSError` if it cannot be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Return what to call an image in a message."""
+        ...
+
+
+class Dataset(NamedTuple):
+    """Training and test images, both held in the same way.
+
+    Attributes:
+      train: what to train on.
+      test: what to test on.
+      num_classes: labels are below it.
+    """
+
+    train: Any
+    test: Any
+    num_classes: int
+
+
+class FolderFiles:
+    """Images as files, labelled by the name of their folder."""
+
+    def __init__(self, root: Path, classes: Sequence[str]) -> None:
+        self._paths, self._labels = [], []
+        for label, name in enumerate(classes):
+            for path in sorted((root / name).rglob("*")):
+                if path.suffix.lower() in IMAGE_SUFFIXES:
+                    self._paths.append(str(path))
+                    self._labels.append(label)
+        if not self._paths:
+            raise DatasetError(
+                f"no images in {root}: expected {root}/CLASS/IMAGE with the suffixes "
+                f"{sorted(IMAGE_SUFFIXES)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Return an encoded image and its label."""
+        return Path(self._paths[index]).read_bytes(), self._labels[index]
+
+    def name(self, index: int) -> str:
+        """Return the path."""
+        return self._paths[index]
+
+
+class TfdsFiles:
+    """Images of a split of a TensorFlow data set, not decoded."""
+
+    def __init__(self, source: Sequence[dict[str, Any]], split: str) -> None:
+        self._source, self._split = source, split
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Return an encoded image and its label."""
+        record = self._source[index]
+        return record["image"], int(record["label"])
+
+    def name(self, index: int) -> str:
+        """Return split and number."""
+        return f"{self._split}[{index}]"
+
+
+class Subset:
+    """Some of the images, by number."""
+
+    def __init__(self, files: Files, indices: np.ndarray) -> None:
+        self._files, self._indices = files, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Return an encoded image and its label."""
+        return self._files.read(int(self._indices[index]))
+
+    def name(self, index: int) -> str:
+        """Return the name in the whole."""
+        return self._files.name(int(self._indices[index]))
+
+
+def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> Dataset:
+    """Open a data set; encoded images are not decoded yet.
+
+    Args:
+      name: "digits", a name of TensorFlow Datasets, an `.npz` file, or a folder.
+      data_dir: where TensorFlow data sets lie; their default if None.
+      download: whether a TensorFlow data set that is not there may be downloaded.
+
+    Raises:
+      DatasetError: it is missing or malformed.
+    """
+    path = Path(name)
+    if name == "digits":
+        return _digits()
+    if path.suffix == ".npz":
+        return _npz(path)
+    if path.is_dir() or name.startswith((".", "/", "~")):
+        return _folder(path)
+    return _tfds(name, data_dir, download)
+
+
+def take(data: Any, indices: np.ndarray) -> Any:
+    """Return some of the images, of arrays or of files."""
+    if isinstance(data, Arrays):
+        return Arrays(data.images[indices], data.labels[indices])
+    return Subset(data, indices)
+
+
+def decode(data: Any) -> Arrays:
+    """Return arrays, of files by decoding all of them, which must have one size.
+
+    Raises:
+      DatasetError: they differ in size, or one cannot be decoded.
+    """
+    if isinstance(data, Arrays):
+        return data
+    files: Files = data
+    images: list[np.ndarray] = []
+    labels = []
+    for index in range(len(files)):
+        try:
+            data, label = files.read(index)
+            picture: Image.Image = Image.open(io.BytesIO(data))
+            if picture.mode not in ("L", "RGB"):
+                picture = picture.convert("RGB")
+            image = np.asarray(picture)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DatasetError(
+                f"{files.name(index)} cannot be decoded: {error}"
+            ) from None
+        image = image[..., None] if image.ndim == 2 else image
+        if images and image.shape != images[0].shape:
+            raise DatasetError(
+                f"{files.name(index)} has the shape {image.shape}, others "
+                f"{images[0].shape}: use augmentation 'resized_crop'."
+            )
+        images.append(image)
+        labels.append(label)
+    return Arrays(np.stack(images), np.array(labels, np.int32))
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    images = (15 * digits.images[order][..., None]).astype(np.uint8)  # from 0 to 16
+    labels = digits.target[order].astype(np.int32)
+    return Dataset(
+        Arrays(images[:1000], labels[:1000]), Arrays(images[1000:], labels[1000:]), 10
+    )
+
+
+def _npz(path: Path) -> Dataset:
+    if not path.is_file():
+        raise DatasetError(f"no file {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DatasetError(f"{path} is no readable .npz file: {error}") from None
+    if missing := {"x_train", "y_train", "x_test", "y_test"} - arrays.keys():
+        raise DatasetError(
+            f"{path} must hold x_train, y_train, x_test and y_test; {sorted(missing)} "
+            f"not found among {sorted(arrays)}."
+        )
+    train, test = (
+        _checked(path, arrays[f"x_{split}"], arrays[f"y_{split}"], split)
+        for split in ("train", "test")
+    )
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DatasetError(
+            f"{path}: training and test images differ in shape, "
+            f"{train.images.shape[1:]} and {test.images.shape[1:]}."
+        )
+    return Dataset(train, test, int(max(train.labels.max(), test.labels.max())) + 1)
+
+
+def _checked(path: Path, x: np.ndarray, y: np.ndarray, split: str) -> Arrays:
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.dtype != np.uint8 or x.ndim != 4 or 0 in x.shape:
+        raise DatasetError(
+            f"{path}: x_{split} must be uint8 [N, H, W, C] or [N, H, W], got "
+            f"{x.dtype} {list(x.shape)}."
+        )
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    if not np.issubdtype(y.dtype, np.integer) or y.shape != x.shape[:1]:
+        raise DatasetError(
+            f"{path}: y_{split} must be integers [{len(x)}], one for each image, got "
+            f"{y.dtype} {list(y.shape)}."
+        )
+    if y.min() < 0:
+        raise DatasetError(f"{path}: y_{split} must not be negative, got {y.min()}.")
+    return Arrays(x, y.astype(np.int32))
+
+
+def _folder(root: Path) -> Dataset:
+    if not (root / "train").is_dir():
+        raise DatasetError(f"no folder {root / 'train'}: expected train/CLASS/IMAGE.")
+    tests = [root / split for split in TEST_SPLITS if (root / split).is_dir()]
+    if not tests:
+        raise DatasetError(f"no folder {', '.join(TEST_SPLITS)} in {root}.")
+    classes, others = (
+        sorted(path.name for path in folder.iterdir() if path.is_dir())
+        for folder in (root / "train", tests[0])
+    )
+    if unknown := sorted(set(others) - set(classes)):
+        raise DatasetError(f"{tests[0]} has classes that train has not: {unknown}.")
+    return Dataset(
+        FolderFiles(root / "train", classes),
+        FolderFiles(tests[0], classes),
+        len(classes),
+    )
+
+
+def _tfds(name: str, data_dir: Path | None, download: bool) -> Dataset:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DatasetError(
+            f"data set {name!r} is none of 'digits', an .npz file and a folder that "
+            f"exists, and TensorFlow Datasets cannot be imported ({error}): install "
+            "the extra 'training'."
+        ) from None
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise DatasetError(
+            f"no data set {name!r}: not 'digits', not an .npz file or a folder that "
+            f"exists, and TensorFlow Datasets says: {reason}"
+        ) from None
+    if download:
+        try:
+            builder.download_and_prepare()
+        except Exception as error:
+            raise DatasetError(
+                f"data set {name!r} cannot be downloaded: "
+                f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            ) from error
+    folder = builder.data_path
+    if not (folder / "dataset_info.json").exists():
+        raise DatasetError(
+            f"data set {name!r} is not at {folder}. Point --data-dir to a folder where "
+            f"it is prepared, or let --download fetch it, or give an .npz file or a "
+            "folder of images as --dataset."
+        )
+    features, splits = builder.info.features, builder.info.splits
+    if "image" not in features or "label" not in features:
+        raise DatasetError(
+            f"data set {name!r} must have the features image and label, got "
+            f"{sorted(features)}."
+        )
+    tests = [split for split in TEST_SPLITS if split in splits]
+    if "train" not in splits or not tests:
+        raise DatasetError(
+            f"data set {name!r} must have the splits train and one of "
+            f"{', '.join(TEST_SPLITS)}, got {sorted(splits)}."
+        )
+    raw = {"image": tfds.decode.SkipDecoding()}
+    try:
+        train, test = (
+            TfdsFiles(builder.as_data_source(split=split, decoders=raw), split)
+            for split in ("train", tests[0])
+        )
+    except NotImplementedError:
+        raise DatasetError(
+            f"data set {name!r} at {folder} is prepared as "
+            f"{builder.info.file_format.value}, which cannot be read without "
+            "TensorFlow: prepare it with `tfds build --file_format=array_record`."
+        ) from None
+    return Dataset(train, test, features["label"].num_classes)

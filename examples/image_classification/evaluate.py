@@ -1,0 +1,109 @@
+"""Test accuracy at any precision, and the curvature around the weights."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import hero_jax
+
+from .config import Config
+from .input_pipeline import Batch, Pipeline
+from .train import TrainState, make_loss
+
+Variables = dict[str, chex.ArrayTree]
+
+
+class Evaluation(NamedTuple):
+    """Means over all readable test images.
+
+    Attributes:
+      loss: cross-entropy.
+      accuracy: share of the images that are classified as labelled.
+    """
+
+    loss: float
+    accuracy: float
+
+
+def make_evaluate(
+    model: nn.Module, pipeline: Pipeline
+) -> Callable[[Sequence[Variables]], list[Evaluation]]:
+    """Return a function that tests several networks in one pass over the data.
+
+    Of the last batch only the real images count.
+    """
+
+    @jax.jit
+    def totals(variables: Variables, item: Any) -> chex.Array:
+        def of_batch(batch: Batch) -> chex.Array:
+            logits: Any = model.apply(variables, batch.images, train=False)
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits, batch.labels
+            )
+            correct = logits.argmax(-1) == batch.labels
+            each = jnp.stack([losses, correct, jnp.ones_like(losses)])
+            return jnp.where(batch.real, each, 0.0).sum(1)
+
+        return lax.map(of_batch, pipeline.test_batches(item)).sum(0)
+
+    def evaluate(networks: Sequence[Variables]) -> list[Evaluation]:
+        sums = np.zeros((len(networks), 3))
+        for item in pipeline.test_items():
+            sums += np.array([totals(variables, item) for variables in networks])
+        if not sums[0, 2]:
+            raise ValueError("none of the test images can be read.")
+        return [Evaluation(float(a / n), float(b / n)) for a, b, n in sums]
+
+    return evaluate
+
+
+def variables_of(state: TrainState) -> Variables:
+    """Return what the model is applied with."""
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def quantized(variables: Variables, bits: int) -> Variables:
+    """Return the network with weights of so many bits, still as floats."""
+    params = hero_jax.quant.fake_quantize(variables["params"], bits)
+    return variables | {"params": params}
+
+
+def make_measure(
+    config: Config, model: nn.Module, pipeline: Pipeline
+) -> Callable[[TrainState], dict[str, float]]:
+    """Return a function that measures gradient and curvature on a few batches.
+
+    The same for all methods: z of Eq. 11, a step of `curvature_h`, and in every epoch
+    the first training batches, with noisy labels, of the first epoch.
+    """
+    value_and_grad = hero_jax.hero_value_and_grad(
+        make_loss(model),
+        h=config.curvature_h,
+        gamma=0.0,
+        has_aux=True,
+        return_metrics=True,
+    )
+    items = pipeline.sample(config.curvature_batches)
+
+    @jax.jit
+    def of_batch(state: TrainState, item: Any, step: chex.Array) -> chex.Array:
+        batch = pipeline.batch(item, step)
+        *_, metrics = value_and_grad(
+            state.params, state.batch_stats, batch.images, batch.labels
+        )
+        return jnp.stack([metrics.hessian_norm, metrics.penalty, metrics.grad_norm])
+
+    def measure(state: TrainState) -> dict[str, float]:
+        values = [of_batch(state, item, np.int32(k)) for k, item in enumerate(items)]
+        means = np.mean(np.asarray(values, np.float64), axis=0)
+        names = ("hessian_norm", "penalty", "grad_norm")
+        return dict(zip(names, map(float, means), strict=True))
+
+    return measure

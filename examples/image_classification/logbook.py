@@ -1,0 +1,165 @@
+"""What a run says while it goes on: metrics files, TensorBoard, progress, pictures."""
+
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from .results import replace_file, write_text
+
+Row = dict[str, float]
+
+
+class Logbook:
+    """Metrics by epoch, in `metrics.csv`, and seconds by epoch, in `times.csv`.
+
+    The files are written anew after every epoch, whole or not at all. The metrics of a
+    run that was killed and resumed are the same to the last digit; the times are not.
+
+    Args:
+      folder: of the run.
+      epochs: number of epochs that are kept of an earlier attempt.
+      quiet: whether to print nothing.
+    """
+
+    def __init__(self, folder: Path, epochs: int, quiet: bool) -> None:
+        self._folder, self._quiet = folder, quiet
+        self.rows = _read(folder / "metrics.csv", epochs)
+        self._times = _read(folder / "times.csv", epochs)
+        self._writer: Any = None
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            return
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
+
+    def add(self, row: Row, times: Row) -> None:
+        """Write the metrics of an epoch, and print the most important ones."""
+        self.rows.append(row)
+        self._times.append({"epoch": row["epoch"], **times})
+        _write(self._folder / "metrics.csv", self.rows)
+        _write(self._folder / "times.csv", self._times)
+        if self._writer is not None:
+            for name, value in (row | times).items():
+                if name != "epoch":
+                    self._writer.add_scalar(name, value, int(row["epoch"]))
+            self._writer.flush()
+        if not self._quiet:
+            say(
+                f"epoch {row['epoch']:3.0f}  "
+                f"train loss {row['train_loss']:.4f} "
+                f"accuracy {row['train_accuracy']:6.2%} "
+                f"(clean labels {row['train_accuracy_clean']:6.2%})  "
+                f"test loss {row['test_loss']:.4f} "
+                f"accuracy {row['test_accuracy']:6.2%}  "
+                f"‖Hz‖ {row['hessian_norm']:.4f}  ‖g‖ {row['grad_norm']:.4f}  "
+                f"lr {row['learning_rate']:.4f}  "
+                f"{times['images_per_second']:.0f} images/s"
+            )
+
+    def seconds(self) -> float:
+        """Return the time of all epochs so far, also those of earlier attempts."""
+        return sum(row["seconds"] for row in self._times)
+
+    def close(self) -> None:
+        """Close the file of TensorBoard."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def say(text: str) -> None:
+    """Print a line, above the progress bar if there is one."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        print(text, flush=True)
+    else:
+        tqdm.write(text)
+        sys.stdout.flush()
+
+
+class Progress:
+    """A bar over all images of a run; none where nobody looks, or without tqdm."""
+
+    def __init__(self, total: int, done: int, quiet: bool) -> None:
+        self._bar: Any = None
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit="images",
+            unit_scale=True,
+            disable=True if quiet else None,
+            dynamic_ncols=True,
+        )
+
+    def update(self, images: int, epoch: int, loss: float, accuracy: float) -> None:
+        """Move on, and show the values of the latest step."""
+        if self._bar is not None:
+            text = f"epoch {epoch}, loss {loss:.3f}, accuracy {accuracy:.1%}"
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(images)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def plot(rows: list[Row], accuracy: dict[str, float], title: str, path: Path) -> None:
+    """Draw loss, accuracy and ||Hz|| by epoch, and accuracy by bits."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(12.0, 3.4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, 4)
+    epochs = [row["epoch"] for row in rows]
+    panels = [
+        ("loss", {"train_loss": "training", "test_loss": "test"}, 1),
+        (
+            "accuracy (%)",
+            {
+                "train_accuracy": "training",
+                "train_accuracy_clean": "training, true labels",
+                "test_accuracy": "test",
+            },
+            100,
+        ),
+        ("‖Hz‖", {"hessian_norm": "training"}, 1),
+    ]
+    for axis, (label, names, factor) in zip(axes, panels, strict=False):
+        for name, text in names.items():
+            values = [factor * row[name] for row in rows]
+            axis.plot(epochs, values, "o-" if len(rows) < 20 else "-", ms=3, label=text)
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    places = range(len(accuracy))
+    axes[-1].plot(places, [100 * value for value in accuracy.values()], "o-")
+    axes[-1].set_xticks(places, ["float" if b == "32" else b for b in accuracy])
+    axes[-1].set(xlabel="bits per weight", ylabel="test accuracy (%)")
+    axes[-1].grid(alpha=0.3)
+    replace_file(path, lambda partial: figure.savefig(partial, dpi=120))
+
+
+def _read(path: Path, epochs: int) -> list[Row]:
+    """Read the rows of the first epochs."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    return [row for row in rows if row["epoch"] <= epochs]
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,0 +1,169 @@
+"""One training step: the method's gradient, then an ordinary optax chain."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+import hero_jax
+
+from .config import Config
+from .input_pipeline import Pipeline
+
+OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm")
+"""What a step returns beside the new state, as one float32 array."""
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step.
+
+    Attributes:
+      step: micro-batches seen so far.
+      params: weights.
+      batch_stats: running statistics of BatchNorm, from the clean weights only.
+      opt_state: of the optax chain.
+    """
+
+    step: chex.Array
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
+    opt_state: optax.OptState
+
+
+class Program(NamedTuple):
+    """The jitted functions of a run; the state that goes in is used up.
+
+    Attributes:
+      init: `() -> state`.
+      step: `(state, item) -> (state, outputs [4])`, for one item of the pipeline.
+      epoch: `(state, item) -> (state, outputs [steps, 4])`, all steps in one loop, for
+        a pipeline that keeps its data on the device.
+      schedule: `updates so far -> learning rate`.
+    """
+
+    init: Callable[[], TrainState]
+    step: Callable[[TrainState, Any], tuple[TrainState, chex.Array]]
+    epoch: Callable[[TrainState, Any], tuple[TrainState, chex.Array]]
+    schedule: optax.Schedule
+
+
+def make_loss(model: nn.Module) -> Callable[..., Any]:
+    """Return `(params, batch_stats, images, labels) -> (loss, (new, logits))`."""
+
+    def loss_fn(
+        params: chex.ArrayTree,
+        batch_stats: chex.ArrayTree,
+        images: chex.Array,
+        labels: chex.Array,
+    ) -> tuple[chex.Array, tuple[chex.ArrayTree, chex.Array]]:
+        logits, new = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), (new["batch_stats"], logits)
+
+    return loss_fn
+
+
+def make_value_and_grad(config: Config, loss_fn: Callable[..., Any]) -> Any:
+    """Return the method's replacement of `jax.value_and_grad`."""
+    hero = functools.partial(
+        hero_jax.hero_value_and_grad,
+        loss_fn,
+        h=config.h,
+        perturbation=config.perturbation,
+        reduction=config.reduction,
+        has_aux=True,
+    )
+    match config.method:
+        case "hero":
+            return hero(gamma=config.gamma)
+        case "first_order":
+            return hero(gamma=0.0)
+        case "grad_l1":
+            return hero_jax.grad_l1_value_and_grad(
+                loss_fn, strength=config.strength, has_aux=True
+            )
+        case "sgd":
+            return jax.value_and_grad(loss_fn, has_aux=True)
+
+
+def make_optimizer(
+    config: Config, steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Return the chain behind the gradient, and its learning rate.
+
+    Gradients are accumulated behind HERO: each micro-batch has its own perturbation,
+    and the chain sees the mean of the micro-batches' gradients.
+
+    Args:
+      config: of the run.
+      steps: micro-batches in the run.
+    """
+    updates = steps // config.accumulation
+    schedule = optax.cosine_decay_schedule(config.learning_rate, updates)
+    tx = optax.chain(
+        optax.identity()
+        if config.clip_norm is None
+        else optax.clip_by_global_norm(config.clip_norm),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, momentum=config.momentum),
+    )
+    if config.accumulation == 1:
+        return tx, schedule
+    multi = optax.MultiSteps(tx, every_k_schedule=config.accumulation)
+    return multi.gradient_transformation(), schedule
+
+
+def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Program:
+    """Build the functions that train a model on the data of a pipeline."""
+    value_and_grad = make_value_and_grad(config, make_loss(model))
+    tx, schedule = make_optimizer(config, config.epochs * pipeline.steps)
+
+    @jax.jit
+    def init() -> TrainState:
+        images = jnp.zeros((1, *pipeline.image_shape))
+        variables = model.init(jax.random.key(config.seed), images, train=False)
+        params = variables["params"]
+        return TrainState(
+            jnp.int32(0), params, variables["batch_stats"], tx.init(params)
+        )
+
+    def step(state: TrainState, item: Any) -> tuple[TrainState, chex.Array]:
+        batch = pipeline.batch(item, state.step)
+        (loss, (batch_stats, logits)), grads = value_and_grad(
+            state.params, state.batch_stats, batch.images, batch.labels
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        predicted = logits.argmax(-1)
+        outputs = jnp.stack(
+            [
+                loss,
+                jnp.mean(predicted == batch.labels),
+                jnp.mean(predicted == batch.clean_labels),
+                optax.tree.norm(grads),
+            ]
+        )
+        return TrainState(state.step + 1, params, batch_stats, opt_state), outputs
+
+    def epoch(state: TrainState, item: Any) -> tuple[TrainState, chex.Array]:
+        return lax.scan(
+            lambda state, _: step(state, item), state, length=pipeline.steps
+        )
+
+    return Program(
+        init,
+        jax.jit(step, donate_argnums=0),
+        jax.jit(epoch, donate_argnums=0),
+        schedule,
+    )
