@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import quickstart
+from image_classification.results import environment, replace_file, write_json
 from matplotlib.figure import Figure
 from quickstart import ConvNet, Data
 from tqdm import tqdm
@@ -221,14 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for setting in tqdm(settings, desc="quantizer", disable=options.quiet)
     }
     record = {
-        "environment": quickstart.environment(),
+        "environment": environment(),
         "bits": BITS,
         "accuracy": results,
     }
     name = "accuracy_against_bits"
     figure = plot(results, "Digits, weights quantized after training")
-    quickstart.write_json(options.out / f"{name}.json", record)
-    quickstart.replace_file(
+    write_json(options.out / f"{name}.json", record)
+    replace_file(
         options.out / f"{name}.png", lambda path: figure.savefig(path, dpi=150)
     )
     print(table(results))

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import quickstart
 from accuracy_against_bits import load, logits_fn
+from image_classification.results import replace_file
 
 from hero_jax import quant
 
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     program_file = stem.with_name(f"{stem.name}.stablehlo")
     quant.save(weights_file, packed)
     program = export(packed)
-    quickstart.replace_file(program_file, lambda path: path.write_bytes(program))
+    replace_file(program_file, lambda path: path.write_bytes(program))
 
     served = jax.export.deserialize(bytearray(program_file.read_bytes()))
     logits = served.call(quant.load(weights_file), images)

@@ -16,14 +16,9 @@ convolutions are ten times slower there inside a loop primitive.
 
 import argparse
 import dataclasses
-import datetime as dt
 import functools
-import json
 import math
-import os
-import platform
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,12 +26,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from image_classification.label_noise import symmetric_noise
+from image_classification.results import environment, replace_file, write_json
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from tqdm import tqdm
@@ -141,19 +137,11 @@ def load_data(label_noise: float, seed: int, validation: int = 0) -> Data:
     train = slice(None, TRAIN_SIZE - validation)
     test = slice(TRAIN_SIZE - validation, None)
     images = (images - images[train].mean()) / images[train].std()
-    noisy = symmetric_noise(labels[train], label_noise, np.random.default_rng(seed))
+    noisy, rng = labels[train].copy(), np.random.default_rng(seed)
+    chosen, drawn = symmetric_noise(len(noisy), NUM_CLASSES, label_noise, rng)
+    noisy[chosen] = drawn
     arrays = (images[train], noisy, images[test], labels[test])
     return Data(*(jnp.asarray(x) for x in arrays))
-
-
-def symmetric_noise(
-    labels: np.ndarray, ratio: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Redraw the labels of a share of the examples, uniformly over all classes."""
-    chosen = rng.permutation(len(labels))[: round(ratio * len(labels))]
-    noisy = labels.copy()
-    noisy[chosen] = rng.integers(NUM_CLASSES, size=len(chosen))
-    return noisy
 
 
 def batches(num_examples: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
@@ -413,38 +401,6 @@ def plot(results: dict[str, dict[str, Any]], title: str) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
-
-
-def environment() -> dict[str, Any]:
-    """Describe the command, the versions and the machine."""
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "hero_jax": hero_jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-    }
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place and move it there: never half a file."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as indented JSON."""
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    replace_file(path, lambda partial: partial.write_text(text))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

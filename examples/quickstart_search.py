@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import quickstart
+from image_classification.results import environment, write_json
 from quickstart import BITS, METHODS, Method
 from tqdm import tqdm
 
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             f"{used.learning_rate}, {used.weight_decay}."
         )
     record = {
-        "environment": quickstart.environment(),
+        "environment": environment(),
         "label_noise": options.label_noise,
         "epochs": options.epochs,
         "seeds": SEEDS,
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "wall_seconds": round(time.perf_counter() - start, 1),
         "trials": trials,
     }
-    quickstart.write_json(options.out / "quickstart_search.json", record)
+    write_json(options.out / "quickstart_search.json", record)
     return record
 
 

@@ -12,7 +12,8 @@ from . import config as configs
 from .checkpoints import CheckpointError
 from .config import Config
 from .datasets import DatasetError
-from .run import Options, RunError, Stopped, run
+from .loop import RunError, Stopped
+from .run import Options, run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,6 +140,14 @@ _RANGES = {
 }
 
 
+_IN_WORDS = {
+    bool: "true or false",
+    float: "a finite number",
+    int: "an integer",
+    str: "a string",
+}
+
+
 def _checked(name: str, value: Any, kind: Any) -> Any:
     """Return the value as the type of its field, or raise `TypeError`."""
     options = typing.get_args(kind)
@@ -156,9 +164,8 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
         return float(value)
     elif type(value) is kind and kind is not float:
         return value
-    wanted = getattr(kind, "__name__", str(kind))
-    wanted = {"float": "finite number", "tuple": "list of integers"}.get(wanted, wanted)
-    raise TypeError(f"{name} must be a {wanted}, got {value!r}.")
+    wanted = _IN_WORDS.get(kind, "a list of integers")
+    raise TypeError(f"{name} must be {wanted}, got {value!r}.")
 
 
 def load(path: Path) -> Config:

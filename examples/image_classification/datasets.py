@@ -206,9 +206,9 @@ def _npz(path: Path) -> Dataset:
     if not path.is_file():
         raise DatasetError(f"no file {path}.")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
+            arrays = dict(members)
+    except (TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{path} is no readable .npz file: {error}") from None
     if missing := {"x_train", "y_train", "x_test", "y_test"} - arrays.keys():
         raise DatasetError(

@@ -86,6 +86,10 @@ class Pipeline(Protocol):
         """Return batches `[K, B, ...]` of a test item; for jit."""
         ...
 
+    def close(self) -> None:
+        """Stop what runs in the background."""
+        ...
+
 
 def create(
     config: Config,
@@ -227,6 +231,9 @@ class ArrayPipeline:
         real = jnp.ones(chosen.shape, bool)
         return Batch(self._standardized(images), labels[chosen], clean[chosen], real)
 
+    def close(self) -> None:
+        """Do nothing: all is on the device."""
+
     def test_items(self) -> Iterator[Any]:
         """Yield all test images at once."""
         yield self._test
@@ -345,17 +352,25 @@ class Stream:
 
     def __init__(self, source: Any, workers: int) -> None:
         self._source, self._workers = source, workers
-        self._position, self._batches = -1, iter(())
+        self._position = -1
+        self._batches: Any = None
 
     def read(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
         """Yield some batches; workers go on with those that follow meanwhile."""
         if self._position != start:
+            self.close()
             self._position, self._batches = start, self._start(start)
         while self._position < stop:
             self._position += 1
             yield next(self._batches)
 
-    def _start(self, start: int) -> Iterator[Any]:
+    def close(self) -> None:
+        """Stop the workers."""
+        if self._batches is not None:
+            self._batches.close()
+        self._position, self._batches = -1, None
+
+    def _start(self, start: int) -> Any:
         import grain
         from absl import flags
 
@@ -425,6 +440,11 @@ class FilePipeline:
             jax.device_put(self._without_unreadable(item, "training", count=False))
             for item in items
         ]
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._train_stream.close()
+        self._test_stream.close()
 
     def batch(self, item: Any, step: chex.Array) -> Batch:
         """Standardize the images of a step."""

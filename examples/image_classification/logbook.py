@@ -45,18 +45,18 @@ class Logbook:
                 if name != "epoch":
                     self._writer.add_scalar(name, value, int(row["epoch"]))
             self._writer.flush()
-        if not self._quiet:
-            say(
-                f"epoch {row['epoch']:3.0f}  "
-                f"train loss {row['train_loss']:.4f} "
-                f"accuracy {row['train_accuracy']:6.2%} "
-                f"(clean labels {row['train_accuracy_clean']:6.2%})  "
-                f"test loss {row['test_loss']:.4f} "
-                f"accuracy {row['test_accuracy']:6.2%}  "
-                f"‖Hz‖ {row['hessian_norm']:.4f}  ‖g‖ {row['grad_norm']:.4f}  "
-                f"lr {row['learning_rate']:.4f}  "
-                f"{times['images_per_second']:.0f} images/s"
-            )
+        say(
+            f"epoch {row['epoch']:3.0f}  "
+            f"train loss {row['train_loss']:.4f} "
+            f"accuracy {row['train_accuracy']:6.2%} "
+            f"(clean labels {row['train_accuracy_clean']:6.2%})  "
+            f"test loss {row['test_loss']:.4f} "
+            f"accuracy {row['test_accuracy']:6.2%}  "
+            f"‖Hz‖ {row['hessian_norm']:.4f}  ‖g‖ {row['grad_norm']:.4f}  "
+            f"lr {row['learning_rate']:.4f}  "
+            f"{times['images_per_second']:.0f} images/s",
+            self._quiet,
+        )
 
     def seconds(self) -> float:
         """Return the time of all epochs so far, also those of earlier attempts."""
@@ -68,8 +68,10 @@ class Logbook:
             self._writer.close()
 
 
-def say(text: str) -> None:
-    """Print a line, above the progress bar if there is one."""
+def say(text: str, quiet: bool = False) -> None:
+    """Print a line, above the progress bar if there is one; nothing if quiet."""
+    if quiet:
+        return
     try:
         from tqdm import tqdm
     except ImportError:

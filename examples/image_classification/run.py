@@ -1,41 +1,23 @@
-"""A whole run: train, test, write down; stop and resume."""
+"""A whole run: what to train, where to write, what comes out."""
 
-import collections
 import contextlib
 import dataclasses
 import json
-import math
-import signal
+import os
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import hero_jax
-from hero_jax import models
 
 from . import config as configs
 from . import evaluate, input_pipeline, results
-from .checkpoints import Checkpoints
 from .config import Config
 from .input_pipeline import Pipeline
-from .logbook import Logbook, Progress, Row, plot, say
-from .train import OUTPUTS, Program, TrainState, make_program
-
-AHEAD = 2
-"""Steps that are dispatched before the outputs of an earlier one are looked at."""
-
-
-class RunError(Exception):
-    """A run cannot begin or go on; the message says why."""
-
-
-class Stopped(Exception):  # noqa: N818 - no error
-    """The run was asked to stop, and has saved its state."""
+from .logbook import plot, say
+from .loop import RunError, Training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +36,7 @@ class Options:
     out: Path | None = None
     data_dir: Path | None = None
     download: bool = False
-    workers: int = 8
+    workers: int = min(8, os.cpu_count() or 1)
     keep: int = 2
     quiet: bool = False
 
@@ -87,14 +69,9 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     if options.out is None:
         raise RunError("out must be a folder, got None.")
     out = options.out
-
-    def tell(text: str) -> None:
-        if not options.quiet:
-            say(text)
-
     _check_folder(out, config)
     if (out / "result.json").exists():
-        tell(f"finished already: {out / 'result.json'}")
+        say(f"finished already: {out / 'result.json'}", options.quiet)
         record: dict[str, Any] = json.loads((out / "result.json").read_text())
         return record
     pipeline = input_pipeline.create(
@@ -103,7 +80,14 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         download=options.download,
         workers=options.workers,
     )
-    training = Training(config, pipeline, out, options)
+    with contextlib.closing(pipeline):
+        return _train_and_test(config, pipeline, out, options)
+
+
+def _train_and_test(
+    config: Config, pipeline: Pipeline, out: Path, options: Options
+) -> dict[str, Any]:
+    training = Training(config, pipeline, out, options.keep, options.quiet)
     results.write_text(out / "config.toml", configs.dumps(config))
     with contextlib.closing(training):
         state, rows, seconds = training.run()
@@ -132,193 +116,12 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     widths = ("float" if bits == "32" else f"{bits} bit" for bits in accuracy)
     values = (f"{value:.2%}" for value in accuracy.values())
     pairs = (" ".join(pair) for pair in zip(widths, values, strict=True))
-    tell(f"test accuracy: {', '.join(pairs)}")
-    tell(f"wrote {out / 'result.json'}, weights.safetensors and curves.png")
+    say(f"test accuracy: {', '.join(pairs)}", options.quiet)
+    say(
+        f"wrote {out / 'result.json'}, weights.safetensors and curves.png",
+        options.quiet,
+    )
     return record
-
-
-class Training:
-    """The epochs of a run, from the latest checkpoint on.
-
-    Args:
-      config: of the run.
-      pipeline: its data.
-      out: its folder.
-      options: how to run.
-    """
-
-    def __init__(
-        self, config: Config, pipeline: Pipeline, out: Path, options: Options
-    ) -> None:
-        model = models.create(
-            config.model, num_classes=pipeline.num_classes, dtype=np.dtype(config.dtype)
-        )
-        self._config, self._pipeline, self._out = config, pipeline, out
-        self._quiet = options.quiet
-        self._program: Program = make_program(config, model, pipeline)
-        try:
-            self._abstract_state = jax.eval_shape(self._program.init)
-        except ValueError as error:
-            raise RunError(f"{config.model} does not fit the data: {error}") from None
-        self._measure = evaluate.make_measure(config, model, pipeline)
-        self.evaluate = evaluate.make_evaluate(model, pipeline)
-        self._checkpoints = Checkpoints(out / "checkpoints", options.keep)
-        on_device = config.epoch_on_device
-        if on_device is None:
-            on_device = jax.default_backend() != "cpu"
-        self._in_one_loop = on_device and pipeline.on_device
-
-    def close(self) -> None:
-        """Wait for the last checkpoint."""
-        self._checkpoints.close()
-
-    def run(self) -> tuple[TrainState, list[Row], float]:
-        """Train to the end; return the state, metrics by epoch, and seconds."""
-        state, outputs = self._begin()
-        steps, epochs = self._pipeline.steps, self._config.epochs
-        step = int(state.step)
-        done = step // steps
-        book = Logbook(self._out, done, self._quiet)
-        images = self._config.micro_batch
-        progress = Progress(epochs * steps * images, step * images, self._quiet)
-        if step and not self._quiet:
-            say(f"resumed after step {step}, in epoch {min(done + 1, epochs)}")
-        with contextlib.closing(book), contextlib.closing(progress), Signals() as stop:
-            for epoch in range(done, epochs):
-                start = time.perf_counter()
-                before = len(outputs)
-                state = self._epoch(state, epoch, outputs, progress, stop)
-                if len(outputs) < steps:
-                    self._save(state, outputs, None)
-                    raise self._stopped(state)
-                seconds = time.perf_counter() - start
-                row = self._row(state, epoch, outputs)
-                times = {
-                    "images_per_second": (steps - before) * images / seconds,
-                    "seconds": time.perf_counter() - start,
-                }
-                book.add(row, times)
-                outputs = []
-                self._save(state, outputs, row["test_accuracy"])
-                if stop.requested and epoch + 1 < epochs:
-                    raise self._stopped(state)
-            return state, book.rows, book.seconds()
-
-    def _begin(self) -> tuple[TrainState, list[list[float]]]:
-        """Return the state to start from, and the outputs of its unfinished epoch."""
-        restored = self._checkpoints.restore(self._abstract_state)
-        if restored is None:
-            return self._program.init(), []
-        state, record = restored
-        self._pipeline.skipped = record["skipped"]
-        return state, record["outputs"]
-
-    def _save(
-        self, state: TrainState, outputs: list[list[float]], accuracy: float | None
-    ) -> None:
-        skipped = self._pipeline.skipped if outputs else 0
-        record = {"outputs": outputs, "skipped": skipped}
-        self._checkpoints.save(int(state.step), state, record, accuracy)
-
-    def _stopped(self, state: TrainState) -> Stopped:
-        self._checkpoints.wait()
-        return Stopped(
-            f"stopped after step {int(state.step)} and saved; the same command resumes."
-        )
-
-    def _epoch(
-        self,
-        state: TrainState,
-        epoch: int,
-        outputs: list[list[float]],
-        progress: Progress,
-        stop: "Signals",
-    ) -> TrainState:
-        """Take the steps of an epoch that are left, and append to the outputs."""
-
-        def look(values: Any) -> None:
-            outputs.append([float(value) for value in np.asarray(values)])
-            self._check_finite(
-                dict(zip(OUTPUTS, outputs[-1], strict=True)), epoch, len(outputs)
-            )
-            loss, accuracy = outputs[-1][:2]
-            progress.update(self._config.micro_batch, epoch + 1, loss, accuracy)
-
-        if not outputs:
-            self._pipeline.skipped = 0
-        items = self._pipeline.epoch(epoch, len(outputs))
-        if self._in_one_loop and not outputs:
-            state, all_values = self._program.epoch(state, next(items))
-            for values in np.asarray(all_values):
-                look(values)
-            return state
-        waiting: collections.deque[jax.Array] = collections.deque()
-        for item in items:
-            state, values = self._program.step(state, item)
-            waiting.append(values)
-            if len(waiting) > AHEAD:
-                look(waiting.popleft())
-            if stop.requested:
-                break
-        for values in waiting:
-            look(values)
-        return state
-
-    def _row(self, state: TrainState, epoch: int, outputs: list[list[float]]) -> Row:
-        """Measure at the end of an epoch."""
-        (test,) = self.evaluate([evaluate.variables_of(state)])
-        loss, accuracy, clean_accuracy, _ = np.mean(outputs, axis=0)
-        updates = int(state.step) // self._config.accumulation
-        row = {
-            "epoch": epoch + 1,
-            "step": int(state.step),
-            "learning_rate": float(self._program.schedule(updates - 1)),
-            "train_loss": float(loss),
-            "train_accuracy": float(accuracy),
-            "train_accuracy_clean": float(clean_accuracy),
-            "test_loss": test.loss,
-            "test_accuracy": test.accuracy,
-            **self._measure(state),
-            "skipped_images": self._pipeline.skipped,
-        }
-        self._check_finite(row, epoch, len(outputs))
-        return row
-
-    def _check_finite(self, values: dict[str, float], epoch: int, step: int) -> None:
-        for name, value in values.items():
-            if not math.isfinite(value):
-                self._checkpoints.wait()
-                raise RunError(
-                    f"{name} is {value} at step {epoch * self._pipeline.steps + step} "
-                    f"(epoch {epoch + 1}): lower learning_rate, h or gamma, or set "
-                    "clip_norm. Last good checkpoint: "
-                    f"{self._checkpoints.latest() or 'none'}."
-                )
-
-
-class Signals:
-    """Notes that SIGTERM or SIGINT came, instead of ending the process at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        """Take the signals over, if this is the main thread."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
-        del frame
-        self.requested = True
-        signal.signal(number, self._handlers[number])  # the second one ends it
-
-    def __exit__(self, *exception: object) -> None:
-        """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
 
 
 def _check_folder(out: Path, config: Config) -> None:

@@ -14,18 +14,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 import quickstart  # noqa: E402
 import quickstart_search  # noqa: E402
-
-
-def test_symmetric_noise_redraws_a_share_over_all_classes():
-    labels = np.repeat(np.arange(10), 10_000)
-    noisy = quickstart.symmetric_noise(labels, 0.4, np.random.default_rng(0))
-    # 40 % are redrawn and a tenth of those get their own label again: 36 % differ.
-    # The share is binomial with standard deviation sqrt(.04 * .9 * .1 / 1e5 * 10).
-    assert abs(np.mean(noisy != labels) - 0.36) < 5e-3
-    assert abs(np.mean(noisy[labels == 3] == 7) - 0.04) < 1e-2
-    np.testing.assert_array_equal(np.bincount(labels), np.full(10, 10_000))
-    rng = np.random.default_rng(0)
-    np.testing.assert_array_equal(quickstart.symmetric_noise(labels, 0, rng), labels)
+from image_classification.results import replace_file  # noqa: E402
 
 
 def test_data_are_split_once_and_the_validation_set_is_not_the_test_set():
@@ -136,7 +125,7 @@ def test_an_earlier_result_survives_until_it_is_replaced(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        quickstart.replace_file(kept, fail)
+        replace_file(kept, fail)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["kept"]
 
 
