@@ -27,6 +27,8 @@ from .label_noise import symmetric_noise
 ORDER, AUGMENTATION, NOISE = 1, 2, 0
 """What a random stream is for, beside the seed."""
 
+TEST_BATCH = 500
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -199,7 +201,7 @@ class ArrayPipeline:
         labels = np.where(noisy < 0, train.labels, noisy)
         self._train = jax.device_put((train.images, labels, train.labels))
         self._test = jax.device_put(
-            _in_batches(min(1000, self.num_test), test.images, test.labels)
+            _in_batches(min(TEST_BATCH, self.num_test), test.images, test.labels)
         )
 
         @jax.jit

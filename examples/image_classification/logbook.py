@@ -155,7 +155,10 @@ def _read(path: Path, epochs: int) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        rows = [
+            {name: int(x) if x.isdecimal() else float(x) for name, x in row.items()}
+            for row in csv.DictReader(file)
+        ]
     return [row for row in rows if row["epoch"] <= epochs]
 
 

@@ -150,7 +150,7 @@ def grey(data):
     [
         ({"y_test": None}, r"\['y_test'\] not found among"),
         ({"x_train": np.zeros((6, 8, 8, 3))}, r"x_train must be uint8 .*got float64"),
-        ({"x_test": np.zeros((4, 8), np.uint8)}, r"x_test must be uint8 \[N, H, W, C\]"),
+        ({"x_test": np.zeros((4, 8), np.uint8)}, r"x_test must be uint8 .*got uint8"),
         ({"x_test": np.zeros((4, 9, 8, 3), np.uint8)}, "differ in shape"),
         ({"y_train": np.arange(5)}, r"y_train must be integers \[6\].*got int64 \[5\]"),
         ({"y_train": np.zeros(6)}, r"y_train must be integers \[6\].*got float64"),

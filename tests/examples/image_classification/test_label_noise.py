@@ -9,7 +9,7 @@ def test_a_share_is_redrawn_over_all_classes():
     size = 100_000
     chosen, labels = symmetric_noise(size, 10, 0.4, np.random.default_rng(0))
     assert len(set(chosen)) == len(chosen) == len(labels) == 40_000
-    assert 0 <= chosen.min()
+    assert chosen.min() >= 0
     assert chosen.max() < size
     # 4,000 of each class, binomial with a standard deviation of 60: five of them.
     np.testing.assert_allclose(np.bincount(labels), 4000, atol=300)

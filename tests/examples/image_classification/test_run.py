@@ -1,0 +1,302 @@
+"""Whole runs: files, resuming after every kind of end, clear errors."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from examples.image_classification import __main__ as command
+from examples.image_classification import config as configs
+from examples.image_classification import loop
+from examples.image_classification.checkpoints import CheckpointError
+from examples.image_classification.config import Config
+from examples.image_classification.run import Options, run
+from hero_jax import quant
+
+ROOT = Path(__file__).parents[3]
+CONFIG = Config(
+    dataset="digits",
+    augmentation="crop_flip",
+    model="resnet8",
+    method="sgd",
+    label_noise=0.2,
+    train_size=256,
+    test_size=100,
+    batch_size=64,
+    epochs=3,
+    curvature_batches=1,
+    bits=(8, 3),
+)
+
+
+def options(out):
+    return Options(out=out, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run(CONFIG, options(out))
+    return out
+
+
+def assert_same_result(out, whole):
+    """Bitwise, for all that does not depend on whether a run was interrupted."""
+    for name in ("metrics.csv", "config.toml"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    weights = (quant.load(path / "weights.safetensors") for path in (out, whole))
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+    one, two = (json.loads((path / "result.json").read_text()) for path in (out, whole))
+    for name in ("epochs", "accuracy_by_bits", "test_loss", "config", "parameters"):
+        assert one[name] == two[name]
+
+
+def test_a_run_writes_all_that_the_package_promises(whole):
+    assert {path.name for path in whole.iterdir()} == {
+        "checkpoints",
+        "config.toml",
+        "curves.png",
+        "metrics.csv",
+        "result.json",
+        "tensorboard",
+        "times.csv",
+        "weights.safetensors",
+    }
+    with (whole / "metrics.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [row["step"] for row in rows] == ["4", "8", "12"]
+    for row in rows:
+        assert 0.0 < float(row["train_loss"]) < 10.0
+        assert 0.0 <= float(row["train_accuracy"]) <= 1.0
+        assert float(row["hessian_norm"]) > 0.0
+        assert float(row["grad_norm"]) > 0.0
+    # The last update of a cosine over twelve: 0.05 (1 + cos(11/12 pi)).
+    rate = 0.05 * (1 + np.cos(11 / 12 * np.pi))
+    np.testing.assert_allclose(float(rows[-1]["learning_rate"]), rate, rtol=1e-4)
+    record = json.loads((whole / "result.json").read_text())
+    assert list(record["accuracy_by_bits"]) == ["32", "8", "3"]
+    assert record["accuracy_by_bits"]["32"] == float(rows[-1]["test_accuracy"])
+    assert record["parameters"] == 77_754  # 78,042 less 16 * 9 * 2: one colour
+    assert record["test_images"] == 100
+    assert record["environment"]["jax"]
+    assert configs.load(whole / "config.toml") == CONFIG
+    weights = quant.load(whole / "weights.safetensors")
+    assert set(weights) == {"params", "batch_stats"}
+    assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (events,) = (whole / "tensorboard").iterdir()
+    for name in (b"test_accuracy", b"hessian_norm", b"images_per_second"):
+        assert events.read_bytes().count(name) == 3
+
+
+def test_a_finished_run_is_not_run_again(whole, capsys):
+    before = (whole / "result.json").stat().st_mtime_ns
+    record = run(CONFIG, Options(out=whole))
+    assert record == json.loads((whole / "result.json").read_text())
+    assert (whole / "result.json").stat().st_mtime_ns == before
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_the_folder_of_another_config_is_left_alone(whole):
+    other = dataclasses.replace(CONFIG, epochs=4, train_size=None)
+    message = r"another config \(train_size was 256, now None; epochs was 3, now 4\)"
+    with pytest.raises(loop.RunError, match=message):
+        run(other, options(whole))
+
+
+def test_another_seed_is_another_run(whole, tmp_path):
+    run(dataclasses.replace(CONFIG, seed=1, epochs=1), options(tmp_path))
+    one, two = (path / "metrics.csv" for path in (whole, tmp_path))
+    assert one.read_text().splitlines()[1] != two.read_text().splitlines()[1]
+
+
+@pytest.mark.parametrize("step", [1, 6, 8])
+def test_a_signal_in_the_middle_of_an_epoch_saves_all(
+    whole, tmp_path, monkeypatch, step
+):
+    """SIGTERM comes while step 1, 6 or 8 of 12 is looked at."""
+    counter = itertools.count(1)
+    update = loop.Progress.update
+
+    def interrupted(self, *args):
+        if next(counter) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(self, *args)
+
+    monkeypatch.setattr(loop.Progress, "update", interrupted)
+    with pytest.raises(loop.Stopped, match=r"stopped after step \d+ and saved"):
+        run(CONFIG, options(tmp_path))
+    assert not (tmp_path / "result.json").exists()
+    run(CONFIG, options(tmp_path))
+    assert next(counter) - 1 == 12, "no step is taken twice"
+    assert_same_result(tmp_path, whole)
+
+
+def start(out):
+    """Start the command in a process of its own."""
+    path = out.parent / f"{out.name}.toml"
+    path.write_text(configs.dumps(CONFIG))
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "examples.image_classification", str(path)),
+            f"--out={out}",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_runs_resume_to_the_same_bits(whole, tmp_path):
+    """SIGKILL at random moments, three times; then the run is left in peace."""
+    out = tmp_path / "run"
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    kills = 0
+    while kills < 3:
+        process = start(out)
+        deadline = time.monotonic() + 60
+        while not (out / "checkpoints").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)  # it is still importing
+        time.sleep(moments.uniform(0.0, 2.0))
+        process.kill()
+        process.communicate()
+        kills += 1
+        if (out / "result.json").exists():
+            break
+    process = start(out)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, f"{errors} (seed {seed})"
+    assert_same_result(out, whole)
+
+
+def test_sigterm_ends_the_command_cleanly(tmp_path):
+    out = tmp_path / "run"
+    process = start(out)
+    assert "epoch   1" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    if not (out / "result.json").exists():  # it may have been too quick for us
+        assert "the same command resumes" in errors
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+
+
+def test_a_quantity_that_is_not_finite_stops_the_run(tmp_path):
+    config = dataclasses.replace(CONFIG, learning_rate=1e30, epochs=2)
+    message = (
+        r"(loss|gradient norm) is (nan|inf) at step [2-4] \(epoch 1\): .*"
+        "Last good checkpoint: none"
+    )
+    with pytest.raises(loop.RunError, match=message):
+        run(config, options(tmp_path))
+
+
+def test_the_last_good_checkpoint_is_named(tmp_path, monkeypatch):
+    look = loop.Training._check_finite
+
+    def broken(self, values, epoch, step):
+        if epoch == 1 and "loss" in values:
+            values = values | {"loss": float("nan")}
+        look(self, values, epoch, step)
+
+    monkeypatch.setattr(loop.Training, "_check_finite", broken)
+    with pytest.raises(loop.RunError, match=r"loss is nan at step 5 .*checkpoints/4"):
+        run(CONFIG, options(tmp_path))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_takes_over(whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "result.json").unlink()
+    for path in (out / "checkpoints" / "12" / "state").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match=r"checkpoints/12 cannot be read.*Delete"):
+        run(CONFIG, options(out))
+    shutil.rmtree(out / "checkpoints" / "12")
+    run(CONFIG, options(out))
+    assert_same_result(out, whole)
+
+
+def test_a_network_that_does_not_fit_the_images_is_named(tmp_path):
+    config = dataclasses.replace(CONFIG, model="vgg19_bn")
+    with pytest.raises(loop.RunError, match="vgg19_bn does not fit the data: images"):
+        run(config, options(tmp_path))
+    assert not (tmp_path / "config.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "/dev/null/x"], "out must be a folder that can be written to"),
+        (["--dataset", "./nowhere"], "no folder nowhere/train"),
+        (["--dataset", "nowhere.npz"], "no file nowhere.npz"),
+    ],
+)
+def test_errors_are_one_line(arguments, message, tmp_path, capsys):
+    if "--out" not in arguments:
+        arguments = [*arguments, "--out", str(tmp_path)]
+    assert command.main(["digits", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_in_one_loop_agrees_with_its_steps(whole, tmp_path):
+    config = dataclasses.replace(CONFIG, epoch_on_device=True)
+    record = run(config, options(tmp_path))
+    expected = json.loads((whole / "result.json").read_text())
+    # Rounding grows over twelve steps; the first epoch is still close.
+    for name in ("train_loss", "grad_norm"):
+        np.testing.assert_allclose(
+            record["epochs"][0][name], expected["epochs"][0][name], rtol=2e-3
+        )
+
+
+def test_photographs_from_files_to_result(tmp_path):
+    """The whole recipe on files, with a worker process and a broken file."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for label, name in enumerate(("dark", "light")):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(128 * label, 128 + 128 * label, (40, 50, 3))
+                image = Image.fromarray(pixels.astype(np.uint8))
+                image.save(folder / f"{k}.png")
+    (tmp_path / "data" / "train" / "dark" / "0.png").write_bytes(b"")
+    config = dataclasses.replace(
+        CONFIG,
+        dataset=str(tmp_path / "data"),
+        augmentation="resized_crop",
+        image_size=16,
+        batch_size=8,
+        train_size=None,
+        test_size=None,
+        label_noise=0.0,
+    )
+    runs = []
+    for workers in (0, 1):
+        out = tmp_path / f"workers{workers}"
+        runs.append(run(config, Options(out=out, workers=workers, quiet=True)))
+    assert runs[0]["epochs"] == runs[1]["epochs"]
+    assert [row["skipped_images"] for row in runs[0]["epochs"]] == [1, 1, 1]
+    assert runs[0]["test_images"] == 6

@@ -1,0 +1,281 @@
+"""One step of every method against its formula; evaluation and curvature."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hero_jax
+from examples.image_classification import evaluate, input_pipeline, train
+from examples.image_classification.config import Config
+from hero_jax import models
+
+CONFIG = Config(
+    dataset="digits",
+    augmentation="none",
+    model="resnet8",
+    method="sgd",
+    train_size=128,
+    test_size=60,
+    batch_size=32,
+    epochs=3,
+    weight_decay=0.01,
+)
+
+
+class Small(nn.Module):
+    """Quick to compile, with BatchNorm."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(12)(x.reshape(len(x), -1))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(10)(jnp.tanh(x))
+
+
+def setting(model=None, **fields):
+    config = dataclasses.replace(CONFIG, **fields)
+    pipeline = input_pipeline.create(config)
+    model = model or Small()
+    return config, model, pipeline, train.make_program(config, model, pipeline)
+
+
+def loss_of(model, batch_stats, images, labels):
+    """The mean cross-entropy as a function of the weights."""
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        log = jax.nn.log_softmax(logits)
+        return -jnp.mean(log[jnp.arange(len(labels)), labels])
+
+    return loss
+
+
+METHODS = {
+    "sgd": ({}, lambda loss: jax.grad(loss)),
+    "grad_l1": (
+        {"strength": 0.05},
+        lambda loss: jax.grad(
+            lambda params: (
+                loss(params)
+                + 0.05
+                * sum(jnp.abs(g).sum() for g in jax.tree.leaves(jax.grad(loss)(params)))
+            )
+        ),
+    ),
+    "first_order": (
+        {"h": 0.7, "perturbation": "normalized"},
+        lambda loss: lambda params: jax.grad(loss)(moved(loss, params)),
+    ),
+    "hero": (
+        {"h": 0.7, "gamma": 0.3, "perturbation": "normalized", "reduction": "mean"},
+        lambda loss: lambda params: hero_gradient(loss, params),
+    ),
+}
+
+
+def moved(loss, params):
+    g = jax.grad(loss)(params)
+    return jax.tree.map(lambda w, d: w + 0.7 * d / optax.tree.norm(g), params, g)
+
+
+def hero_gradient(loss, params):
+    """Eq. 13 by reverse over reverse, which the library does not use."""
+    g = jax.grad(loss)(params)
+
+    def penalty(U):
+        pairs = zip(*map(jax.tree.leaves, (jax.grad(loss)(U), g)), strict=True)
+        return sum(jnp.mean((a - b) ** 2) for a, b in pairs if a.ndim >= 2)
+
+    U = moved(loss, params)
+    return jax.tree.map(
+        lambda a, b: a + 0.3 * b, jax.grad(loss)(U), jax.grad(penalty)(U)
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_is_the_methods_gradient_with_momentum_and_decay(method):
+    fields, gradient_of = METHODS[method]
+    config, model, pipeline, program = setting(method=method, **fields)
+    state = program.init()
+    item = next(pipeline.epoch(0))
+    velocity = jax.tree.map(jnp.zeros_like, state.params)
+    for k in range(2):
+        params = jax.tree.map(np.asarray, state.params)
+        batch = pipeline.batch(item, np.int32(k))
+        stats = jax.tree.map(np.asarray, state.batch_stats)
+        loss = loss_of(model, stats, batch.images, batch.labels)
+        grads = gradient_of(loss)(params)
+        rate = 0.1 * 0.5 * (1 + np.cos(np.pi * k / 12))  # three epochs of four steps
+        velocity = jax.tree.map(
+            lambda v, g, w: 0.9 * v + g + 0.01 * w, velocity, grads, params
+        )
+        state, outputs = program.step(state, item)
+        expected = jax.tree.map(lambda w, v, r=rate: w - r * v, params, velocity)
+        # Two orders of summation, float32, gradients of gradients.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6),
+            state.params,
+            expected,
+        )
+        np.testing.assert_allclose(outputs[0], loss(params), rtol=1e-5)
+        np.testing.assert_allclose(outputs[3], optax.tree.norm(grads), rtol=1e-4)
+        assert int(state.step) == k + 1
+    del config
+
+
+def test_statistics_come_from_the_clean_weights():
+    _, model, pipeline, program = setting(method="hero", h=5.0, gamma=0.1)
+    state, item = program.init(), next(pipeline.epoch(0))
+    batch = pipeline.batch(item, np.int32(0))
+    variables = jax.tree.map(jnp.copy, evaluate.variables_of(state))
+    _, new = model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
+    state, _ = program.step(state, item)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        state.batch_stats,
+        new["batch_stats"],
+    )
+
+
+def test_micro_batches_have_perturbations_of_their_own():
+    """The update is the mean of HERO's gradients of the micro-batches."""
+    fields, gradient_of = METHODS["hero"]
+    _, model, pipeline, program = setting(
+        method="hero", accumulation=2, momentum=0.0, **fields
+    )
+    assert pipeline.steps == 8
+    state, item = program.init(), next(pipeline.epoch(0))
+    params = jax.tree.map(np.asarray, state.params)
+    grads = []
+    for k in range(2):
+        stats = jax.tree.map(np.asarray, state.batch_stats)
+        batch = pipeline.batch(item, np.int32(k))
+        assert len(batch.labels) == 16
+        grads.append(
+            gradient_of(loss_of(model, stats, batch.images, batch.labels))(params)
+        )
+        state, _ = program.step(state, item)
+        if k == 0:
+            jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    expected = jax.tree.map(
+        lambda w, a, b: w - 0.1 * ((a + b) / 2 + 0.01 * w), params, *grads
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6),
+        state.params,
+        expected,
+    )
+
+
+def test_the_learning_rate_falls_by_updates_not_by_micro_batches():
+    config = dataclasses.replace(CONFIG, accumulation=2)
+    _, schedule = train.make_optimizer(config, 24)
+    np.testing.assert_allclose(schedule(6), 0.05, rtol=1e-6)
+    np.testing.assert_allclose(schedule(12), 0.0, atol=1e-9)
+
+
+def test_clipping_limits_the_gradient_before_weight_decay():
+    fields = {"clip_norm": 0.01, "momentum": 0.0, "weight_decay": 0.5}
+    _, _, pipeline, program = setting(**fields)
+    state, item = program.init(), next(pipeline.epoch(0))
+    params = jax.tree.map(np.asarray, state.params)
+    state, outputs = program.step(state, item)
+    assert outputs[3] > 0.1  # reported as it was
+    clipped = jax.tree.map(
+        lambda new, w: (w - new) / 0.1 - 0.5 * w, state.params, params
+    )
+    np.testing.assert_allclose(optax.tree.norm(clipped), 0.01, rtol=1e-2)
+
+
+def test_an_epoch_in_one_loop_is_the_same_as_its_steps():
+    _, _, pipeline, program = setting()
+    item = next(pipeline.epoch(1))
+    together, all_outputs = program.epoch(program.init(), item)
+    state, outputs = program.init(), []
+    for _ in range(pipeline.steps):
+        state, values = program.step(state, item)
+        outputs.append(values)
+    # The same sums in another order, through four steps.
+    np.testing.assert_allclose(all_outputs, outputs, rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        together,
+        state,
+    )
+
+
+def test_nothing_is_compiled_twice_and_the_old_state_is_used_up():
+    _, _, pipeline, program = setting()
+    first = state = program.init()
+    for epoch in range(2):
+        for item in pipeline.epoch(epoch):
+            state, _ = program.step(state, item)
+    assert program.step._cache_size() == 1
+    assert all(x.is_deleted() for x in jax.tree.leaves(first.params))
+
+
+def test_bfloat16_is_for_computing_only():
+    model = models.create("resnet8", num_classes=10, dtype=jnp.bfloat16)
+    _, _, pipeline, program = setting(model=model, dtype="bfloat16")
+    state, outputs = program.step(program.init(), next(pipeline.epoch(0)))
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert np.all(np.isfinite(outputs))
+
+
+def test_evaluation_is_exact_on_the_last_partial_batch():
+    _, model, pipeline, program = setting(test_size=597)
+    variables = evaluate.variables_of(program.init())
+    (item,) = pipeline.test_items()
+    batch = jax.tree.map(np.asarray, pipeline.test_batches(item))
+    assert batch.real.shape == (2, 500)
+    images, labels = batch.images[batch.real], batch.labels[batch.real]
+    logits = np.asarray(model.apply(variables, images, train=False), np.float64)
+    log = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    two = evaluate.quantized(variables, 2)
+    one_result, two_result = evaluate.make_evaluate(model, pipeline)([variables, two])
+    expected = -log[np.arange(597), labels].mean()
+    np.testing.assert_allclose(one_result.loss, expected, rtol=1e-5)
+    right = np.sum(logits.argmax(1) == labels)
+    assert one_result.accuracy * 597 == pytest.approx(right, abs=1e-3)
+    assert two_result.loss != one_result.loss
+
+
+def test_quantized_networks_are_those_of_the_quantizer():
+    _, _, _, program = setting()
+    variables = evaluate.variables_of(program.init())
+    tree = hero_jax.quant.quantize(variables["params"], 3)
+    expected = hero_jax.quant.dequantize(tree)
+    result = evaluate.quantized(variables, 3)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        result["params"],
+        expected,
+    )
+    assert result["batch_stats"] is variables["batch_stats"]
+
+
+def test_curvature_is_that_of_the_mean_over_fixed_batches():
+    config, model, pipeline, program = setting(
+        method="sgd", curvature_h=1e-2, curvature_batches=3
+    )
+    state = program.init()
+    measured = evaluate.make_measure(config, model, pipeline)(state)
+    norms, products = [], []
+    item = next(pipeline.epoch(0))
+    for k in range(3):
+        batch = pipeline.batch(item, np.int32(k))
+        loss = loss_of(model, state.batch_stats, batch.images, batch.labels)
+        g = jax.grad(loss)(state.params)
+        z = hero_jax.perturbation.layerwise(state.params, g)
+        _, Hz = jax.jvp(jax.grad(loss), (state.params,), (z,))
+        norms.append(optax.tree.norm(g))
+        products.append(optax.tree.norm(Hz))
+    np.testing.assert_allclose(measured["grad_norm"], np.mean(norms), rtol=1e-4)
+    # The finite difference of a short step against the exact product.
+    np.testing.assert_allclose(measured["hessian_norm"], np.mean(products), rtol=2e-2)
