@@ -1,37 +1,41 @@
 r"""Two-dimensional convolutions that are fast on CPUs, also inside loops.
 
 XLA's CPU backend computes three convolutions by slow code: the weight gradient inside
-a loop primitive, depthwise ones anywhere, and the input gradient of a strided one. Each
-is here as another formulation of the same sum, made of convolutions in XLA's canonical
-order, matrix products and shifted slices:
+a loop primitive, depthwise ones, and the input gradient of a strided one. Outputs and
+gradients are here other formulations of the same sums:
 
-- 1x1: a matrix product;
-- depthwise: a sum over the k x k places of shifted inputs times a weight per channel;
-- other: the stock convolution, whose weight gradient is the convolution of the inputs,
-  as `[C, H, W, B]`, with the output gradients, as `[H, W, B, O]`, and whose strided
-  input gradient is a sum of k x k matrix products.
+- depthwise: a convolution with two more axes, of length one, which XLA compiles as a
+  plain loop nest; the weight gradient is a sum of products per place of the kernel;
+- other outputs: the stock convolution;
+- input gradient: the convolution with the kernel turned around, in XLA's canonical
+  order of axes; of a strided or 1x1 layer a sum of k x k matrix products;
+- weight gradient: the convolution of the inputs, as `[C, H, W, B]`, with the output
+  gradients, as `[H, W, B, O]`; of a 1x1 layer a matrix product.
 
 Where the default backend is another, and for arguments not mentioned here (dilation,
 other groups, other layouts), :func:`jax.lax.conv_general_dilated` does the work. The
 choice is made when a function is traced and changes its speed alone.
 
-Dense convolutions have derivatives of their own (`jax.custom_vjp`): gradients
+The convolutions have derivatives of their own (`jax.custom_vjp`): gradients
 and forward-over-reverse Hessian-vector products work, `jax.jvp` of the loss itself does
 not. Pass `conv_general_dilated=jax.lax.conv_general_dilated` to a model for that.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Pair = tuple[int, int]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_PARTS = 8  # of a batch, added up in one loop
 
 
 def conv_general_dilated(
@@ -96,8 +100,6 @@ def conv_general_dilated(
         return depthwise(lhs, rhs, strides, pads)
     if feature_group_count != 1:
         return stock()
-    if rhs.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
-        return lhs[:, :: strides[0], :: strides[1]] @ rhs[0, 0]
     return dense(lhs, rhs, strides, pads)
 
 
@@ -123,19 +125,6 @@ def shifted(x: chex.Array, size: Pair, strides: Pair, pads: Pads) -> list[chex.A
         for i in range(size[0])
         for j in range(size[1])
     ]
-
-
-def depthwise(
-    x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads
-) -> chex.Array:
-    """Convolve every channel with a kernel of its own, `[k, k, 1, C]`."""
-    size = kernel.shape[:2]
-    weights = kernel.reshape(-1, kernel.shape[-1])
-    products = [
-        places * w
-        for places, w in zip(shifted(x, size, strides, pads), weights, strict=True)
-    ]
-    return sum(products[1:], products[0])
 
 
 def matrix_products(
@@ -172,33 +161,42 @@ def _backward(
     strides: Pair, pads: Pads, saved: tuple[chex.Array, chex.Array], dy: chex.Array
 ) -> tuple[chex.Array, chex.Array]:
     x, kernel = saved
-    if max(strides) > 1:
+    if max(strides) > 1 or kernel.shape[:2] == (1, 1):
         _, transpose = jax.vjp(lambda x: matrix_products(x, kernel, strides, pads), x)
         (dx,) = transpose(dy)
     else:
-        dx = _input_gradient(x.shape, kernel, pads, dy)
+        dx = lax.conv_general_dilated(
+            dy,
+            kernel[::-1, ::-1].swapaxes(2, 3),
+            (1, 1),
+            _outer_pads(x, kernel, strides, pads, dy),
+            dimension_numbers=_LAYOUT,
+        )
     return dx, _kernel_gradient(x, kernel.shape, strides, pads, dy)
 
 
-def _input_gradient(
-    shape: Sequence[int], kernel: chex.Array, pads: Pads, dy: chex.Array
-) -> chex.Array:
-    """Convolve the output gradients with the kernel turned around; strides of one."""
-    outer = []
-    for i in (0, 1):
-        size, low = kernel.shape[i], pads[i][0]
-        before = size - 1 - low
-        outer.append((before, shape[1 + i] - dy.shape[1 + i] - before + size - 1))
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return lax.conv_general_dilated(
-        dy, turned, (1, 1), outer, dimension_numbers=_LAYOUT
-    )
+def _outer_pads(
+    x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads, dy: chex.Array
+) -> Pads:
+    """Return the zeros around `dy` that make its convolution as large as `x`."""
+
+    def along(axis: int) -> tuple[int, int]:
+        size = kernel.shape[axis]
+        spread = (dy.shape[1 + axis] - 1) * strides[axis] + 1
+        before = size - 1 - pads[axis][0]
+        return before, x.shape[1 + axis] + size - 1 - spread - before
+
+    return along(0), along(1)
 
 
 def _kernel_gradient(
     x: chex.Array, shape: Sequence[int], strides: Pair, pads: Pads, dy: chex.Array
 ) -> chex.Array:
     """Convolve the inputs with the output gradients, summing over the batch."""
+    if tuple(shape[:2]) == (1, 1):
+        # Of two axes each: XLA is slow at a product that sums over several.
+        (seen,) = shifted(x, (1, 1), strides, pads)
+        return (_rows(seen).T @ _rows(dy)).reshape(shape)
     outer = []
     for i in (0, 1):
         seen = (dy.shape[1 + i] - 1) * strides[i] + shape[i]  # of the padded input
@@ -215,4 +213,77 @@ def _kernel_gradient(
     return gradient.transpose(1, 2, 0, 3)
 
 
+def _rows(x: chex.Array) -> chex.Array:
+    return x.reshape(-1, x.shape[-1])
+
+
 dense.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise(
+    x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads
+) -> chex.Array:
+    """Convolve every channel with a kernel of its own, `[k, k, 1, C]`."""
+    return _loop_nest(x, kernel, strides, pads)
+
+
+def _loop_nest(
+    x: chex.Array,
+    kernel: chex.Array,
+    strides: Pair,
+    pads: Pads,
+    dilation: Pair = (1, 1),
+) -> chex.Array:
+    """Convolve per channel by the code that XLA generates, not by its library's.
+
+    Of the two the library is slower by far where every channel is a group, and it
+    takes up to three spatial axes: with four, XLA must write the loops itself, and
+    vectorizes them over the channels.
+    """
+    y = lax.conv_general_dilated(
+        x[:, :, :, None, None],
+        kernel[:, :, None, None],
+        (*strides, 1, 1),
+        (*pads, (0, 0), (0, 0)),
+        lhs_dilation=(*dilation, 1, 1),
+        dimension_numbers=lax.ConvDimensionNumbers(
+            (0, 5, 1, 2, 3, 4), (5, 4, 0, 1, 2, 3), (0, 5, 1, 2, 3, 4)
+        ),
+        feature_group_count=x.shape[-1],
+    )
+    return y[:, :, :, 0, 0]
+
+
+def _depthwise_forward(
+    x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads
+) -> tuple[chex.Array, tuple[chex.Array, chex.Array]]:
+    return _loop_nest(x, kernel, strides, pads), (x, kernel)
+
+
+def _depthwise_backward(
+    strides: Pair, pads: Pads, saved: tuple[chex.Array, chex.Array], dy: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+    x, kernel = saved
+    outer = _outer_pads(x, kernel, strides, pads, dy)
+    dx = _loop_nest(dy, kernel[::-1, ::-1], (1, 1), outer, strides)
+    sums = [
+        _channel_sums(place, dy)
+        for place in shifted(x, kernel.shape[:2], strides, pads)
+    ]
+    return dx, jnp.stack(sums).reshape(kernel.shape)
+
+
+def _channel_sums(x: chex.Array, dy: chex.Array) -> chex.Array:
+    """Return the sums per channel of `x * dy`, of slices `x` of a larger array.
+
+    A reduction would have XLA write out every slice. A sum of several products is one
+    loop over the slices instead, and leaves little for the matrix product to add up.
+    """
+    size = len(x) // math.gcd(len(x), _PARTS)
+    products = [x[i : i + size] * dy[i : i + size] for i in range(0, len(x), size)]
+    rows = _rows(sum(products[1:], products[0]))
+    return jnp.ones((1, len(rows)), rows.dtype) @ rows
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
