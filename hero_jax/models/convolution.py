@@ -6,7 +6,7 @@ gradients are here other formulations of the same sums:
 
 - depthwise: a convolution with two more axes, of length one, which XLA compiles as a
   plain loop nest; the weight gradient is a sum of products per place of the kernel;
-- other outputs: the stock convolution;
+- other outputs: the stock convolution; of a 1x1 layer in float64 a matrix product;
 - input gradient: the convolution with the kernel turned around, in XLA's canonical
   order of axes; of a strided or 1x1 layer a sum of k x k matrix products;
 - weight gradient: the convolution of the inputs, as `[C, H, W, B]`, with the output
@@ -144,17 +144,19 @@ def matrix_products(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def dense(x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads) -> chex.Array:
     """Convolve by the stock function, with gradients that are fast on CPUs."""
-    return _stock(x, kernel, strides, pads)
+    return _output(x, kernel, strides, pads)
 
 
-def _stock(x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads) -> chex.Array:
+def _output(x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads) -> chex.Array:
+    if kernel.shape[:2] == (1, 1) and x.dtype == jnp.float64:
+        return matrix_products(x, kernel, strides, pads)  # XLA's library has no doubles
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
 
 
 def _forward(
     x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads
 ) -> tuple[chex.Array, tuple[chex.Array, chex.Array]]:
-    return _stock(x, kernel, strides, pads), (x, kernel)
+    return _output(x, kernel, strides, pads), (x, kernel)
 
 
 def _backward(
@@ -280,8 +282,9 @@ def _channel_sums(x: chex.Array, dy: chex.Array) -> chex.Array:
     A reduction would have XLA write out every slice. A sum of several products is one
     loop over the slices instead, and leaves little for the matrix product to add up.
     """
-    size = len(x) // math.gcd(len(x), _PARTS)
-    products = [x[i : i + size] * dy[i : i + size] for i in range(0, len(x), size)]
+    count = math.gcd(len(x), _PARTS)
+    parts = zip(jnp.split(x, count), jnp.split(dy, count), strict=True)
+    products = [a * b for a, b in parts]
     rows = _rows(sum(products[1:], products[0]))
     return jnp.ones((1, len(rows)), rows.dtype) @ rows
 
