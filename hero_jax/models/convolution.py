@@ -1,14 +1,16 @@
 r"""Two-dimensional convolutions that are fast on CPUs, also inside loops.
 
-XLA's CPU backend computes three convolutions by slow code: the weight gradient inside
-a loop primitive, depthwise ones, and the input gradient of a strided one. Outputs and
-gradients are here other formulations of the same sums:
+XLA's CPU backend computes some convolutions by slow code: the weight gradient inside
+a loop primitive, depthwise ones, the input gradient of a strided one, and those of
+images smaller than the kernel. Outputs and gradients are here other formulations of the
+same sums:
 
 - depthwise: a convolution with two more axes, of length one, which XLA compiles as a
   plain loop nest; the weight gradient is a sum of products per place of the kernel;
-- other outputs: the stock convolution; of a 1x1 layer in float64 a matrix product;
+- other outputs: the stock convolution; where the kernel is larger than the images, a
+  sum of k x k matrix products;
 - input gradient: the convolution with the kernel turned around, in XLA's canonical
-  order of axes; of a strided or 1x1 layer a sum of k x k matrix products;
+  order of axes; of a strided, 1x1 or small layer that sum of matrix products;
 - weight gradient: the convolution of the inputs, as `[C, H, W, B]`, with the output
   gradients, as `[H, W, B, O]`; of a 1x1 layer a matrix product.
 
@@ -97,7 +99,9 @@ def conv_general_dilated(
     pads = (pads[0], pads[1])
     channels = lhs.shape[-1]
     if feature_group_count == channels == rhs.shape[-1] and channels > 1:
-        return depthwise(lhs, rhs, strides, pads)
+        # XLA's own loops are fast for all but doubles.
+        convolve = shifted_products if lhs.dtype == jnp.float64 else depthwise
+        return convolve(lhs, rhs, strides, pads)
     if feature_group_count != 1:
         return stock()
     return dense(lhs, rhs, strides, pads)
@@ -148,9 +152,19 @@ def dense(x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads) -> chex.
 
 
 def _output(x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads) -> chex.Array:
-    if kernel.shape[:2] == (1, 1) and x.dtype == jnp.float64:
-        return matrix_products(x, kernel, strides, pads)  # XLA's library has no doubles
+    if _is_slow(x, kernel):
+        return matrix_products(x, kernel, strides, pads)
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
+
+
+def _is_slow(x: chex.Array, kernel: chex.Array) -> bool:
+    """Whether XLA's library leaves a convolution to plain loops.
+
+    It takes no doubles, and no kernel larger than the images, whatever the pads.
+    """
+    size = kernel.shape[:2]
+    no_double = size == (1, 1) and x.dtype == jnp.float64
+    return no_double or any(h < k for h, k in zip(x.shape[1:3], size, strict=True))
 
 
 def _forward(
@@ -163,7 +177,7 @@ def _backward(
     strides: Pair, pads: Pads, saved: tuple[chex.Array, chex.Array], dy: chex.Array
 ) -> tuple[chex.Array, chex.Array]:
     x, kernel = saved
-    if max(strides) > 1 or kernel.shape[:2] == (1, 1):
+    if max(strides) > 1 or kernel.shape[:2] == (1, 1) or _is_slow(dy, kernel):
         _, transpose = jax.vjp(lambda x: matrix_products(x, kernel, strides, pads), x)
         (dx,) = transpose(dy)
     else:
@@ -228,6 +242,16 @@ def depthwise(
 ) -> chex.Array:
     """Convolve every channel with a kernel of its own, `[k, k, 1, C]`."""
     return _loop_nest(x, kernel, strides, pads)
+
+
+def shifted_products(
+    x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads
+) -> chex.Array:
+    """Convolve every channel by itself as a sum of products, one per place."""
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    seen = shifted(x, kernel.shape[:2], strides, pads)
+    products = [places * w for places, w in zip(seen, weights, strict=True)]
+    return sum(products[1:], products[0])
 
 
 def _loop_nest(
