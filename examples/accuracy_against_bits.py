@@ -26,7 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import quickstart
-from image_classification.results import environment, replace_file, write_json
+from image_classification.results import (
+    environment,
+    markdown,
+    replace_file,
+    write_json,
+)
 from matplotlib.figure import Figure
 from quickstart import ConvNet, Data
 from tqdm import tqdm
@@ -148,7 +153,7 @@ def table(results: Results) -> str:
     for setting, networks in results.items():
         for name, accuracies in networks.items():
             rows.append([name, setting, *(quickstart.cell(a, 1) for a in accuracies)])
-    return quickstart.markdown(rows)
+    return markdown(rows)
 
 
 def plot(results: Results, title: str) -> Figure:

@@ -32,7 +32,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from image_classification.label_noise import symmetric_noise
-from image_classification.results import environment, replace_file, write_json
+from image_classification.results import (
+    environment,
+    markdown,
+    replace_file,
+    write_json,
+)
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from tqdm import tqdm
@@ -368,17 +373,6 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         norms = [cell(result[key], 3) for key in ("hessian_norm", "hessian_norm_exact")]
         rows.append([name, *accuracies, *norms, f"{result['relative_step_time']:.2f}"])
     return markdown(rows)
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """Format rows of text, the first with the titles, as a Markdown table."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def plot(results: dict[str, dict[str, Any]], title: str) -> Figure:

@@ -1,12 +1,12 @@
-"""Time a training step of HERO against SGD on the convolutions of a CIFAR ResNet.
+"""Time a training step of HERO against SGD, and our convolutions against XLA's.
 
 All steps are compiled first and then take turns within one process, so that the ratios
 hold where the machine's speed drifts. In its turn, a method takes one step that is not
 timed, since the first one after another program pays for fresh memory, and two that
-are. Random images; the network is ResNet20 with the default `--blocks 3`.
+are. Random images; on CPUs, SGD and HERO also take turns with XLA's own convolutions.
 
     python examples/step_time.py                         # 2 minutes on 2 cores
-    python examples/step_time.py --blocks 1 --batch 32
+    python examples/step_time.py --model vgg19_bn --batch 64
 
 It prints the least and the median time over the rounds, the ratio of each to that of
 SGD, and the temporary memory that XLA asks for. Other work on the machine can only
@@ -19,14 +19,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from image_classification.results import markdown
 
 import hero_jax
+from hero_jax import models
 
 METHODS: dict[str, Callable[..., Any]] = {
     "SGD": jax.value_and_grad,
@@ -37,28 +37,7 @@ METHODS: dict[str, Callable[..., Any]] = {
 
 
 TIMED_STEPS = 2
-
-
-class ResNet(nn.Module):
-    """Residual network for 32x32 images: 6 * blocks + 2 layers."""
-
-    blocks: int
-
-    @nn.compact
-    def __call__(self, x: chex.Array) -> chex.Array:
-        """Map images `[B, 32, 32, 3]` to logits `[B, 10]`."""
-        norm = functools.partial(nn.BatchNorm, use_running_average=False)
-        conv = functools.partial(nn.Conv, use_bias=False)
-        x = nn.relu(norm()(conv(16, (3, 3))(x)))
-        for features in (16, 32, 64):
-            for block in range(self.blocks):
-                strides = 2 if block == 0 and features > 16 else 1
-                y = nn.relu(norm()(conv(features, (3, 3), strides=strides)(x)))
-                y = norm()(conv(features, (3, 3))(y))
-                if x.shape != y.shape:
-                    x = norm()(conv(features, (1, 1), strides=strides)(x))
-                x = nn.relu(x + y)
-        return nn.Dense(10)(x.mean(axis=(1, 2)))
+XLA = ", XLA's convolutions"
 
 
 def make_step(
@@ -75,47 +54,61 @@ def make_step(
     return step
 
 
-def measure(blocks: int, batch: int, rounds: int) -> dict[str, tuple[np.ndarray, int]]:
-    """Return, per method, the seconds of every round and the bytes of memory."""
-    model = ResNet(blocks)
-    images = jax.random.normal(jax.random.key(0), (batch, 32, 32, 3))
+def measure(
+    network: str, size: int, batch: int, rounds: int, methods: Sequence[str] = ()
+) -> dict[str, tuple[np.ndarray, int]]:
+    """Return, per method, the seconds of every round and the bytes of memory.
+
+    SGD is always among the methods; none means all.
+    """
+    images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
     labels = jax.random.randint(jax.random.key(1), (batch,), 0, 10)
-    variables = jax.jit(model.init)(jax.random.key(2), images)
     tx = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
+    settings: dict[str, tuple[str, Any]] = {name: (name, None) for name in METHODS}
+    if jax.default_backend() == "cpu":
+        stock = jax.lax.conv_general_dilated
+        settings |= {name + XLA: (name, stock) for name in ("SGD", "HERO")}
+    if methods:
+        chosen = {"SGD", *methods}
+        settings = {k: value for k, value in settings.items() if value[0] in chosen}
+
+    steps, states, memory = {}, {}, {}
+    for title, (method, convolution) in settings.items():
+        model = models.create(network, num_classes=10, conv_general_dilated=convolution)
+        init = jax.jit(functools.partial(model.init, train=False))
+        variables = init(jax.random.key(2), images)
+        params, stats = variables["params"], variables["batch_stats"]
+        state = (params, stats, tx.init(params))
+        step = make_step(METHODS[method](make_loss(model), has_aux=True), tx)
+        steps[title] = step.lower(*state, images, labels).compile()
+        memory[title] = steps[title].memory_analysis().temp_size_in_bytes
+        states[title] = steps[title](*state, images, labels)
+
+    seconds: dict[str, list[float]] = {title: [] for title in settings}
+    for _ in range(rounds):
+        for title, step in steps.items():
+            states[title] = step(*states[title], images, labels)
+            jax.block_until_ready(states[title])
+            start = time.perf_counter()
+            for _ in range(TIMED_STEPS):
+                states[title] = step(*states[title], images, labels)
+            jax.block_until_ready(states[title])
+            seconds[title].append((time.perf_counter() - start) / TIMED_STEPS)
+    return {title: (np.array(seconds[title]), memory[title]) for title in settings}
+
+
+def make_loss(model: nn.Module) -> Callable[..., Any]:
+    """Return `(params, batch_stats, images, labels) -> (loss, batch_stats)`."""
 
     def loss_fn(params: Any, stats: Any, images: Any, labels: Any) -> Any:
+        variables = {"params": params, "batch_stats": stats}
         logits, new = model.apply(
-            {"params": params, "batch_stats": stats}, images, mutable=["batch_stats"]
+            variables, images, train=True, mutable=["batch_stats"]
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), new["batch_stats"]
 
-    steps, states, memory = {}, {}, {}
-    for name, method in METHODS.items():
-        state = jax.tree.map(
-            jnp.copy,
-            (
-                variables["params"],
-                variables["batch_stats"],
-                tx.init(variables["params"]),
-            ),
-        )
-        step = make_step(method(loss_fn, has_aux=True), tx)
-        steps[name] = step.lower(*state, images, labels).compile()
-        memory[name] = steps[name].memory_analysis().temp_size_in_bytes
-        states[name] = steps[name](*state, images, labels)
-
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            states[name] = step(*states[name], images, labels)
-            jax.block_until_ready(states[name])
-            start = time.perf_counter()
-            for _ in range(TIMED_STEPS):
-                states[name] = step(*states[name], images, labels)
-            jax.block_until_ready(states[name])
-            seconds[name].append((time.perf_counter() - start) / TIMED_STEPS)
-    return {name: (np.array(seconds[name]), memory[name]) for name in METHODS}
+    return loss_fn
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -123,26 +116,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--blocks", type=int, default=3, help="per stage; ResNet6n+2")
+    parser.add_argument("--model", default="resnet20", help="as in hero_jax.models")
+    parser.add_argument("--size", type=int, default=32, help="height and width")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--method", choices=METHODS, action="append", default=[])
     options = parser.parse_args(arguments)
-    results = measure(options.blocks, options.batch, options.rounds)
-    baseline, _ = results["SGD"]
-    device = jax.devices()[0].device_kind
-    print(
-        f"ResNet{6 * options.blocks + 2}, batch {options.batch}, float32, {device}, "
-        f"jax {jax.__version__}"
+    results = measure(
+        options.model, options.size, options.batch, options.rounds, options.method
     )
-    print("| method      | least ms | ratio | median ms | ratio | temporary MiB |")
-    print("|-------------|----------|-------|-----------|-------|---------------|")
-    for name, (seconds, size) in results.items():
-        least, median = seconds.min(), np.median(seconds)
-        print(
-            f"| {name:<11} | {1e3 * least:8.1f} | {least / baseline.min():5.2f} "
-            f"| {1e3 * median:9.1f} | {median / np.median(baseline):5.2f} "
-            f"| {size / 2**20:13.0f} |"
+    baseline, _ = results["SGD"]
+    print(
+        f"{options.model}, {options.size}x{options.size} images, batch {options.batch},"
+        f" float32, {jax.devices()[0].device_kind}, jax {jax.__version__}\n"
+    )
+    rows = [["method", "least ms", "ratio", "median ms", "ratio", "temporary MiB"]]
+    for title, (seconds, memory) in results.items():
+        least, median = seconds.min(), float(np.median(seconds))
+        rows.append(
+            [
+                title,
+                f"{1e3 * least:.1f}",
+                f"{least / baseline.min():.2f}",
+                f"{1e3 * median:.1f}",
+                f"{median / np.median(baseline):.2f}",
+                f"{memory / 2**20:.0f}",
+            ]
         )
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

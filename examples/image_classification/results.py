@@ -1,4 +1,4 @@
-"""What every result file says about its origin, and writing it safely."""
+"""What results say about their origin, tables of them, and writing them safely."""
 
 import datetime as dt
 import json
@@ -50,3 +50,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record as indented JSON, whole or not at all."""
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Format rows of text, the first with the titles, as a Markdown table."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])

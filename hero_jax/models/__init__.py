@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from hero_jax import _checks
 from hero_jax.models.convolution import conv_general_dilated
+from hero_jax.models.layers import ConvGeneralDilated
 from hero_jax.models.mobilenet_v2 import MobileNetV2
 from hero_jax.models.resnet import ResNet
 from hero_jax.models.vgg import VGG
@@ -40,7 +41,13 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def create(name: str, *, num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    dtype: Any = jnp.float32,
+    conv_general_dilated: ConvGeneralDilated | None = None,
+) -> nn.Module:
     """Return one of the paper's networks.
 
     Trainable parameters with 10 classes, except ResNet18 with 1,000: "resnet20"
@@ -53,6 +60,9 @@ def create(name: str, *, num_classes: int, dtype: Any = jnp.float32) -> nn.Modul
       num_classes: number of logits, at least 1.
       dtype: in which it computes, such as bfloat16; parameters, statistics and logits
         are float32.
+      conv_general_dilated: the convolution; :func:`conv_general_dilated` of this
+        package if None, which is fast on CPUs. :func:`jax.lax.conv_general_dilated`
+        makes `jax.jvp` of the loss itself work there, too.
 
     Returns:
       A module: `model.init(key, images, train=False)` gives `params` and
@@ -71,4 +81,6 @@ def create(name: str, *, num_classes: int, dtype: Any = jnp.float32) -> nn.Modul
         )
     if num_classes < 1:
         raise ValueError(f"num_classes must be an integer >= 1, got {num_classes}.")
-    return _MODELS[name](num_classes=num_classes, dtype=dtype)
+    return _MODELS[name](
+        num_classes=num_classes, dtype=dtype, conv_general_dilated=conv_general_dilated
+    )

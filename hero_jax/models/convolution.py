@@ -20,7 +20,7 @@ choice is made when a function is traced and changes its speed alone.
 
 The convolutions have derivatives of their own (`jax.custom_vjp`): gradients
 and forward-over-reverse Hessian-vector products work, `jax.jvp` of the loss itself does
-not. Pass `conv_general_dilated=jax.lax.conv_general_dilated` to a model for that.
+not. Create a model with `conv_general_dilated=jax.lax.conv_general_dilated` for that.
 """
 
 import functools

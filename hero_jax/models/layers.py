@@ -1,23 +1,33 @@
 """Layers that the networks share."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hero_jax.models.convolution import conv_general_dilated
+from hero_jax.models import convolution as on_cpus
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Normal with variance 2 / (k * k * outputs): He et al. 2015."""
 
-Conv = functools.partial(
-    nn.Conv,
-    use_bias=False,
-    kernel_init=he_normal,
-    conv_general_dilated=conv_general_dilated,
-)
+ConvGeneralDilated = Callable[..., chex.Array]
+"""What :func:`jax.lax.conv_general_dilated` is, or stands in for it."""
+
+
+def convolution(
+    dtype: Any, conv_general_dilated: ConvGeneralDilated | None
+) -> Callable[..., nn.Conv]:
+    """Return `nn.Conv` without biases, with He's initialization."""
+    return functools.partial(
+        nn.Conv,
+        use_bias=False,
+        kernel_init=he_normal,
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated or on_cpus.conv_general_dilated,
+    )
 
 
 def normalization(train: bool, dtype: Any) -> Any:

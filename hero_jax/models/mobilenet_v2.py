@@ -11,7 +11,13 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hero_jax.models.layers import Conv, check_images, classifier, normalization
+from hero_jax.models.layers import (
+    ConvGeneralDilated,
+    check_images,
+    classifier,
+    convolution,
+    normalization,
+)
 
 STAGES = (
     # expansion, features, blocks, strides of the first block
@@ -36,27 +42,24 @@ class InvertedResidual(nn.Module):
     expansion: int
     strides: int
     dtype: Any
+    conv_general_dilated: ConvGeneralDilated | None
 
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
         """Map `[B, H, W, C]` to `[B, H / strides, W / strides, features]`."""
         norm = normalization(train, self.dtype)
+        conv = convolution(self.dtype, self.conv_general_dilated)
         width = self.expansion * x.shape[-1]
-        y = nn.relu(norm()(Conv(width, (1, 1), padding=0, dtype=self.dtype)(x)))
-        depthwise = Conv(
-            width,
-            (3, 3),
-            self.strides,
-            padding=1,
-            feature_group_count=width,
-            dtype=self.dtype,
+        y = nn.relu(norm()(conv(width, (1, 1), padding=0)(x)))
+        depthwise = conv(
+            width, (3, 3), self.strides, padding=1, feature_group_count=width
         )
         y = nn.relu(norm()(depthwise(y)))
-        y = norm()(Conv(self.features, (1, 1), padding=0, dtype=self.dtype)(y))
+        y = norm()(conv(self.features, (1, 1), padding=0)(y))
         if self.strides > 1:
             return y
         if x.shape != y.shape:
-            x = norm()(Conv(self.features, (1, 1), padding=0, dtype=self.dtype)(x))
+            x = norm()(conv(self.features, (1, 1), padding=0)(x))
         return x + y
 
 
@@ -66,20 +69,29 @@ class MobileNetV2(nn.Module):
     Attributes:
       num_classes: number of logits.
       dtype: in which it computes; parameters and statistics are float32.
+      conv_general_dilated: see :func:`hero_jax.models.create`.
     """
 
     num_classes: int
     dtype: Any = jnp.float32
+    conv_general_dilated: ConvGeneralDilated | None = None
 
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
         """Map images `[B, H, W, C]` to logits `[B, num_classes]`, float32."""
         check_images(x, 8, "MobileNetV2")
         norm = normalization(train, self.dtype)
-        x = nn.relu(norm()(Conv(32, (3, 3), padding=1, dtype=self.dtype)(x)))
+        conv = convolution(self.dtype, self.conv_general_dilated)
+        x = nn.relu(norm()(conv(32, (3, 3), padding=1)(x)))
         for expansion, features, blocks, first in STAGES:
             for block in range(blocks):
                 strides = first if block == 0 else 1
-                x = InvertedResidual(features, expansion, strides, self.dtype)(x, train)
-        x = nn.relu(norm()(Conv(1280, (1, 1), padding=0, dtype=self.dtype)(x)))
+                x = InvertedResidual(
+                    features,
+                    expansion,
+                    strides,
+                    self.dtype,
+                    self.conv_general_dilated,
+                )(x, train)
+        x = nn.relu(norm()(conv(1280, (1, 1), padding=0)(x)))
         return classifier(x, self.num_classes, dtype=self.dtype)

@@ -11,7 +11,13 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hero_jax.models.layers import Conv, check_images, classifier, normalization
+from hero_jax.models.layers import (
+    ConvGeneralDilated,
+    check_images,
+    classifier,
+    convolution,
+    normalization,
+)
 
 
 class BasicBlock(nn.Module):
@@ -20,19 +26,17 @@ class BasicBlock(nn.Module):
     features: int
     strides: int
     dtype: Any
+    conv_general_dilated: ConvGeneralDilated | None
 
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
         """Map `[B, H, W, C]` to `[B, H / strides, W / strides, features]`."""
         norm = normalization(train, self.dtype)
-        y = Conv(self.features, (3, 3), self.strides, padding=1, dtype=self.dtype)(x)
-        y = nn.relu(norm()(y))
-        y = norm()(Conv(self.features, (3, 3), padding=1, dtype=self.dtype)(y))
+        conv = convolution(self.dtype, self.conv_general_dilated)
+        y = nn.relu(norm()(conv(self.features, (3, 3), self.strides, padding=1)(x)))
+        y = norm()(conv(self.features, (3, 3), padding=1)(y))
         if x.shape != y.shape:
-            shortcut = Conv(
-                self.features, (1, 1), self.strides, padding=0, dtype=self.dtype
-            )
-            x = norm()(shortcut(x))
+            x = norm()(conv(self.features, (1, 1), self.strides, padding=0)(x))
         return nn.relu(x + y)
 
 
@@ -46,6 +50,7 @@ class ResNet(nn.Module):
       stem: "cifar", one 3x3 convolution, or "imagenet", a strided 7x7 one and a
         pooling.
       dtype: in which it computes; parameters and statistics are float32.
+      conv_general_dilated: see :func:`hero_jax.models.create`.
     """
 
     num_classes: int
@@ -53,6 +58,7 @@ class ResNet(nn.Module):
     features: int
     stem: str
     dtype: Any = jnp.float32
+    conv_general_dilated: ConvGeneralDilated | None = None
 
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
@@ -61,14 +67,15 @@ class ResNet(nn.Module):
         multiple = 2 ** (len(self.blocks) - 1) * (4 if large else 1)
         check_images(x, multiple, "ResNet")
         kernel, strides = ((7, 7), 2) if large else ((3, 3), 1)
-        stem = Conv(
-            self.features, kernel, strides, padding=kernel[0] // 2, dtype=self.dtype
-        )
+        conv = convolution(self.dtype, self.conv_general_dilated)
+        stem = conv(self.features, kernel, strides, padding=kernel[0] // 2)
         x = nn.relu(normalization(train, self.dtype)()(stem(x)))
         if large:
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 strides = 2 if stage > 0 and block == 0 else 1
-                x = BasicBlock(self.features * 2**stage, strides, self.dtype)(x, train)
+                features = self.features * 2**stage
+                settings = (features, strides, self.dtype, self.conv_general_dilated)
+                x = BasicBlock(*settings)(x, train)
         return classifier(x, self.num_classes, dtype=self.dtype)

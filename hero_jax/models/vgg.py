@@ -11,7 +11,13 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hero_jax.models.layers import Conv, check_images, classifier, normalization
+from hero_jax.models.layers import (
+    ConvGeneralDilated,
+    check_images,
+    classifier,
+    convolution,
+    normalization,
+)
 
 STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 """Features and number of convolutions; every stage ends in a pooling."""
@@ -23,22 +29,23 @@ class VGG(nn.Module):
     Attributes:
       num_classes: number of logits.
       dtype: in which it computes; parameters and statistics are float32.
+      conv_general_dilated: see :func:`hero_jax.models.create`.
     """
 
     num_classes: int
     dtype: Any = jnp.float32
+    conv_general_dilated: ConvGeneralDilated | None = None
 
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
         """Map images `[B, H, W, C]` to logits `[B, num_classes]`, float32."""
         check_images(x, 32, "VGG19")
         norm = normalization(train, self.dtype)
+        conv = convolution(self.dtype, self.conv_general_dilated)
         for features, layers in STAGES:
             for _ in range(layers):
-                conv = Conv(
-                    features, (3, 3), padding=1, use_bias=True, dtype=self.dtype
-                )
-                x = nn.relu(norm()(conv(x)))
+                x = conv(features, (3, 3), padding=1, use_bias=True)(x)
+                x = nn.relu(norm()(x))
             x = nn.max_pool(x, (2, 2), (2, 2))
         initial = nn.initializers.normal(0.01)
         return classifier(x, self.num_classes, kernel_init=initial, dtype=self.dtype)

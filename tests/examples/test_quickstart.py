@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -88,8 +89,6 @@ def test_methods_share_weights_and_batches():
 
 
 def _leaves(state):
-    import jax
-
     return jax.tree.leaves((state.params, state.batch_stats))
 
 
@@ -158,7 +157,7 @@ def test_step_time_prints_every_method():
     done = subprocess.run(
         [
             *(sys.executable, str(EXAMPLES / "step_time.py")),
-            *("--blocks=1", "--batch=4", "--rounds=2"),
+            *("--model=resnet8", "--batch=4", "--rounds=2"),
         ],
         capture_output=True,
         text=True,
@@ -166,3 +165,6 @@ def test_step_time_prints_every_method():
     )
     for name in ("SGD", "GRAD-L1", "first-order", "HERO"):
         assert f"| {name} " in done.stdout
+    assert ("| HERO, XLA's convolutions |" in done.stdout) == (
+        jax.default_backend() == "cpu"
+    )

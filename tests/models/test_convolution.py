@@ -81,6 +81,7 @@ def test_values_gradients_and_hessian_vector_products(case):
         _, linear = jax.linearize(gradient, x, kernel)
         return conv(x, kernel), gradient(x, kernel), product, linear(dx, dkernel)
 
+    derivatives = jax.jit(derivatives, static_argnums=0)
     expected = derivatives(stock)
     formulations = [ours, loop_nest(case)] if case in DEPTHWISE else [ours]
     for formulation in formulations:

@@ -8,7 +8,7 @@ import pytest
 
 from hero_jax import hero_value_and_grad, models
 
-NAMES = ("mobilenet_v2", "resnet18", "resnet20", "vgg19_bn")
+NAMES = ("mobilenet_v2", "resnet18", "resnet20", "resnet8", "vgg19_bn")
 NORM = 2  # scale and bias per feature
 
 
@@ -56,6 +56,7 @@ def vgg_parameters(num_classes):
 COUNTS = {
     "resnet20": lambda n: resnet_parameters((3, 3, 3), 16, 3, n),
     "resnet18": lambda n: resnet_parameters((2, 2, 2, 2), 64, 7, n),
+    "resnet8": lambda n: resnet_parameters((1, 1, 1), 16, 3, n),
     "mobilenet_v2": mobilenet_parameters,
     "vgg19_bn": vgg_parameters,
 }
@@ -64,6 +65,7 @@ STATED = {
     "mobilenet_v2": (10, 2_296_922),
     "vgg19_bn": (10, 20_040_522),
     "resnet18": (1000, 11_689_512),
+    "resnet8": (10, 78_042),
 }
 
 
@@ -140,11 +142,33 @@ def test_other_arguments_are_named():
         models.create("resnet20", num_classes="10")
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_all_layers_take_the_convolution_that_is_given(name):
+    """XLA's own allows to differentiate the loss forwards, ours on a CPU does not."""
+    images = jnp.zeros((2, 32, 32, 3))
+
+    def derivative(conv_general_dilated):
+        model = models.create(
+            name, num_classes=3, conv_general_dilated=conv_general_dilated
+        )
+        variables = shapes(model, images)
+
+        def loss(variables):
+            return jnp.sum(model.apply(variables, images, train=False))
+
+        return jax.eval_shape(lambda v: jax.jvp(loss, (v,), (v,))[1], variables)
+
+    assert derivative(jax.lax.conv_general_dilated).shape == ()
+    if jax.default_backend() == "cpu":
+        with pytest.raises(TypeError, match="forward-mode"):
+            derivative(None)
+
+
 def fits_by_heart(name, steps):
-    """Train on 32 random images with random labels."""
+    """Train on 64 random images with random labels."""
     model = models.create(name, num_classes=10)
-    images = jax.random.normal(jax.random.key(0), (32, 32, 32, 3))
-    labels = jax.random.randint(jax.random.key(1), (32,), 0, 10)
+    images = jax.random.normal(jax.random.key(0), (64, 32, 32, 3))
+    labels = jax.random.randint(jax.random.key(1), (64,), 0, 10)
     variables = model.init(jax.random.key(2), images, train=False)
     tx = optax.adam(1e-3)
 
