@@ -14,7 +14,8 @@ from jax import lax
 import hero_jax
 
 from .config import Config
-from .input_pipeline import Batch, Pipeline
+from .datasets import DatasetError
+from .pipeline import Batch, Pipeline
 from .train import TrainState, make_loss
 
 Variables = dict[str, chex.ArrayTree]
@@ -58,7 +59,7 @@ def make_evaluate(
         for item in pipeline.test_items():
             sums += np.array([totals(variables, item) for variables in networks])
         if not sums[0, 2]:
-            raise ValueError("none of the test images can be read.")
+            raise DatasetError("none of the test images can be read.")
         return [Evaluation(float(a / n), float(b / n)) for a, b, n in sums]
 
     return evaluate

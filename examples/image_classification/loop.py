@@ -17,8 +17,8 @@ from hero_jax import models
 from . import evaluate
 from .checkpoints import Checkpoints
 from .config import Config
-from .input_pipeline import Pipeline
 from .logbook import Logbook, Progress, Row, say
+from .pipeline import Pipeline
 from .train import OUTPUTS, Program, TrainState, make_program
 
 AHEAD = 2

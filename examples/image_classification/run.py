@@ -15,9 +15,9 @@ import hero_jax
 from . import config as configs
 from . import evaluate, input_pipeline, results
 from .config import Config
-from .input_pipeline import Pipeline
 from .logbook import plot, say
 from .loop import RunError, Training
+from .pipeline import Pipeline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from jax import lax
 import hero_jax
 
 from .config import Config
-from .input_pipeline import Pipeline
+from .pipeline import Pipeline
 
 OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm")
 """What a step returns beside the new state, as one float32 array."""
@@ -130,9 +130,9 @@ def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Progra
     tx, schedule = make_optimizer(config, config.epochs * pipeline.steps)
 
     @jax.jit
-    def init() -> TrainState:
+    def init(key: chex.PRNGKey) -> TrainState:
         images = jnp.zeros((1, *pipeline.image_shape))
-        variables = model.init(jax.random.key(config.seed), images, train=False)
+        variables = model.init(key, images, train=False)
         params = variables["params"]
         return TrainState(
             jnp.int32(0), params, variables["batch_stats"], tx.init(params)
@@ -162,7 +162,7 @@ def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Progra
         )
 
     return Program(
-        init,
+        functools.partial(init, jax.random.key(config.seed)),
         jax.jit(step, donate_argnums=0),
         jax.jit(epoch, donate_argnums=0),
         schedule,

@@ -1,0 +1,263 @@
+"""Encoded images of any size, decoded and cut by worker processes, ahead of need."""
+
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import datasets, photographs
+from .config import Config
+from .pipeline import AUGMENTATION, ORDER, Batch, noisy_labels, standardized
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class TrainBatches:
+    """Whole training batches by the number of the step, for grain."""
+
+    def __init__(
+        self,
+        files: datasets.Files,
+        noisy: np.ndarray,
+        config: Config,
+        steps: int,
+        epochs: int,
+    ) -> None:
+        self._files, self._noisy, self._config = files, noisy, config
+        self._steps, self._epochs = steps, epochs
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self._files)} images)"
+
+    def __len__(self) -> int:
+        return self._epochs * self._steps
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        """Decode and cut the images of a batch; unreadable ones are replaced.
+
+        In the place of an unreadable image stands another one of the batch.
+        """
+        size, seed = self._config.micro_batch, self._config.seed
+        epoch, k = divmod(int(number), self._steps)
+        chosen = _order(len(self._files), seed, epoch)[k * size : (k + 1) * size]
+        images, labels, clean, unreadable = [], [], [], []
+        for place, index in enumerate(chosen):
+            rng = np.random.default_rng([seed, AUGMENTATION, int(number), place])
+            try:
+                data, label = self._files.read(int(index))
+                image = photographs.random_crop(data, self._config.image_size, rng)
+            except photographs.UNREADABLE:
+                unreadable.append(int(index))
+                continue
+            images.append(image)
+            clean.append(label)
+            labels.append(label if self._noisy[index] < 0 else self._noisy[index])
+        if not images:
+            raise datasets.DatasetError(
+                f"none of the {size} images of a batch can be read, such as "
+                f"{self._files.name(unreadable[0])}."
+            )
+        rows = np.arange(size) % len(images)
+        return {
+            "images": np.stack(images)[rows],
+            "labels": np.array(labels, np.int32)[rows],
+            "clean_labels": np.array(clean, np.int32)[rows],
+            "unreadable": _padded(unreadable, size),
+        }
+
+
+class EvaluationBatches:
+    """Whole test batches by number, for grain; after the last comes the first again."""
+
+    def __init__(
+        self, files: datasets.Files, batch_size: int, image_size: int, rounds: int
+    ) -> None:
+        self._files, self._batch_size, self._size = files, batch_size, image_size
+        self.per_round = -(-len(files) // batch_size)
+        self._rounds = rounds
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self._files)} images)"
+
+    def __len__(self) -> int:
+        return self._rounds * self.per_round
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        """Decode and cut the images of a batch; unreadable ones are not `real`."""
+        images = np.zeros((self._batch_size, self._size, self._size, 3), np.uint8)
+        labels = np.zeros(self._batch_size, np.int32)
+        real = np.zeros(self._batch_size, bool)
+        unreadable = []
+        first = int(number) % self.per_round * self._batch_size
+        last = min(first + self._batch_size, len(self._files))
+        for place, index in enumerate(range(first, last)):
+            try:
+                data, labels[place] = self._files.read(index)
+                images[place] = photographs.centre_crop(data, self._size)
+            except photographs.UNREADABLE:
+                unreadable.append(index)
+                continue
+            real[place] = True
+        return {
+            "images": images,
+            "labels": labels,
+            "real": real,
+            "unreadable": _padded(unreadable, self._batch_size),
+        }
+
+
+class Stream:
+    """Batches by number, read ahead in order by worker processes, or by threads."""
+
+    def __init__(self, source: Any, workers: int) -> None:
+        self._source, self._workers = source, workers
+        self._position = -1
+        self._batches: Any = None
+
+    def read(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yield some batches; workers go on with those that follow meanwhile."""
+        if self._position != start:
+            self.close()
+            self._position, self._batches = start, self._start(start)
+        while self._position < stop:
+            self._position += 1
+            yield next(self._batches)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        if self._batches is not None:
+            self._batches.close()
+        self._position, self._batches = -1, None
+
+    def _start(self, start: int) -> Any:
+        import grain
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain sends all flags to its workers
+        threads = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        batches = grain.MapDataset.source(self._source)[start:].to_iter_dataset(
+            alone if self._workers else threads
+        )
+        if self._workers:
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2),
+                worker_init_fn=_follow_parent,
+            )
+        return iter(batches)
+
+
+def _follow_parent(worker: int, workers: int) -> None:
+    """Leave signals to the process that started this one, and end when it does."""
+    del worker, workers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def wait() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=wait, daemon=True).start()
+
+
+def _padded(indices: list[int], size: int) -> np.ndarray:
+    """Fill up with -1: what comes from worker processes has one shape."""
+    return np.array(indices + [-1] * (size - len(indices)), np.int64)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, ORDER, epoch]).permutation(size)
+
+
+class FilePipeline:
+    """Encoded images of any size, decoded by workers; see :class:`Pipeline`."""
+
+    on_device = False
+
+    def __init__(self, dataset: datasets.Dataset, config: Config, workers: int) -> None:
+        size = len(dataset.train)
+        self._files = {"training": dataset.train, "test": dataset.test}
+        self.num_classes = dataset.num_classes
+        self.image_shape = (config.image_size, config.image_size, 3)
+        self.num_test = len(dataset.test)
+        self.steps = size // config.batch_size * config.accumulation
+        self.skipped = 0
+        noisy = noisy_labels(config, size, dataset.num_classes)
+        self._train = TrainBatches(
+            dataset.train, noisy, config, self.steps, config.epochs
+        )
+        self._test = EvaluationBatches(
+            dataset.test,
+            min(config.micro_batch, self.num_test),
+            config.image_size,
+            rounds=config.epochs + 1,
+        )
+        self._train_stream = Stream(self._train, workers)
+        self._test_stream = Stream(self._test, workers)
+        self._round = 0
+        self._reported: set[tuple[str, int]] = set()
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[Any]:
+        """Yield the decoded batches of an epoch."""
+        start = number * self.steps
+        for item in self._train_stream.read(start + first, start + self.steps):
+            yield self._without_unreadable(item, "training")
+
+    def sample(self, count: int) -> list[Any]:
+        """Decode the first batches of training, to be kept on the device."""
+        items = (self._train[k] for k in range(min(count, self.steps)))
+        return [
+            jax.device_put(self._without_unreadable(item, "training", count=False))
+            for item in items
+        ]
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._train_stream.close()
+        self._test_stream.close()
+
+    def batch(self, item: Any, step: chex.Array) -> Batch:
+        """Standardize the images of a step."""
+        del step
+        images, real = self._standardized(item["images"]), jnp.ones_like(item["labels"])
+        return Batch(images, item["labels"], item["clean_labels"], real > 0)
+
+    def test_items(self) -> Iterator[Any]:
+        """Yield the test images batch by batch."""
+        start = self._round * self._test.per_round
+        self._round += 1
+        for item in self._test_stream.read(start, start + self._test.per_round):
+            yield self._without_unreadable(item, "test")
+
+    def test_batches(self, item: Any) -> Batch:
+        """Standardize the test images."""
+        images, labels, real = (item[key][None] for key in ("images", "labels", "real"))
+        return Batch(self._standardized(images), labels, labels, real)
+
+    def _standardized(self, images: chex.Array) -> chex.Array:
+        return standardized(images, IMAGENET_MEAN, IMAGENET_STD)
+
+    def _without_unreadable(self, item: Any, split: str, count: bool = True) -> Any:
+        """Take the unreadable images out, count them and name each of them once."""
+        indices = item["unreadable"][item["unreadable"] >= 0]
+        self.skipped += len(indices) if count else 0
+        for index in map(int, indices):
+            if (split, index) not in self._reported:
+                self._reported.add((split, index))
+                name = self._files[split].name(index)
+                print(f"skipped, not readable: {name}", file=sys.stderr)
+        return {key: value for key, value in item.items() if key != "unreadable"}

@@ -1,0 +1,89 @@
+"""What a pipeline of images is, and what the two kinds have in common."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+
+from .config import Config
+from .label_noise import symmetric_noise
+
+NOISE, ORDER, AUGMENTATION = 0, 1, 2
+"""What a random stream is for, beside the seed."""
+
+
+class Batch(NamedTuple):
+    """A mini-batch.
+
+    Attributes:
+      images: float32 `[B, H, W, C]`, standardized.
+      labels: int32 `[B]`, with noise.
+      clean_labels: int32 `[B]`, as in the data set.
+      real: bool `[B]`; the last batch of the test images is filled up.
+    """
+
+    images: chex.Array
+    labels: chex.Array
+    clean_labels: chex.Array
+    real: chex.Array
+
+
+class Pipeline(Protocol):
+    """Training and test data of a run.
+
+    Attributes:
+      num_classes: labels are below it.
+      image_shape: `(H, W, C)`.
+      steps: micro-batches in an epoch.
+      num_test: test images, unreadable ones included.
+      on_device: whether every item of an epoch is the same arrays on the device.
+      skipped: unreadable images met since it was last set to zero.
+    """
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    steps: int
+    num_test: int
+    on_device: bool
+    skipped: int
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[Any]:
+        """Yield one item for every step of an epoch, from step `first`."""
+        ...
+
+    def batch(self, item: Any, step: chex.Array) -> Batch:
+        """Return the batch of a step since the beginning of training; for jit."""
+        ...
+
+    def sample(self, count: int) -> list[Any]:
+        """Return items of the first steps of training, always the same."""
+        ...
+
+    def test_items(self) -> Iterator[Any]:
+        """Yield the test images in items."""
+        ...
+
+    def test_batches(self, item: Any) -> Batch:
+        """Return batches `[K, B, ...]` of a test item; for jit."""
+        ...
+
+    def close(self) -> None:
+        """Stop what runs in the background."""
+        ...
+
+
+def noisy_labels(config: Config, size: int, num_classes: int) -> np.ndarray:
+    """Return a label for each example that gets a random one, and -1 for the others."""
+    rng = np.random.default_rng([config.seed, NOISE])
+    chosen, labels = symmetric_noise(size, num_classes, config.label_noise, rng)
+    noisy = np.full(size, -1, np.int32)
+    noisy[chosen] = labels
+    return noisy
+
+
+def standardized(images: chex.Array, mean: Any, std: Any) -> chex.Array:
+    """Map uint8 to float32 with mean 0 and deviation 1 over the training set."""
+    mean, std = (np.asarray(x, np.float32) for x in (mean, std))
+    return (images.astype(jnp.float32) / 255.0 - mean) / std
