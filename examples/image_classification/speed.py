@@ -1,0 +1,87 @@
+"""Images per second of the input pipeline alone, of the step alone, and of both.
+
+    python -m examples.image_classification.speed CONFIG [the options of a run]
+
+If both together are slower than the step alone, more `--workers` may help.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from hero_jax import models
+
+from . import input_pipeline
+from .__main__ import parse
+from .config import Config
+from .pipeline import Pipeline
+from .results import markdown
+from .train import make_program
+
+
+def measure(config: Config, pipeline: Pipeline, steps: int) -> dict[str, float]:
+    """Return images per second, after a first step that is not counted.
+
+    Args:
+      config: of the run.
+      pipeline: its data.
+      steps: how many are timed.
+    """
+    model = models.create(
+        config.model, num_classes=pipeline.num_classes, dtype=np.dtype(config.dtype)
+    )
+    program = make_program(config, model, pipeline)
+    epochs = itertools.count()
+    items = itertools.chain.from_iterable(map(pipeline.epoch, epochs))
+    first = jax.device_put(next(items))
+    state, _ = program.step(program.init(), first)
+    jax.block_until_ready(state)
+
+    def rate(source: Any, train: bool) -> float:
+        nonlocal state
+        start = time.perf_counter()
+        for item in itertools.islice(source, steps):
+            if train:
+                state, _ = program.step(state, item)
+            else:
+                jax.block_until_ready(jax.device_put(item))
+        jax.block_until_ready(state)
+        return steps * config.micro_batch / (time.perf_counter() - start)
+
+    return {
+        "input pipeline alone": rate(items, train=False),
+        "step alone": rate(itertools.repeat(first), train=True),
+        "both": rate(items, train=True),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure over one epoch and print a table."""
+    config, options = parse(sys.argv[1:] if arguments is None else arguments)
+    config = dataclasses.replace(config, epochs=max(3, config.epochs))
+    pipeline = input_pipeline.create(
+        config,
+        data_dir=options.data_dir,
+        download=options.download,
+        workers=options.workers,
+    )
+    with contextlib.closing(pipeline):
+        rates = measure(config, pipeline, pipeline.steps)
+    print(
+        f"{config.model}, {config.method}, {'x'.join(map(str, pipeline.image_shape))} "
+        f"images, batch {config.micro_batch}, {options.workers} workers, "
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n"
+    )
+    rows = [["what", "images/s"], *([k, f"{v:.0f}"] for k, v in rates.items())]
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
