@@ -95,7 +95,7 @@ class Checkpoints:
           like: pytree with shapes and dtypes of the state.
 
         Returns:
-          State and record; `None` if there is no checkpoint.
+          State, on the first device, and record; `None` if there is no checkpoint.
 
         Raises:
           CheckpointError: it is damaged, or of another network.
@@ -104,11 +104,12 @@ class Checkpoints:
         if step is None:
             return None
         path = self.folder / str(step)
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
+        )
         items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(
-                jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-            ),
-            record=ocp.args.JsonRestore(),
+            state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore()
         )
         try:
             restored = self._manager.restore(step, args=items)

@@ -72,7 +72,7 @@ def test_values_gradients_and_hessian_vector_products(case):
     rng = np.random.default_rng(1)
     dx, dkernel = (jnp.asarray(rng.normal(size=a.shape)) for a in (x, kernel))
 
-    def derivatives(conv):
+    def derivatives(conv, x, kernel, dx, dkernel):
         def loss(x, kernel):
             return jnp.sum(jnp.tanh(conv(x, kernel)) ** 2)
 
@@ -82,12 +82,13 @@ def test_values_gradients_and_hessian_vector_products(case):
         return conv(x, kernel), gradient(x, kernel), product, linear(dx, dkernel)
 
     derivatives = jax.jit(derivatives, static_argnums=0)
-    expected = derivatives(stock)
+    arguments = (x, kernel, dx, dkernel)
+    expected = derivatives(stock, *arguments)
     formulations = [ours, loop_nest(case)] if case in DEPTHWISE else [ours]
     for formulation in formulations:
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10),
-            derivatives(formulation),
+            derivatives(formulation, *arguments),
             expected,
         )
 
