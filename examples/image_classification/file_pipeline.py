@@ -7,6 +7,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from typing import Any
 
 import chex
@@ -23,7 +30,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class TrainBatches:
-    """Whole training batches by the number of the step, for grain."""
+    """Whole training batches by the number of the step."""
 
     def __init__(
         self,
@@ -77,7 +84,7 @@ class TrainBatches:
 
 
 class EvaluationBatches:
-    """Whole test batches by number, for grain; after the last comes the first again."""
+    """Whole test batches by number; after the last comes the first again."""
 
     def __init__(
         self, files: datasets.Files, batch_size: int, image_size: int, rounds: int
@@ -117,60 +124,72 @@ class EvaluationBatches:
 
 
 class Stream:
-    """Batches by number, read ahead in order by worker processes, or by threads."""
+    """Batches by number, made ahead of need by worker processes, or by two threads.
+
+    Which worker makes a batch does not matter: a batch depends on its number alone.
+    """
 
     def __init__(self, source: Any, workers: int) -> None:
         self._source, self._workers = source, workers
-        self._position = -1
-        self._batches: Any = None
+        self._pool: Executor | None = None
+        self._coming: dict[int, Future[Any]] = {}
 
     def read(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
         """Yield some batches; workers go on with those that follow meanwhile."""
-        if self._position != start:
-            self.close()
-            self._position, self._batches = start, self._start(start)
-        while self._position < stop:
-            self._position += 1
-            yield next(self._batches)
+        ahead = 2 * max(self._workers, 2)
+        for number in range(start, stop):
+            for later in range(number, min(number + ahead, len(self._source))):
+                if later not in self._coming:
+                    self._coming[later] = self._submit(later)
+            try:
+                yield self._coming.pop(number).result()
+            except BrokenExecutor:
+                raise datasets.DatasetError(
+                    "a worker process that decodes images was killed, perhaps for lack "
+                    "of memory: use fewer --workers or a smaller batch_size."
+                ) from None
 
     def close(self) -> None:
         """Stop the workers."""
-        if self._batches is not None:
-            self._batches.close()
-        self._position, self._batches = -1, None
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool, self._coming = None, {}
 
-    def _start(self, start: int) -> Any:
-        import grain
-        from absl import flags
-
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain sends all flags to its workers
-        threads = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        batches = grain.MapDataset.source(self._source)[start:].to_iter_dataset(
-            alone if self._workers else threads
+    def _submit(self, number: int) -> Future[Any]:
+        if self._workers == 0:
+            self._pool = self._pool or ThreadPoolExecutor(2)
+            return self._pool.submit(self._source.__getitem__, number)
+        self._pool = self._pool or ProcessPoolExecutor(
+            self._workers,
+            multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(self._source,),
         )
-        if self._workers:
-            batches = batches.mp_prefetch(
-                grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2),
-                worker_init_fn=_follow_parent,
-            )
-        return iter(batches)
+        return self._pool.submit(_make_batch, number)
 
 
-def _follow_parent(worker: int, workers: int) -> None:
+_source: Any = None
+"""What a worker process makes batches of."""
+
+
+def _start_worker(source: Any) -> None:
     """Leave signals to the process that started this one, and end when it does."""
-    del worker, workers
+    global _source
+    _source = source
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    if parent is not None:
 
-        def wait() -> None:
-            parent.join()
-            os._exit(1)
+    def wait() -> None:
+        parent.join()  # type: ignore[union-attr]
+        os._exit(1)
 
-        threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _make_batch(number: int) -> dict[str, np.ndarray]:
+    batch: dict[str, np.ndarray] = _source[number]
+    return batch
 
 
 def _padded(indices: list[int], size: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Batches: order, noise, standardization, resuming, unreadable files."""
 
 import dataclasses
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -229,6 +230,18 @@ def test_worker_processes_give_what_one_process_gives(photographs):
     )
     helped.close()
     resumed.close()
+
+
+def test_a_worker_that_is_killed_is_an_error_not_a_hang(photographs):
+    pipeline = files(photographs, workers=1)
+    items = pipeline.epoch(0)
+    next(items)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(DatasetError, match="a worker process .* was killed, perhaps"):
+        for epoch in range(1, 3):
+            list(pipeline.epoch(epoch))
+    pipeline.close()
 
 
 READER = """
