@@ -1,6 +1,8 @@
 """The command line; see the package's docstring, or `--help`."""
 
 import dataclasses
+import io
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +52,10 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Options]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status."""
+    """Run the command; return the exit status: 0 also if it was asked to stop."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # ‖ is not in every encoding
     try:
         config, options = parse(sys.argv[1:] if arguments is None else arguments)
     except (FileNotFoundError, TypeError, ValueError) as error:
@@ -60,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(config, options)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-    except (CheckpointError, DatasetError, RunError) as error:
+    except KeyboardInterrupt:
+        print("interrupted; the same command begins again.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (CheckpointError, DatasetError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -6,12 +6,18 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import augmentation, datasets
 from .config import Config
-from .pipeline import AUGMENTATION, ORDER, Batch, noisy_labels, standardized
+from .pipeline import (
+    AUGMENTATION,
+    ORDER,
+    Batch,
+    EvaluationBatch,
+    noisy_labels,
+    standardized,
+)
 
 TEST_BATCH = 500
 
@@ -34,9 +40,8 @@ class ArrayPipeline:
         key = jax.random.key(config.seed)
         self._order_key = jax.random.fold_in(key, ORDER)
         self._crop_key = jax.random.fold_in(key, AUGMENTATION)
-        flat = train.images.reshape(-1, self.image_shape[-1])
-        self.mean = flat.mean(0, dtype=np.float64) / 255.0
-        self.std = np.maximum(flat.std(0, dtype=np.float64) / 255.0, 1e-6)
+        self.checksum = datasets.checksum(dataset)
+        self.mean, self.std = mean_and_std(train.images)
         noisy = noisy_labels(config, size, dataset.num_classes)
         labels = np.where(noisy < 0, train.labels, noisy)
         self._train = jax.device_put((train.images, labels, train.labels))
@@ -64,8 +69,7 @@ class ArrayPipeline:
         images = images[chosen]
         if self._crop:
             images = augmentation.crop_and_flip(jax.random.fold_in(key, step), images)
-        real = jnp.ones(chosen.shape, bool)
-        return Batch(self._standardized(images), labels[chosen], clean[chosen], real)
+        return Batch(self.standardized(images), labels[chosen], clean[chosen])
 
     def close(self) -> None:
         """Do nothing: all is on the device."""
@@ -74,13 +78,27 @@ class ArrayPipeline:
         """Yield all test images at once."""
         yield self._test
 
-    def test_batches(self, item: Any) -> Batch:
-        """Standardize the test images."""
-        images, labels, real = item
-        return Batch(self._standardized(images), labels, labels, real)
+    def test_batches(self, item: Any) -> EvaluationBatch:
+        """Return all test images in batches."""
+        return EvaluationBatch(*item)
 
-    def _standardized(self, images: chex.Array) -> chex.Array:
+    def standardized(self, images: chex.Array) -> chex.Array:
+        """Map bytes to float32 with mean 0 and deviation 1 over the training set."""
         return standardized(images, self.mean, self.std)
+
+
+def mean_and_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return exact statistics of each channel, as parts of 255; a constant has 1."""
+    levels = np.arange(256) / 255.0
+    shares = (
+        np.stack(
+            [np.bincount(x.ravel(), minlength=256) for x in np.moveaxis(images, -1, 0)]
+        )
+        / images[..., 0].size
+    )
+    mean = shares @ levels
+    std = np.sqrt(np.sum(shares * (levels - mean[:, None]) ** 2, axis=1))
+    return mean, np.where(std > 0.0, std, 1.0)
 
 
 def _in_batches(batch_size: int, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:

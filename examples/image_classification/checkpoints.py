@@ -10,7 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step it takes
+# Orbax tells every step it takes, and its threads what they raise here as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class CheckpointError(Exception):
@@ -104,25 +105,30 @@ class Checkpoints:
         if step is None:
             return None
         path = self.folder / str(step)
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
-        )
+        # To the host first: the devices may be others than those that it came from.
+        on_host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
         items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(on_host), record=ocp.args.JsonRestore()
         )
         try:
             restored = self._manager.restore(step, args=items)
             state, record = restored["state"], dict(restored["record"])
             if record.pop("checksum") != checksum(state):
                 raise ValueError("its checksum does not match")
+            if any(
+                a.shape != b.shape or a.dtype != b.dtype
+                for a, b in zip(
+                    jax.tree.leaves(state), jax.tree.leaves(like), strict=True
+                )
+            ):
+                raise ValueError("it is of another network")
         except Exception as error:  # whatever damaged files make orbax raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
                 f"checkpoint {path} cannot be read: {reason[:300]}. Delete that folder "
                 "to resume from the one before, or the whole run to begin again."
             ) from error
-        return state, record
+        return jax.device_put(state), record
 
     def close(self) -> None:
         """Wait and release threads."""

@@ -107,6 +107,15 @@ class Config:
                 f"accumulation must divide batch_size={self.batch_size}, got "
                 f"{self.accumulation}."
             )
+        if len(set(self.bits)) < len(self.bits):
+            raise ValueError(f"bits must differ from each other, got {self.bits}.")
+        if self.epoch_on_device and self.augmentation == "resized_crop":
+            raise ValueError(
+                "epoch_on_device must be False with augmentation='resized_crop', which "
+                "decodes images on the host, got True."
+            )
+        if not self.dataset:
+            raise ValueError("dataset must be a name or a path, got ''.")
         for bits in self.bits:
             if not (2 <= bits <= 8 or bits == 16):
                 raise ValueError(f"bits must be 2 to 8, or 16, got {bits}.")
@@ -176,7 +185,7 @@ def load(path: Path) -> Config:
       TypeError: a field has the wrong type.
     """
     try:
-        fields = tomllib.loads(path.read_text())
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from None
     known = {field.name for field in dataclasses.fields(Config)}

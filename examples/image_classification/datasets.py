@@ -7,12 +7,15 @@ TensorFlow Datasets are read as random-access sources, without TensorFlow.
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
+
+from .photographs import UNREADABLE, to_rgb
 
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 TEST_SPLITS = ("test", "val", "validation")
@@ -49,6 +52,10 @@ class Files(Protocol):
         """Return what to call an image in a message."""
         ...
 
+    def checksum(self) -> int:
+        """Return a number that tells different sets apart, without reading them."""
+        ...
+
 
 class Dataset(NamedTuple):
     """Training and test images, both held in the same way.
@@ -68,11 +75,11 @@ class FolderFiles:
     """Images as files, labelled by the name of their folder."""
 
     def __init__(self, root: Path, classes: Sequence[str]) -> None:
-        self._paths, self._labels = [], []
+        self._root, self._paths, self._labels = root, [], []
         for label, name in enumerate(classes):
             for path in sorted((root / name).rglob("*")):
                 if path.suffix.lower() in IMAGE_SUFFIXES:
-                    self._paths.append(str(path))
+                    self._paths.append(path.relative_to(root).as_posix())
                     self._labels.append(label)
         if not self._paths:
             raise DatasetError(
@@ -85,11 +92,20 @@ class FolderFiles:
 
     def read(self, index: int) -> tuple[bytes, int]:
         """Return an encoded image and its label."""
-        return Path(self._paths[index]).read_bytes(), self._labels[index]
+        return (self._root / self._paths[index]).read_bytes(), self._labels[index]
 
     def name(self, index: int) -> str:
         """Return the path."""
-        return self._paths[index]
+        return str(self._root / self._paths[index])
+
+    def checksum(self) -> int:
+        """Return a CRC-32 of the names."""
+        return zlib.crc32("\n".join(self._paths).encode())
+
+    def missing(self, classes: Sequence[str]) -> list[str]:
+        """Return the classes that have no images."""
+        present = set(self._labels)
+        return [name for label, name in enumerate(classes) if label not in present]
 
 
 class TfdsFiles:
@@ -110,6 +126,10 @@ class TfdsFiles:
         """Return split and number."""
         return f"{self._split}[{index}]"
 
+    def checksum(self) -> int:
+        """Return a CRC-32 of split and size."""
+        return zlib.crc32(self.name(len(self)).encode())
+
 
 class Subset:
     """Some of the images, by number."""
@@ -128,6 +148,10 @@ class Subset:
         """Return the name in the whole."""
         return self._files.name(int(self._indices[index]))
 
+    def checksum(self) -> int:
+        """Return a CRC-32 of the choice, on top of that of the whole."""
+        return zlib.crc32(self._indices.tobytes(), self._files.checksum())
+
 
 def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> Dataset:
     """Open a data set; encoded images are not decoded yet.
@@ -140,12 +164,12 @@ def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> 
     Raises:
       DatasetError: it is missing or malformed.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if name == "digits":
         return _digits()
     if path.suffix == ".npz":
         return _npz(path)
-    if path.is_dir() or name.startswith((".", "/", "~")):
+    if (path / "train").is_dir() or name.startswith((".", "/", "~")):
         return _folder(path)
     return _tfds(name, data_dir, download)
 
@@ -172,10 +196,8 @@ def decode(data: Any) -> Arrays:
         try:
             data, label = files.read(index)
             picture: Image.Image = Image.open(io.BytesIO(data))
-            if picture.mode not in ("L", "RGB"):
-                picture = picture.convert("RGB")
-            image = np.asarray(picture)
-        except (OSError, SyntaxError, ValueError) as error:
+            image = np.asarray(picture if picture.mode == "L" else to_rgb(picture))
+        except UNREADABLE as error:
             raise DatasetError(
                 f"{files.name(index)} cannot be decoded: {error}"
             ) from None
@@ -188,6 +210,18 @@ def decode(data: Any) -> Arrays:
         images.append(image)
         labels.append(label)
     return Arrays(np.stack(images), np.array(labels, np.int32))
+
+
+def checksum(dataset: Dataset) -> int:
+    """Return a number that tells different images apart; of files, their names."""
+    crc = 0
+    for data in (dataset.train, dataset.test):
+        if isinstance(data, Arrays):
+            for array in data:
+                crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+        else:
+            crc = zlib.crc32(str(data.checksum()).encode(), crc)
+    return crc
 
 
 def _digits() -> Dataset:
@@ -224,7 +258,18 @@ def _npz(path: Path) -> Dataset:
             f"{path}: training and test images differ in shape, "
             f"{train.images.shape[1:]} and {test.images.shape[1:]}."
         )
-    return Dataset(train, test, int(max(train.labels.max(), test.labels.max())) + 1)
+    classes = np.unique(train.labels)
+    num_classes = len(classes)
+    if classes[-1] != num_classes - 1:
+        raise DatasetError(
+            f"{path}: y_train must number the classes from 0 without gaps, got "
+            f"{num_classes} classes up to {classes[-1]}."
+        )
+    if test.labels.max() >= num_classes:
+        raise DatasetError(
+            f"{path}: y_test has the class {test.labels.max()}, which y_train has not."
+        )
+    return Dataset(train, test, num_classes)
 
 
 def _checked(path: Path, x: np.ndarray, y: np.ndarray, split: str) -> Arrays:
@@ -241,8 +286,10 @@ def _checked(path: Path, x: np.ndarray, y: np.ndarray, split: str) -> Arrays:
             f"{path}: y_{split} must be integers [{len(x)}], one for each image, got "
             f"{y.dtype} {list(y.shape)}."
         )
-    if y.min() < 0:
-        raise DatasetError(f"{path}: y_{split} must not be negative, got {y.min()}.")
+    if y.min() < 0 or y.max() >= 2**31:
+        raise DatasetError(
+            f"{path}: y_{split} must be from 0 to 2^31 - 1, got {y.min()} to {y.max()}."
+        )
     return Arrays(x, y.astype(np.int32))
 
 
@@ -253,16 +300,19 @@ def _folder(root: Path) -> Dataset:
     if not tests:
         raise DatasetError(f"no folder {', '.join(TEST_SPLITS)} in {root}.")
     classes, others = (
-        sorted(path.name for path in folder.iterdir() if path.is_dir())
+        sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.is_dir() and not path.name.startswith(".")
+        )
         for folder in (root / "train", tests[0])
     )
     if unknown := sorted(set(others) - set(classes)):
         raise DatasetError(f"{tests[0]} has classes that train has not: {unknown}.")
-    return Dataset(
-        FolderFiles(root / "train", classes),
-        FolderFiles(tests[0], classes),
-        len(classes),
-    )
+    train, test = FolderFiles(root / "train", classes), FolderFiles(tests[0], classes)
+    if missing := train.missing(classes):
+        raise DatasetError(f"no images in the folders {missing} of {root / 'train'}.")
+    return Dataset(train, test, len(classes))
 
 
 def _tfds(name: str, data_dir: Path | None, download: bool) -> Dataset:

@@ -15,7 +15,7 @@ import hero_jax
 
 from .config import Config
 from .datasets import DatasetError
-from .pipeline import Batch, Pipeline
+from .pipeline import EvaluationBatch, Pipeline
 from .train import TrainState, make_loss
 
 Variables = dict[str, chex.ArrayTree]
@@ -43,8 +43,9 @@ def make_evaluate(
 
     @jax.jit
     def totals(variables: Variables, item: Any) -> chex.Array:
-        def of_batch(batch: Batch) -> chex.Array:
-            logits: Any = model.apply(variables, batch.images, train=False)
+        def of_batch(batch: EvaluationBatch) -> chex.Array:
+            images = pipeline.standardized(batch.images)
+            logits: Any = model.apply(variables, images, train=False)
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits, batch.labels
             )
@@ -55,9 +56,11 @@ def make_evaluate(
         return lax.map(of_batch, pipeline.test_batches(item)).sum(0)
 
     def evaluate(networks: Sequence[Variables]) -> list[Evaluation]:
-        sums = np.zeros((len(networks), 3))
-        for item in pipeline.test_items():
-            sums += np.array([totals(variables, item) for variables in networks])
+        parts: list[list[chex.Array]] = []
+        for item in map(jax.device_put, pipeline.test_items()):
+            parts.append([totals(variables, item) for variables in networks])
+            jax.block_until_ready(parts[-2:-1])  # one item ahead, not all of them
+        sums = np.sum(np.asarray(parts, np.float64), axis=0)
         if not sums[0, 2]:
             raise DatasetError("none of the test images can be read.")
         return [Evaluation(float(a / n), float(b / n)) for a, b, n in sums]

@@ -18,12 +18,18 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import datasets, photographs
 from .config import Config
-from .pipeline import AUGMENTATION, ORDER, Batch, noisy_labels, standardized
+from .pipeline import (
+    AUGMENTATION,
+    ORDER,
+    Batch,
+    EvaluationBatch,
+    noisy_labels,
+    standardized,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -215,6 +221,7 @@ class FilePipeline:
         self.num_test = len(dataset.test)
         self.steps = size // config.batch_size * config.accumulation
         self.skipped = 0
+        self.checksum = datasets.checksum(dataset)
         noisy = noisy_labels(config, size, dataset.num_classes)
         self._train = TrainBatches(
             dataset.train, noisy, config, self.steps, config.epochs
@@ -252,8 +259,8 @@ class FilePipeline:
     def batch(self, item: Any, step: chex.Array) -> Batch:
         """Standardize the images of a step."""
         del step
-        images, real = self._standardized(item["images"]), jnp.ones_like(item["labels"])
-        return Batch(images, item["labels"], item["clean_labels"], real > 0)
+        images = self.standardized(item["images"])
+        return Batch(images, item["labels"], item["clean_labels"])
 
     def test_items(self) -> Iterator[Any]:
         """Yield the test images batch by batch."""
@@ -262,12 +269,12 @@ class FilePipeline:
         for item in self._test_stream.read(start, start + self._test.per_round):
             yield self._without_unreadable(item, "test")
 
-    def test_batches(self, item: Any) -> Batch:
-        """Standardize the test images."""
-        images, labels, real = (item[key][None] for key in ("images", "labels", "real"))
-        return Batch(self._standardized(images), labels, labels, real)
+    def test_batches(self, item: Any) -> EvaluationBatch:
+        """Return a test batch as one of one."""
+        return EvaluationBatch(*(item[key][None] for key in EvaluationBatch._fields))
 
-    def _standardized(self, images: chex.Array) -> chex.Array:
+    def standardized(self, images: chex.Array) -> chex.Array:
+        """Map bytes to float32 by the usual statistics of ImageNet."""
         return standardized(images, IMAGENET_MEAN, IMAGENET_STD)
 
     def _without_unreadable(self, item: Any, split: str, count: bool = True) -> Any:

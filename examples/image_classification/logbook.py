@@ -1,5 +1,6 @@
 """What a run says while it goes on: metrics files, TensorBoard, progress, pictures."""
 
+import contextlib
 import csv
 import io
 import sys
@@ -14,32 +15,41 @@ Row = dict[str, float]
 class Logbook:
     """Metrics by epoch, in `metrics.csv`, and seconds by epoch, in `times.csv`.
 
-    The files are written anew after every epoch, whole or not at all. The metrics of a
-    run that was killed and resumed are the same to the last digit; the times are not.
+    Both files are written anew after every epoch, whole or not at all, from rows that
+    checkpoints hold, too. The metrics of a run that was killed and resumed are the same
+    to the last digit; the times are not.
 
     Args:
       folder: of the run.
-      epochs: number of epochs that are kept of an earlier attempt.
+      rows: metrics of the epochs so far.
+      times: of the same epochs.
       quiet: whether to print nothing.
     """
 
-    def __init__(self, folder: Path, epochs: int, quiet: bool) -> None:
+    def __init__(
+        self, folder: Path, rows: list[Row], times: list[Row], quiet: bool
+    ) -> None:
+        self.rows, self.times = rows, times
         self._folder, self._quiet = folder, quiet
-        self.rows = _read(folder / "metrics.csv", epochs)
-        self._times = _read(folder / "times.csv", epochs)
         self._writer: Any = None
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
             return
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
+        self._writer = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=len(rows) + 1
+        )
 
     def add(self, row: Row, times: Row) -> None:
-        """Write the metrics of an epoch, and print the most important ones."""
+        """Note the metrics and seconds of an epoch."""
         self.rows.append(row)
-        self._times.append({"epoch": row["epoch"], **times})
+        self.times.append(times)
+
+    def write(self) -> None:
+        """Write the files, and print what matters most of the last epoch."""
+        row, times = self.rows[-1], self.times[-1]
         _write(self._folder / "metrics.csv", self.rows)
-        _write(self._folder / "times.csv", self._times)
+        _write(self._folder / "times.csv", self.times)
         if self._writer is not None:
             for name, value in (row | times).items():
                 if name != "epoch":
@@ -60,10 +70,13 @@ class Logbook:
 
     def seconds(self) -> float:
         """Return the time of all epochs so far, also those of earlier attempts."""
-        return sum(row["seconds"] for row in self._times)
+        return sum(row["seconds"] for row in self.times)
 
     def close(self) -> None:
-        """Close the file of TensorBoard."""
+        """Write what there is, also if a run that was complete has only been tested."""
+        if self.rows:
+            _write(self._folder / "metrics.csv", self.rows)
+            _write(self._folder / "times.csv", self.times)
         if self._writer is not None:
             self._writer.close()
 
@@ -72,13 +85,14 @@ def say(text: str, quiet: bool = False) -> None:
     """Print a line, above the progress bar if there is one; nothing if quiet."""
     if quiet:
         return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        print(text, flush=True)
-    else:
-        tqdm.write(text)
-        sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            print(text, flush=True)
+        else:
+            tqdm.write(text)
+            sys.stdout.flush()
 
 
 class Progress:
@@ -148,18 +162,6 @@ def plot(rows: list[Row], accuracy: dict[str, float], title: str, path: Path) ->
     axes[-1].set(xlabel="bits per weight", ylabel="test accuracy (%)")
     axes[-1].grid(alpha=0.3)
     replace_file(path, lambda partial: figure.savefig(partial, dpi=120))
-
-
-def _read(path: Path, epochs: int) -> list[Row]:
-    """Read the rows of the first epochs."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = [
-            {name: int(x) if x.isdecimal() else float(x) for name, x in row.items()}
-            for row in csv.DictReader(file)
-        ]
-    return [row for row in rows if row["epoch"] <= epochs]
 
 
 def _write(path: Path, rows: list[Row]) -> None:

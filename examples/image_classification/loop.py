@@ -71,11 +71,11 @@ class Training:
 
     def run(self) -> tuple[TrainState, list[Row], float]:
         """Train to the end; return the state, metrics by epoch, and seconds."""
-        state, outputs = self._begin()
+        state, outputs, rows, times = self._begin()
         steps, epochs = self._pipeline.steps, self._config.epochs
         step = int(state.step)
         done = step // steps
-        book = Logbook(self._out, done, self._quiet)
+        book = Logbook(self._out, rows, times, self._quiet)
         images = self._config.micro_batch
         progress = Progress(epochs * steps * images, step * images, self._quiet)
         if step:
@@ -86,35 +86,53 @@ class Training:
                 before = len(outputs)
                 state = self._epoch(state, epoch, outputs, progress, stop)
                 if len(outputs) < steps:
-                    self._save(state, outputs, None)
+                    self._save(state, outputs, book, None)
                     raise self._stopped(state)
                 seconds = time.perf_counter() - start
                 row = self._row(state, epoch, outputs)
-                times = {
-                    "images_per_second": (steps - before) * images / seconds,
-                    "seconds": time.perf_counter() - start,
-                }
-                book.add(row, times)
+                book.add(
+                    row,
+                    {
+                        "epoch": epoch + 1,
+                        "images_per_second": (steps - before) * images / seconds,
+                        "seconds": time.perf_counter() - start,
+                    },
+                )
                 outputs = []
-                self._save(state, outputs, row["test_accuracy"])
+                self._save(state, outputs, book, row["test_accuracy"])
+                book.write()
                 if stop.requested and epoch + 1 < epochs:
                     raise self._stopped(state)
             return state, book.rows, book.seconds()
 
-    def _begin(self) -> tuple[TrainState, list[list[float]]]:
-        """Return the state to start from, and the outputs of its unfinished epoch."""
+    def _begin(self) -> tuple[TrainState, list[list[float]], list[Row], list[Row]]:
+        """Return the state to start from, outputs of its unfinished epoch, and rows."""
         restored = self._checkpoints.restore(self._abstract_state)
         if restored is None:
-            return self._program.init(), []
+            return self._program.init(), [], [], []
         state, record = restored
+        if record["data"] != self._pipeline.checksum:
+            raise RunError(
+                f"the data are not those that {self._checkpoints.latest()} was trained "
+                "on: bring them back, or begin again with another --out."
+            )
         self._pipeline.skipped = record["skipped"]
-        return state, record["outputs"]
+        return state, record["outputs"], record["metrics"], record["times"]
 
     def _save(
-        self, state: TrainState, outputs: list[list[float]], accuracy: float | None
+        self,
+        state: TrainState,
+        outputs: list[list[float]],
+        book: Logbook,
+        accuracy: float | None,
     ) -> None:
-        skipped = self._pipeline.skipped if outputs else 0
-        record = {"outputs": outputs, "skipped": skipped}
+        record = {
+            "data": self._pipeline.checksum,
+            "outputs": outputs,
+            "skipped": self._pipeline.skipped if outputs else 0,
+            "metrics": book.rows,
+            "times": book.times,
+        }
         self._checkpoints.save(int(state.step), state, record, accuracy)
 
     def _stopped(self, state: TrainState) -> Stopped:
@@ -138,7 +156,7 @@ class Training:
             self._check_finite(
                 dict(zip(OUTPUTS, outputs[-1], strict=True)), epoch, len(outputs)
             )
-            loss, accuracy = outputs[-1][:2]
+            loss, accuracy, *_ = outputs[-1]
             progress.update(self._config.micro_batch, epoch + 1, loss, accuracy)
 
         if not outputs:
@@ -164,15 +182,18 @@ class Training:
     def _row(self, state: TrainState, epoch: int, outputs: list[list[float]]) -> Row:
         """Measure at the end of an epoch."""
         (test,) = self.evaluate([evaluate.variables_of(state)])
-        loss, accuracy, clean_accuracy, _ = np.mean(outputs, axis=0)
+        means = np.mean(outputs, axis=0)
+        loss, accuracy, clean_accuracy, norm, penalty = map(float, means)
         updates = int(state.step) // self._config.accumulation
         row = {
             "epoch": epoch + 1,
             "step": int(state.step),
             "learning_rate": float(self._program.schedule(updates - 1)),
-            "train_loss": float(loss),
-            "train_accuracy": float(accuracy),
-            "train_accuracy_clean": float(clean_accuracy),
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            "train_accuracy_clean": clean_accuracy,
+            "train_grad_norm": norm,
+            "train_penalty": penalty,
             "test_loss": test.loss,
             "test_accuracy": test.accuracy,
             **self._measure(state),
@@ -187,9 +208,9 @@ class Training:
                 self._checkpoints.wait()
                 raise RunError(
                     f"{name} is {value} at step {epoch * self._pipeline.steps + step} "
-                    f"(epoch {epoch + 1}): lower learning_rate, h or gamma, or set "
-                    "clip_norm. Last good checkpoint: "
-                    f"{self._checkpoints.latest() or 'none'}."
+                    f"(epoch {epoch + 1}). Last good checkpoint: "
+                    f"{self._checkpoints.latest() or 'none'}. Begin again in another "
+                    "folder with a lower learning_rate, h or gamma, or with clip_norm."
                 )
 
 

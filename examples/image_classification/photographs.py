@@ -60,6 +60,20 @@ def centre_box(width: int, height: int, side: float) -> Box:
     return (left, upper, left + side, upper + side)
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert grey, 16-bit grey, palettes and others; transparency is dropped.
+
+    Raises:
+      ValueError: it holds floats, whose range is unknown.
+    """
+    if image.mode == "F":
+        raise ValueError("images of floats have no known range")
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
+        high_bytes = np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8
+        image = Image.fromarray(high_bytes.astype(np.uint8))
+    return image.convert("RGB")
+
+
 def _resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
     """Decode no finer than needed, convert grey and others to RGB, cut and resize."""
     width, height = image.size
@@ -68,5 +82,5 @@ def _resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
         image.draft("RGB", (width // shrink, height // shrink))
     x, y = image.size[0] / width, image.size[1] / height
     corners = (x * box[0], y * box[1], x * box[2], y * box[3])
-    cut = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, corners)
+    cut = to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, corners)
     return np.asarray(cut)

@@ -15,18 +15,30 @@ NOISE, ORDER, AUGMENTATION = 0, 1, 2
 
 
 class Batch(NamedTuple):
-    """A mini-batch.
+    """A mini-batch to train on.
 
     Attributes:
       images: float32 `[B, H, W, C]`, standardized.
       labels: int32 `[B]`, with noise.
       clean_labels: int32 `[B]`, as in the data set.
-      real: bool `[B]`; the last batch of the test images is filled up.
     """
 
     images: chex.Array
     labels: chex.Array
     clean_labels: chex.Array
+
+
+class EvaluationBatch(NamedTuple):
+    """A batch of test images.
+
+    Attributes:
+      images: uint8 `[B, H, W, C]`.
+      labels: int32 `[B]`.
+      real: bool `[B]`; the last batch is filled up, and files may be unreadable.
+    """
+
+    images: chex.Array
+    labels: chex.Array
     real: chex.Array
 
 
@@ -39,6 +51,7 @@ class Pipeline(Protocol):
       steps: micro-batches in an epoch.
       num_test: test images, unreadable ones included.
       on_device: whether every item of an epoch is the same arrays on the device.
+      checksum: tells different data apart.
       skipped: unreadable images met since it was last set to zero.
     """
 
@@ -47,6 +60,7 @@ class Pipeline(Protocol):
     steps: int
     num_test: int
     on_device: bool
+    checksum: int
     skipped: int
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Any]:
@@ -65,8 +79,12 @@ class Pipeline(Protocol):
         """Yield the test images in items."""
         ...
 
-    def test_batches(self, item: Any) -> Batch:
+    def test_batches(self, item: Any) -> EvaluationBatch:
         """Return batches `[K, B, ...]` of a test item; for jit."""
+        ...
+
+    def standardized(self, images: chex.Array) -> chex.Array:
+        """Map bytes to float32 with mean 0 and deviation 1 over the training set."""
         ...
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import hero_jax
 def environment() -> dict[str, Any]:
     """Describe the command, the versions and the machine."""
     return {
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -44,7 +45,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text, whole or not at all."""
-    replace_file(path, lambda partial: partial.write_text(text))
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ class Options:
       out: folder to write; the command line makes it `runs/CONFIG/seed_SEED` if None.
       data_dir: where TensorFlow data sets lie; their own default if None.
       download: let TensorFlow Datasets fetch a data set that is not there.
-      workers: processes that decode images; 0 for threads.
+      workers: processes that decode images to train on, and again as many for those
+        to test on; 0 for threads.
       keep: number of latest checkpoints that stay, beside the best one.
       quiet: print nothing and show no progress bar.
     """
@@ -70,18 +73,18 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         raise RunError("out must be a folder, got None.")
     out = options.out
     _check_folder(out, config)
-    if (out / "result.json").exists():
-        say(f"finished already: {out / 'result.json'}", options.quiet)
-        record: dict[str, Any] = json.loads((out / "result.json").read_text())
-        return record
-    pipeline = input_pipeline.create(
-        config,
-        data_dir=options.data_dir,
-        download=options.download,
-        workers=options.workers,
-    )
-    with contextlib.closing(pipeline):
-        return _train_and_test(config, pipeline, out, options)
+    with _locked(out):
+        if (out / "result.json").exists():
+            say(f"finished already: {out / 'result.json'}", options.quiet)
+            return _read(out / "result.json")
+        pipeline = input_pipeline.create(
+            config,
+            data_dir=options.data_dir,
+            download=options.download,
+            workers=options.workers,
+        )
+        with contextlib.closing(pipeline):
+            return _train_and_test(config, pipeline, out, options)
 
 
 def _train_and_test(
@@ -103,7 +106,7 @@ def _train_and_test(
         "environment": results.environment(),
         "config": dataclasses.asdict(config),
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-        "train_images": pipeline.steps * config.micro_batch,
+        "train_images_per_epoch": pipeline.steps * config.micro_batch,
         "test_images": pipeline.num_test,
         "seconds": round(seconds, 1),
         "test_loss": tested[32].loss,
@@ -124,18 +127,40 @@ def _train_and_test(
     return record
 
 
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other processes from running in the same folder."""
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is running in {out}.") from None
+        yield
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a result that was written before."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}): delete it.") from None
+    return record
+
+
 def _check_folder(out: Path, config: Config) -> None:
     """Make the folder, or check that it is one of this config."""
     path = out / "config.toml"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass  # better to fail now than after the training
+        with tempfile.TemporaryFile(dir=out) as file:
+            file.write(bytes(4096))  # better to fail now than after the training
     except OSError as error:
         raise RunError(
             f"out must be a folder that can be written to: {error}"
         ) from None
     if not path.exists():
+        if (out / "checkpoints").exists() or (out / "result.json").exists():
+            raise RunError(f"{out} has results, but no config.toml: whose are they?")
         return
     try:
         before = dataclasses.asdict(configs.load(path))

@@ -16,7 +16,7 @@ import hero_jax
 from .config import Config
 from .pipeline import Pipeline
 
-OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm")
+OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm", "penalty")
 """What a step returns beside the new state, as one float32 array."""
 
 
@@ -41,8 +41,8 @@ class Program(NamedTuple):
 
     Attributes:
       init: `() -> state`.
-      step: `(state, item) -> (state, outputs [4])`, for one item of the pipeline.
-      epoch: `(state, item) -> (state, outputs [steps, 4])`, all steps in one loop, for
+      step: `(state, item) -> (state, outputs [5])`, for one item of the pipeline.
+      epoch: `(state, item) -> (state, outputs [steps, 5])`, all steps in one loop, for
         a pipeline that keeps its data on the device.
       schedule: `updates so far -> learning rate`.
     """
@@ -75,26 +75,33 @@ def make_loss(model: nn.Module) -> Callable[..., Any]:
 
 
 def make_value_and_grad(config: Config, loss_fn: Callable[..., Any]) -> Any:
-    """Return the method's replacement of `jax.value_and_grad`."""
-    hero = functools.partial(
-        hero_jax.hero_value_and_grad,
-        loss_fn,
-        h=config.h,
-        perturbation=config.perturbation,
-        reduction=config.reduction,
-        has_aux=True,
-    )
-    match config.method:
-        case "hero":
-            return hero(gamma=config.gamma)
-        case "first_order":
-            return hero(gamma=0.0)
-        case "grad_l1":
-            return hero_jax.grad_l1_value_and_grad(
-                loss_fn, strength=config.strength, has_aux=True
-            )
-        case "sgd":
-            return jax.value_and_grad(loss_fn, has_aux=True)
+    """Return the method's replacement of `jax.value_and_grad`.
+
+    Its third result is the penalty of Eq. 12; zero of a method that computes none.
+    """
+    if config.method in ("hero", "first_order"):
+
+        def hero(*args: Any) -> tuple[Any, Any, chex.Array]:
+            value, grads, metrics = hero_value_and_grad(*args)
+            return value, grads, metrics.penalty
+
+        hero_value_and_grad = hero_jax.hero_value_and_grad(
+            loss_fn,
+            h=config.h,
+            gamma=config.gamma if config.method == "hero" else 0.0,
+            perturbation=config.perturbation,
+            reduction=config.reduction,
+            has_aux=True,
+            return_metrics=True,
+        )
+        return hero
+    if config.method == "grad_l1":
+        plain = hero_jax.grad_l1_value_and_grad(
+            loss_fn, strength=config.strength, has_aux=True
+        )
+    else:
+        plain = jax.value_and_grad(loss_fn, has_aux=True)
+    return lambda *args: (*plain(*args), jnp.float32(0.0))
 
 
 def make_optimizer(
@@ -140,7 +147,7 @@ def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Progra
 
     def step(state: TrainState, item: Any) -> tuple[TrainState, chex.Array]:
         batch = pipeline.batch(item, state.step)
-        (loss, (batch_stats, logits)), grads = value_and_grad(
+        (loss, (batch_stats, logits)), grads, penalty = value_and_grad(
             state.params, state.batch_stats, batch.images, batch.labels
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -152,6 +159,7 @@ def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Progra
                 jnp.mean(predicted == batch.labels),
                 jnp.mean(predicted == batch.clean_labels),
                 optax.tree.norm(grads),
+                penalty,
             ]
         )
         return TrainState(state.step + 1, params, batch_stats, opt_state), outputs

@@ -1,5 +1,8 @@
 """MobileNetV2 in its variant for CIFAR: fewer strides than for ImageNet.
 
+Depthwise kernels start with variance 2 / (9 C), as in torchvision: the fan-out counts
+all C outputs, though each input has one. BatchNorm undoes the scale of the outputs.
+
 References:
   Sandler, Howard, Zhu, Zhmoginov, Chen: MobileNetV2: Inverted Residuals and Linear
   Bottlenecks. CVPR 2018.

@@ -16,6 +16,8 @@ from examples.image_classification.checkpoints import (
     checksum,
 )
 
+# Coroutines that were waiting for other arrays when one could not be read.
+LEFT_BY_ORBAX = "ignore::pytest.PytestUnraisableExceptionWarning"
 ROOT = Path(__file__).parents[3]
 STATE = {
     "kernel": jax.random.normal(jax.random.key(0), (64, 33)),
@@ -70,8 +72,9 @@ def test_half_written_checkpoints_are_no_checkpoints(tmp_path):
     (tmp_path / "1.orbax-checkpoint-tmp" / "state").write_text("half")
     again = Checkpoints(tmp_path, keep=2)
     assert again.latest() == tmp_path / "0"
-    assert not (tmp_path / "1.orbax-checkpoint-tmp").exists()
+    again.save(1, STATE, {}, 0.1)
     again.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
 def data_files(folder):
@@ -84,6 +87,7 @@ def data_files(folder):
     )
 
 
+@pytest.mark.filterwarnings(LEFT_BY_ORBAX)
 def test_damage_is_noticed_wherever_it_is(tmp_path):
     """Each file in turn is cut short, and each is changed in the middle."""
     saved(tmp_path, [0.5]).close()
@@ -134,6 +138,7 @@ def test_a_changed_record_of_the_checksum_is_noticed(tmp_path):
     again.close()
 
 
+@pytest.mark.filterwarnings(LEFT_BY_ORBAX)
 def test_the_checkpoint_of_another_network_is_refused(tmp_path):
     saved(tmp_path, [0.5]).close()
     again = Checkpoints(tmp_path, keep=2)

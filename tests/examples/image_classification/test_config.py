@@ -116,6 +116,8 @@ def test_what_is_written_reads_back_equal(tmp_path):
         ("clip_norm", 0.0, "clip_norm must be positive, got 0.0"),
         ("accumulation", 3, "accumulation must divide batch_size=128, got 3"),
         ("bits", [8, 9], "bits must be 2 to 8, or 16, got 9"),
+        ("bits", [4, 4], r"bits must differ from each other, got \(4, 4\)"),
+        ("dataset", "", "dataset must be a name or a path, got ''"),
         ("bits", 4, "bits must be a list of integers, got 4"),
         ("seed", -1, "seed must be 0 to 4294967295, got -1"),
         ("train_size", "all", "train_size must be an integer, got 'all'"),

@@ -154,7 +154,10 @@ def grey(data):
         ({"x_test": np.zeros((4, 9, 8, 3), np.uint8)}, "differ in shape"),
         ({"y_train": np.arange(5)}, r"y_train must be integers \[6\].*got int64 \[5\]"),
         ({"y_train": np.zeros(6)}, r"y_train must be integers \[6\].*got float64"),
-        ({"y_train": np.arange(-1, 5)}, "y_train must not be negative, got -1"),
+        ({"y_train": np.arange(-1, 5)}, r"y_train must be from 0 .*got -1 to 4"),
+        ({"y_train": np.arange(6) << 40}, r"y_train must be from 0 to 2\^31 - 1"),
+        ({"y_train": np.arange(6) * 2}, "without gaps, got 6 classes up to 10"),
+        ({"y_test": np.arange(4)}, "y_test has the class 3, which y_train has not"),
         ({"y_test": np.array([{}] * 4)}, "no readable .npz file"),  # would be unpickled
     ],
 )
@@ -193,6 +196,25 @@ def test_class_folders(folder):
     same = datasets.decode(datasets.take(dataset.train, np.array([0, 3])))
     assert same.images.shape == (2, 20, 30, 3)
     np.testing.assert_array_equal(same.labels, [0, 1])
+
+
+def test_hidden_folders_are_no_classes_and_empty_ones_are_named(folder):
+    (folder / "train" / ".checkpoints").mkdir()
+    assert datasets.load(str(folder)).num_classes == 2
+    (folder / "train" / "bird").mkdir()
+    with pytest.raises(DatasetError, match=r"no images in the folders \['bird'\] of"):
+        datasets.load(str(folder))
+
+
+def test_a_folder_of_prepared_data_sets_is_not_one_of_images(tfds_folder, monkeypatch):
+    monkeypatch.chdir(tfds_folder)
+    assert datasets.load("cifar10", data_dir=tfds_folder).num_classes == 10
+
+
+def test_an_image_too_large_to_be_true_is_named(folder):
+    Image.new("1", (20_000, 10_000)).save(folder / "train" / "cat" / "0.png")
+    with pytest.raises(DatasetError, match=r"cat/0.png cannot be decoded"):
+        datasets.decode(datasets.load(str(folder)).train)
 
 
 def test_bad_folders_are_named(folder):

@@ -85,6 +85,15 @@ def test_other_kinds_of_images_become_rgb(mode):
         assert len(np.unique(crop)) > 10
 
 
+def test_sixteen_bits_become_eight():
+    levels = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    crop = photographs.centre_crop(encoded(Image.fromarray(levels)), 64)
+    plain = Image.fromarray((levels >> 8).astype(np.uint8))
+    expected = photographs.centre_crop(encoded(plain), 64)
+    np.testing.assert_array_equal(crop, expected)
+    assert np.ptp(crop) > 200
+
+
 def test_decoding_coarsely_loses_next_to_nothing():
     """A large JPEG is decoded at a fraction of its size, cut at the same place."""
     rng = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import fcntl
 import itertools
 import json
 import os
@@ -19,8 +20,8 @@ import pytest
 
 from examples.image_classification import __main__ as command
 from examples.image_classification import config as configs
-from examples.image_classification import loop
-from examples.image_classification.checkpoints import CheckpointError
+from examples.image_classification import input_pipeline, loop
+from examples.image_classification.checkpoints import CheckpointError, Checkpoints
 from examples.image_classification.config import Config
 from examples.image_classification.run import Options, run
 from hero_jax import quant
@@ -66,6 +67,7 @@ def assert_same_result(out, whole):
 
 def test_a_run_writes_all_that_the_package_promises(whole):
     assert {path.name for path in whole.iterdir()} == {
+        ".lock",
         "checkpoints",
         "config.toml",
         "curves.png",
@@ -117,6 +119,111 @@ def test_the_folder_of_another_config_is_left_alone(whole):
         run(other, options(whole))
 
 
+def test_the_best_checkpoint_is_the_most_accurate(whole):
+    rows = json.loads((whole / "result.json").read_text())["epochs"]
+    best = max(rows, key=lambda row: row["test_accuracy"])
+    checkpoints = Checkpoints(whole / "checkpoints", keep=2)
+    assert checkpoints.best() == best["step"]
+    checkpoints.close()
+
+
+def test_metrics_are_the_means_of_what_the_steps_return(tmp_path):
+    config = dataclasses.replace(CONFIG, accumulation=2)
+    pipeline = input_pipeline.create(config)
+    training = loop.Training(config, pipeline, tmp_path, keep=1, quiet=True)
+    state = training._program.init()._replace(step=np.int32(8))
+    outputs = [[1.0, 0.2, 0.3, 4.0, 5.0], [2.0, 0.4, 0.5, 6.0, 7.0]]
+    row = training._row(state, 0, outputs)
+    training.close()
+    names = ("loss", "accuracy", "accuracy_clean", "grad_norm", "penalty")
+    means = [row[f"train_{name}"] for name in names]
+    np.testing.assert_allclose(means, [1.5, 0.3, 0.4, 5.0, 6.0])
+    # Eight micro-batches are four updates of twelve; the last one was the fourth.
+    rate = 0.05 * (1 + np.cos(3 / 12 * np.pi))
+    np.testing.assert_allclose(row["learning_rate"], rate, rtol=1e-5)
+
+
+@pytest.fixture
+def unfinished(whole, tmp_path):
+    """A copy of the run as if it had ended after the second epoch."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "result.json").unlink()
+    shutil.rmtree(out / "checkpoints" / "12")
+    return out
+
+
+def test_lost_metrics_come_back_from_the_checkpoint(unfinished, whole):
+    (unfinished / "metrics.csv").unlink()
+    (unfinished / "times.csv").write_text("damaged")
+    run(CONFIG, options(unfinished))
+    assert_same_result(unfinished, whole)
+    with (unfinished / "times.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_other_data_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    data = {
+        "x_train": rng.integers(0, 256, (256, 8, 8, 1), np.uint8),
+        "y_train": np.arange(256) % 10,
+        "x_test": rng.integers(0, 256, (100, 8, 8, 1), np.uint8),
+        "y_test": np.arange(100) % 10,
+    }
+    path, out = tmp_path / "mine.npz", tmp_path / "run"
+    np.savez(path, **data)
+    config = dataclasses.replace(CONFIG, dataset=str(path), epochs=1)
+    run(config, options(out))
+    (out / "result.json").unlink()
+    np.savez(path, **data | {"y_train": np.arange(256) % 10 ^ 1})
+    with pytest.raises(loop.RunError, match=r"the data are not those that .*/4 was tr"):
+        run(config, options(out))
+
+
+def test_a_folder_without_its_config_is_refused(unfinished):
+    (unfinished / "config.toml").unlink()
+    with pytest.raises(loop.RunError, match=r"has results, but no config.toml"):
+        run(dataclasses.replace(CONFIG, seed=5), options(unfinished))
+
+
+def test_a_damaged_result_is_named(unfinished):
+    (unfinished / "result.json").write_text('{"epochs": [')
+    with pytest.raises(loop.RunError, match=r"result.json is damaged .*: delete it"):
+        run(CONFIG, options(unfinished))
+
+
+def test_two_processes_do_not_share_a_folder(unfinished):
+    with (unfinished / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(loop.RunError, match="another process is running in"):
+            run(CONFIG, options(unfinished))
+
+
+LITTLE_SPACE = """
+import resource, signal, sys
+from examples.image_classification.__main__ import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+sys.exit(main())
+"""
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """A limit on the size of files stands in for a disk that is full."""
+    arguments = ["digits", f"--out={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_SPACE, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    errors = done.stderr
+    assert done.returncode == 1, errors
+    assert errors.startswith("error: out must be a folder that can be written to")
+    assert errors.count("\n") == 1
+
+
 def test_another_seed_is_another_run(whole, tmp_path):
     run(dataclasses.replace(CONFIG, seed=1, epochs=1), options(tmp_path))
     one, two = (path / "metrics.csv" for path in (whole, tmp_path))
@@ -128,6 +235,17 @@ def test_a_signal_in_the_middle_of_an_epoch_saves_all(
     whole, tmp_path, monkeypatch, step
 ):
     """SIGTERM comes while step 1, 6 or 8 of 12 is looked at."""
+    counter = interrupt(monkeypatch, step)
+    with pytest.raises(loop.Stopped, match=r"stopped after step \d+ and saved"):
+        run(CONFIG, options(tmp_path))
+    assert not (tmp_path / "result.json").exists()
+    run(CONFIG, options(tmp_path))
+    assert next(counter) - 1 == 12, "no step is taken twice"
+    assert_same_result(tmp_path, whole)
+
+
+def interrupt(monkeypatch, step):
+    """Send SIGTERM while a step is looked at; return the counter of all steps."""
     counter = itertools.count(1)
     update = loop.Progress.update
 
@@ -137,15 +255,10 @@ def test_a_signal_in_the_middle_of_an_epoch_saves_all(
         update(self, *args)
 
     monkeypatch.setattr(loop.Progress, "update", interrupted)
-    with pytest.raises(loop.Stopped, match=r"stopped after step \d+ and saved"):
-        run(CONFIG, options(tmp_path))
-    assert not (tmp_path / "result.json").exists()
-    run(CONFIG, options(tmp_path))
-    assert next(counter) - 1 == 12, "no step is taken twice"
-    assert_same_result(tmp_path, whole)
+    return counter
 
 
-def start(out):
+def start(out, **settings):
     """Start the command in a process of its own."""
     path = out.parent / f"{out.name}.toml"
     path.write_text(configs.dumps(CONFIG))
@@ -158,6 +271,7 @@ def start(out):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **settings,
     )
 
 
@@ -186,7 +300,8 @@ def test_killed_runs_resume_to_the_same_bits(whole, tmp_path):
 
 def test_sigterm_ends_the_command_cleanly(tmp_path):
     out = tmp_path / "run"
-    process = start(out)
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}  # which has no ‖
+    process = start(out, env=ascii_only)
     assert "epoch   1" in process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
@@ -199,7 +314,7 @@ def test_sigterm_ends_the_command_cleanly(tmp_path):
 def test_a_quantity_that_is_not_finite_stops_the_run(tmp_path):
     config = dataclasses.replace(CONFIG, learning_rate=1e30, epochs=2)
     message = (
-        r"(loss|gradient norm) is (nan|inf) at step [2-4] \(epoch 1\): .*"
+        r"(loss|gradient norm) is (nan|inf) at step [2-4] \(epoch 1\). "
         "Last good checkpoint: none"
     )
     with pytest.raises(loop.RunError, match=message):
@@ -219,6 +334,7 @@ def test_the_last_good_checkpoint_is_named(tmp_path, monkeypatch):
         run(CONFIG, options(tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_named_and_the_one_before_takes_over(whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
@@ -269,7 +385,7 @@ def test_a_run_in_one_loop_agrees_with_its_steps(whole, tmp_path):
         )
 
 
-def test_photographs_from_files_to_result(tmp_path):
+def test_photographs_from_files_to_result(tmp_path, monkeypatch):
     """The whole recipe on files, with a worker process and a broken file."""
     from PIL import Image
 
@@ -297,6 +413,11 @@ def test_photographs_from_files_to_result(tmp_path):
     for workers in (0, 1):
         out = tmp_path / f"workers{workers}"
         runs.append(run(config, Options(out=out, workers=workers, quiet=True)))
-    assert runs[0]["epochs"] == runs[1]["epochs"]
+    interrupt(monkeypatch, step=1)  # after the batch with the broken file is read
+    out = tmp_path / "interrupted"
+    with pytest.raises(loop.Stopped):
+        run(config, Options(out=out, workers=0, quiet=True))
+    runs.append(run(config, Options(out=out, workers=1, quiet=True)))
+    assert runs[0]["epochs"] == runs[1]["epochs"] == runs[2]["epochs"]
     assert [row["skipped_images"] for row in runs[0]["epochs"]] == [1, 1, 1]
     assert runs[0]["test_images"] == 6

@@ -124,6 +124,7 @@ def test_a_step_is_the_methods_gradient_with_momentum_and_decay(method):
             expected,
         )
         np.testing.assert_allclose(outputs[0], loss(params), rtol=1e-5)
+        assert (outputs[4] > 0.0) == (method in ("hero", "first_order"))
         np.testing.assert_allclose(outputs[3], optax.tree.norm(grads), rtol=1e-4)
         assert int(state.step) == k + 1
     del config
@@ -141,6 +142,21 @@ def test_statistics_come_from_the_clean_weights():
         state.batch_stats,
         new["batch_stats"],
     )
+
+
+def test_accuracy_is_on_noisy_and_on_clean_labels():
+    _, model, pipeline, program = setting(label_noise=0.7)
+    state, item = program.init(), next(pipeline.epoch(0))
+    batch = pipeline.batch(item, np.int32(0))
+    variables = evaluate.variables_of(state)
+    logits, _ = model.apply(
+        variables, batch.images, train=True, mutable=["batch_stats"]
+    )
+    predicted = np.asarray(logits).argmax(1)
+    expected = [np.mean(predicted == y) for y in (batch.labels, batch.clean_labels)]
+    assert expected[0] != expected[1]
+    _, outputs = program.step(state, item)
+    np.testing.assert_allclose(outputs[1:3], expected, rtol=1e-6)
 
 
 def test_micro_batches_have_perturbations_of_their_own():
@@ -234,7 +250,8 @@ def test_evaluation_is_exact_on_the_last_partial_batch():
     (item,) = pipeline.test_items()
     batch = jax.tree.map(np.asarray, pipeline.test_batches(item))
     assert batch.real.shape == (2, 500)
-    images, labels = batch.images[batch.real], batch.labels[batch.real]
+    images = np.asarray(pipeline.standardized(batch.images))[batch.real]
+    labels = batch.labels[batch.real]
     logits = np.asarray(model.apply(variables, images, train=False), np.float64)
     log = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     two = evaluate.quantized(variables, 2)
