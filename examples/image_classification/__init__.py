@@ -8,7 +8,7 @@ per number in the paper's tables; every field of :class:`Config` is an option, a
 `--help` explains them all. A run writes to a folder of its own:
 
     config.toml          all that determines the numbers, to be run again
-    metrics.csv          one row per epoch; times.csv has the seconds
+    metrics.csv          one row per epoch, explained in logbook.py; times.csv: seconds
     tensorboard/         the same for TensorBoard
     checkpoints/         written every epoch; the same command resumes a killed run
     weights.safetensors  the last weights and BatchNorm statistics

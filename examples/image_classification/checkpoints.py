@@ -132,6 +132,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait and release threads."""
+        self.wait()
         self._manager.close()
 
     def _cannot_write(self, error: Exception) -> CheckpointError:

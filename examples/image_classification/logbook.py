@@ -1,4 +1,22 @@
-"""What a run says while it goes on: metrics files, TensorBoard, progress, pictures."""
+"""What a run says while it goes on: metrics files, TensorBoard, progress, pictures.
+
+The columns of `metrics.csv`, one row per epoch:
+
+    epoch, step            counted from 1; micro-batches since the beginning
+    learning_rate          of the last update
+    train_loss, train_accuracy, train_accuracy_clean, train_grad_norm, train_penalty
+                           means over the steps of the epoch, on augmented images: loss,
+                           accuracy on the noisy and on the true labels, norm of the
+                           method's gradient before clipping, G(U) of Eq. 12 with the
+                           settings of the run (0 for SGD and GRAD-L1)
+    test_loss, test_accuracy
+                           at the end of the epoch, on all test images
+    hessian_norm, penalty, grad_norm
+                           at the end of the epoch, in the same way for all methods, on
+                           the same few batches: ||Hz|| and G(U) with z of Eq. 11 and
+                           h = curvature_h, and ||g||
+    skipped_images         unreadable ones, to train and to test on
+"""
 
 import contextlib
 import csv

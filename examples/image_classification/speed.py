@@ -25,6 +25,9 @@ from .pipeline import Pipeline
 from .results import markdown
 from .train import make_program
 
+LEAST_STEPS = 30
+"""So many that a few batches which workers have ready do not count."""
+
 
 def measure(config: Config, pipeline: Pipeline, steps: int) -> dict[str, float]:
     """Return images per second, after a first step that is not counted.
@@ -41,11 +44,13 @@ def measure(config: Config, pipeline: Pipeline, steps: int) -> dict[str, float]:
     epochs = itertools.count()
     items = itertools.chain.from_iterable(map(pipeline.epoch, epochs))
     first = jax.device_put(next(items))
-    state, _ = program.step(program.init(), first)
-    jax.block_until_ready(state)
+    state = program.init()
 
     def rate(source: Any, train: bool) -> float:
         nonlocal state
+        if train:
+            state, _ = program.step(state, first)  # compiles, the first time
+        jax.block_until_ready(state)
         start = time.perf_counter()
         for item in itertools.islice(source, steps):
             if train:
@@ -63,9 +68,9 @@ def measure(config: Config, pipeline: Pipeline, steps: int) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure over one epoch and print a table."""
+    """Measure over an epoch, or a few short ones, and print a table."""
     config, options = parse(sys.argv[1:] if arguments is None else arguments)
-    config = dataclasses.replace(config, epochs=max(3, config.epochs))
+    config = dataclasses.replace(config, epochs=max(3 * LEAST_STEPS, config.epochs))
     pipeline = input_pipeline.create(
         config,
         data_dir=options.data_dir,
@@ -73,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workers=options.workers,
     )
     with contextlib.closing(pipeline):
-        rates = measure(config, pipeline, pipeline.steps)
+        rates = measure(config, pipeline, max(pipeline.steps, LEAST_STEPS))
     print(
         f"{config.model}, {config.method}, {'x'.join(map(str, pipeline.image_shape))} "
         f"images, batch {config.micro_batch}, {options.workers} workers, "

@@ -3,7 +3,8 @@
 from examples.image_classification import speed
 
 
-def test_all_three_rates_are_printed(capsys):
+def test_all_three_rates_are_printed(capsys, monkeypatch):
+    monkeypatch.setattr(speed, "LEAST_STEPS", 2)
     arguments = ["--dataset", "digits", "--augmentation", "none", "--method", "sgd"]
     speed.main([*arguments, "--model", "resnet8", "--train-size", "256"])
     text = capsys.readouterr().out
