@@ -49,23 +49,20 @@ class TrainBatches:
         self._files, self._noisy, self._config = files, noisy, config
         self._steps, self._epochs = steps, epochs
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self._files)} images)"
-
     def __len__(self) -> int:
         return self._epochs * self._steps
 
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, number: int) -> dict[str, Any]:
         """Decode and cut the images of a batch; unreadable ones are replaced.
 
         In the place of an unreadable image stands another one of the batch.
         """
         size, seed = self._config.micro_batch, self._config.seed
-        epoch, k = divmod(int(number), self._steps)
+        epoch, k = divmod(number, self._steps)
         chosen = _order(len(self._files), seed, epoch)[k * size : (k + 1) * size]
         images, labels, clean, unreadable = [], [], [], []
         for place, index in enumerate(chosen):
-            rng = np.random.default_rng([seed, AUGMENTATION, int(number), place])
+            rng = np.random.default_rng([seed, AUGMENTATION, number, place])
             try:
                 data, label = self._files.read(int(index))
                 image = photographs.random_crop(data, self._config.image_size, rng)
@@ -85,7 +82,7 @@ class TrainBatches:
             "images": np.stack(images)[rows],
             "labels": np.array(labels, np.int32)[rows],
             "clean_labels": np.array(clean, np.int32)[rows],
-            "unreadable": _padded(unreadable, size),
+            "unreadable": unreadable,
         }
 
 
@@ -99,19 +96,16 @@ class EvaluationBatches:
         self.per_round = -(-len(files) // batch_size)
         self._rounds = rounds
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self._files)} images)"
-
     def __len__(self) -> int:
         return self._rounds * self.per_round
 
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, number: int) -> dict[str, Any]:
         """Decode and cut the images of a batch; unreadable ones are not `real`."""
         images = np.zeros((self._batch_size, self._size, self._size, 3), np.uint8)
         labels = np.zeros(self._batch_size, np.int32)
         real = np.zeros(self._batch_size, bool)
         unreadable = []
-        first = int(number) % self.per_round * self._batch_size
+        first = number % self.per_round * self._batch_size
         last = min(first + self._batch_size, len(self._files))
         for place, index in enumerate(range(first, last)):
             try:
@@ -125,7 +119,7 @@ class EvaluationBatches:
             "images": images,
             "labels": labels,
             "real": real,
-            "unreadable": _padded(unreadable, self._batch_size),
+            "unreadable": unreadable,
         }
 
 
@@ -140,7 +134,7 @@ class Stream:
         self._pool: Executor | None = None
         self._coming: dict[int, Future[Any]] = {}
 
-    def read(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    def read(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Yield some batches; workers go on with those that follow meanwhile."""
         ahead = 2 * max(self._workers, 2)
         for number in range(start, stop):
@@ -193,14 +187,9 @@ def _start_worker(source: Any) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _make_batch(number: int) -> dict[str, np.ndarray]:
-    batch: dict[str, np.ndarray] = _source[number]
+def _make_batch(number: int) -> dict[str, Any]:
+    batch: dict[str, Any] = _source[number]
     return batch
-
-
-def _padded(indices: list[int], size: int) -> np.ndarray:
-    """Fill up with -1: what comes from worker processes has one shape."""
-    return np.array(indices + [-1] * (size - len(indices)), np.int64)
 
 
 @functools.lru_cache(maxsize=2)
@@ -279,9 +268,8 @@ class FilePipeline:
 
     def _without_unreadable(self, item: Any, split: str, count: bool = True) -> Any:
         """Take the unreadable images out, count them and name each of them once."""
-        indices = item["unreadable"][item["unreadable"] >= 0]
-        self.skipped += len(indices) if count else 0
-        for index in map(int, indices):
+        self.skipped += len(item["unreadable"]) if count else 0
+        for index in item["unreadable"]:
             if (split, index) not in self._reported:
                 self._reported.add((split, index))
                 name = self._files[split].name(index)

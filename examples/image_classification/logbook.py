@@ -166,6 +166,8 @@ def plot(rows: list[Row], accuracy: dict[str, float], title: str, path: Path) ->
         ),
         ("‖Hz‖", {"hessian_norm": "training"}, 1),
     ]
+    if all(row["train_accuracy_clean"] == row["train_accuracy"] for row in rows):
+        del panels[1][1]["train_accuracy_clean"]  # no label is false
     for axis, (label, names, factor) in zip(axes, panels, strict=False):
         for name, text in names.items():
             values = [factor * row[name] for row in rows]
