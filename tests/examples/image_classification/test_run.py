@@ -404,7 +404,7 @@ def test_photographs_from_files_to_result(tmp_path, monkeypatch):
         dataset=str(tmp_path / "data"),
         augmentation="resized_crop",
         image_size=16,
-        batch_size=8,
+        batch_size=4,
         train_size=None,
         test_size=None,
         label_noise=0.0,
@@ -413,7 +413,9 @@ def test_photographs_from_files_to_result(tmp_path, monkeypatch):
     for workers in (0, 1):
         out = tmp_path / f"workers{workers}"
         runs.append(run(config, Options(out=out, workers=workers, quiet=True)))
-    interrupt(monkeypatch, step=1)  # after the batch with the broken file is read
+    interrupt(
+        monkeypatch, step=1
+    )  # three of four batches are read, the broken file too
     out = tmp_path / "interrupted"
     with pytest.raises(loop.Stopped):
         run(config, Options(out=out, workers=0, quiet=True))
