@@ -38,6 +38,7 @@ from image_classification.results import (
     replace_file,
     write_json,
 )
+from image_classification.train import make_loss
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from tqdm import tqdm
@@ -170,21 +171,8 @@ class ConvNet(nn.Module):
         return nn.Dense(NUM_CLASSES)(x.mean(axis=(1, 2)))
 
 
-def loss_fn(
-    params: chex.ArrayTree,
-    batch_stats: chex.ArrayTree,
-    images: chex.Array,
-    labels: chex.Array,
-) -> tuple[chex.Array, tuple[chex.ArrayTree, chex.Array]]:
-    """Return the cross-entropy; beside it, new BatchNorm statistics and logits."""
-    logits, updated = ConvNet().apply(
-        {"params": params, "batch_stats": batch_stats},
-        images,
-        train=True,
-        mutable=["batch_stats"],
-    )
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.mean(), (updated["batch_stats"], logits)
+loss_fn = make_loss(ConvNet())
+"""`(params, batch_stats, images, labels) -> (cross-entropy, (batch_stats, logits))`."""
 
 
 def make_program(method: Method, num_steps: int) -> Program:

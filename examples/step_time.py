@@ -19,11 +19,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
 from image_classification.results import markdown
+from image_classification.train import make_loss
 
 import hero_jax
 from hero_jax import models
@@ -47,7 +47,7 @@ def make_step(
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
     def step(params: Any, stats: Any, opt_state: Any, images: Any, labels: Any) -> Any:
-        (_, stats), grads = value_and_grad(params, stats, images, labels)
+        (_, (stats, _)), grads = value_and_grad(params, stats, images, labels)
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), stats, opt_state
 
@@ -95,20 +95,6 @@ def measure(
             jax.block_until_ready(states[title])
             seconds[title].append((time.perf_counter() - start) / TIMED_STEPS)
     return {title: (np.array(seconds[title]), memory[title]) for title in settings}
-
-
-def make_loss(model: nn.Module) -> Callable[..., Any]:
-    """Return `(params, batch_stats, images, labels) -> (loss, batch_stats)`."""
-
-    def loss_fn(params: Any, stats: Any, images: Any, labels: Any) -> Any:
-        variables = {"params": params, "batch_stats": stats}
-        logits, new = model.apply(
-            variables, images, train=True, mutable=["batch_stats"]
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), new["batch_stats"]
-
-    return loss_fn
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -44,13 +44,12 @@ class TrainBatches:
         noisy: np.ndarray,
         config: Config,
         steps: int,
-        epochs: int,
     ) -> None:
         self._files, self._noisy, self._config = files, noisy, config
-        self._steps, self._epochs = steps, epochs
+        self._steps = steps
 
     def __len__(self) -> int:
-        return self._epochs * self._steps
+        return self._config.epochs * self._steps
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Decode and cut the images of a batch; unreadable ones are replaced.
@@ -212,9 +211,7 @@ class FilePipeline:
         self.skipped = 0
         self.checksum = datasets.checksum(dataset)
         noisy = noisy_labels(config, size, dataset.num_classes)
-        self._train = TrainBatches(
-            dataset.train, noisy, config, self.steps, config.epochs
-        )
+        self._train = TrainBatches(dataset.train, noisy, config, self.steps)
         self._test = EvaluationBatches(
             dataset.test,
             min(config.micro_batch, self.num_test),

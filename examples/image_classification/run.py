@@ -77,14 +77,20 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         if (out / "result.json").exists():
             say(f"finished already: {out / 'result.json'}", options.quiet)
             return _read(out / "result.json")
-        pipeline = input_pipeline.create(
+        with open_pipeline(config, options) as pipeline:
+            return _train_and_test(config, pipeline, out, options)
+
+
+def open_pipeline(config: Config, options: Options) -> contextlib.closing[Pipeline]:
+    """Load the data of a run; a context that stops its workers at the end."""
+    return contextlib.closing(
+        input_pipeline.create(
             config,
             data_dir=options.data_dir,
             download=options.download,
             workers=options.workers,
         )
-        with contextlib.closing(pipeline):
-            return _train_and_test(config, pipeline, out, options)
+    )
 
 
 def _train_and_test(

@@ -5,7 +5,6 @@
 If both together are slower than the step alone, more `--workers` may help.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import sys
@@ -18,11 +17,11 @@ import numpy as np
 
 from hero_jax import models
 
-from . import input_pipeline
 from .__main__ import parse
 from .config import Config
 from .pipeline import Pipeline
 from .results import markdown
+from .run import open_pipeline
 from .train import make_program
 
 LEAST_STEPS = 30
@@ -71,13 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure over an epoch, or a few short ones, and print a table."""
     config, options = parse(sys.argv[1:] if arguments is None else arguments)
     config = dataclasses.replace(config, epochs=max(3 * LEAST_STEPS, config.epochs))
-    pipeline = input_pipeline.create(
-        config,
-        data_dir=options.data_dir,
-        download=options.download,
-        workers=options.workers,
-    )
-    with contextlib.closing(pipeline):
+    with open_pipeline(config, options) as pipeline:
         rates = measure(config, pipeline, max(pipeline.steps, LEAST_STEPS))
     print(
         f"{config.model}, {config.method}, {'x'.join(map(str, pipeline.image_shape))} "

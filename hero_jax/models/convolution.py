@@ -25,7 +25,8 @@ not. Create a model with `conv_general_dilated=jax.lax.conv_general_dilated` for
 
 import functools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -100,8 +101,9 @@ def conv_general_dilated(
     channels = lhs.shape[-1]
     if feature_group_count == channels == rhs.shape[-1] and channels > 1:
         # XLA's own loops are fast for all but doubles.
-        convolve = shifted_products if lhs.dtype == jnp.float64 else depthwise
-        return convolve(lhs, rhs, strides, pads)
+        if lhs.dtype == jnp.float64:
+            return sum_over_places(operator.mul, lhs, rhs, strides, pads)
+        return depthwise(lhs, rhs, strides, pads)
     if feature_group_count != 1:
         return stock()
     return dense(lhs, rhs, strides, pads)
@@ -131,18 +133,24 @@ def shifted(x: chex.Array, size: Pair, strides: Pair, pads: Pads) -> list[chex.A
     ]
 
 
-def matrix_products(
-    x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads
+def sum_over_places(
+    multiply: Callable[[chex.Array, chex.Array], chex.Array],
+    x: chex.Array,
+    kernel: chex.Array,
+    strides: Pair,
+    pads: Pads,
 ) -> chex.Array:
-    """Convolve as a sum of matrix products, one per place of the kernel."""
-    matrices = kernel.reshape(-1, *kernel.shape[2:])
-    products = [
-        places @ matrix
-        for places, matrix in zip(
-            shifted(x, kernel.shape[:2], strides, pads), matrices, strict=True
-        )
-    ]
+    """Convolve as a sum of products of inputs and weights, one per place of the kernel.
+
+    Matrix products make a dense convolution, elementwise ones a depthwise one.
+    """
+    weights = kernel.reshape(-1, *kernel.shape[2:])
+    seen = shifted(x, kernel.shape[:2], strides, pads)
+    products = [multiply(places, w) for places, w in zip(seen, weights, strict=True)]
     return sum(products[1:], products[0])
+
+
+matrix_products = functools.partial(sum_over_places, operator.matmul)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -242,16 +250,6 @@ def depthwise(
 ) -> chex.Array:
     """Convolve every channel with a kernel of its own, `[k, k, 1, C]`."""
     return _loop_nest(x, kernel, strides, pads)
-
-
-def shifted_products(
-    x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads
-) -> chex.Array:
-    """Convolve every channel by itself as a sum of products, one per place."""
-    weights = kernel.reshape(-1, kernel.shape[-1])
-    seen = shifted(x, kernel.shape[:2], strides, pads)
-    products = [places * w for places, w in zip(seen, weights, strict=True)]
-    return sum(products[1:], products[0])
 
 
 def _loop_nest(
