@@ -26,6 +26,16 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
 
 
+def check_positive_integer(name: str, value: object) -> None:
+    """Raise unless `value` is a Python integer of at least one."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"{name} must be an integer >= 1, got {type(value).__name__}: {value!r}."
+        )
+    if value < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {value}.")
+
+
 def check_nonnegative(name: str, value: Any) -> None:
     """Raise unless `value` is a real scalar that is finite and at least zero.
 

@@ -1,6 +1,6 @@
 """Aliases for the types that appear in public signatures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TypeAlias
 
 import chex
@@ -19,3 +19,6 @@ Perturbation: TypeAlias = Callable[[Params, Grads], Params]
 
 Mask: TypeAlias = chex.ArrayTree | Callable[[Params], chex.ArrayTree]
 """Pytree of booleans (or a prefix of one), or a function `params -> mask`."""
+
+AxisName: TypeAlias = Hashable | tuple[Hashable, ...]
+"""Name of an axis of `pmap`, `shard_map` or `vmap`, or several of them."""

@@ -22,8 +22,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from hero_jax import _autodiff, _checks, _tree, perturbation
-from hero_jax._typing import Grads, Mask, Params, Perturbation
+from hero_jax import _autodiff, _checks, _scope, _tree, perturbation
+from hero_jax._scope import At, Scope
+from hero_jax._typing import AxisName, Grads, Mask, Params, Perturbation
 
 __all__ = ["Metrics", "grad_l1_value_and_grad", "hero_value_and_grad"]
 
@@ -191,6 +192,10 @@ def hero_value_and_grad(
     penalty_mask: Mask | None = None,
     has_aux: bool = False,
     return_metrics: bool = False,
+    axis_name: AxisName | None = None,
+    scope: str = "global",
+    examples_per_perturbation: int | None = None,
+    batch_argnums: int | Sequence[int] = 1,
 ) -> Callable[..., Any]:
     r"""Evaluate a loss and HERO's gradient: a drop-in for `jax.value_and_grad`.
 
@@ -234,6 +239,20 @@ def hero_value_and_grad(
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
       return_metrics: whether to return :class:`Metrics` as a third result; they cost
         a few reductions.
+      axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
+        examples are spread, in equal parts, or several axes. Loss, gradient and
+        metrics come out averaged over it, the auxiliary output does not. `loss_fn` is
+        a mean over its examples. Leave it out under `jit` of sharded arrays.
+      scope: "global", exactly as on one device with all examples: means of g,
+        grad L(U) and the product over the axis; or "local", m-sharpness: each device
+        has its own perturbation and penalty, and only the gradients that come of them
+        are averaged, in one collective operation.
+      examples_per_perturbation: m, for m-sharpness whatever the number of devices:
+        every m consecutive examples have a perturbation and a penalty of their own.
+        It divides a device's examples, or is the whole batch. The parts take turns;
+        auxiliary outputs are stacked along a new first axis.
+      batch_argnums: positions of the arguments whose arrays have a first axis of
+        examples; with `examples_per_perturbation` only.
 
     Returns:
       A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
@@ -243,8 +262,9 @@ def hero_value_and_grad(
 
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
-      ValueError: h or gamma is negative or not a scalar, a name is unknown, or a
-        mask or perturbation has another structure than the weights.
+      ValueError: h or gamma is negative or not a scalar, a name is unknown, a mask or
+        perturbation has another structure than the weights, there is no such axis, or
+        the examples cannot be divided as asked for.
 
     Example:
       >>> import jax.numpy as jnp
@@ -257,34 +277,35 @@ def hero_value_and_grad(
       (Array(1., dtype=float32), Array([1.06, 1.06], dtype=float32))
 
     References:
-      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13.
+      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13;
+      m-sharpness: Foret et al., `SAM <https://arxiv.org/abs/2010.01412>`_, 2021,
+      section 4.1.
     """
     _checks.check_callable("loss_fn", loss_fn, "(params, *args, **kwargs) -> loss")
     _checks.check_nonnegative("h", h)
     _checks.check_nonnegative("gamma", gamma)
     settings = Settings.of(perturbation, reduction, perturb_mask, penalty_mask)
-    base = jax.value_and_grad(loss_fn, argnums, has_aux=has_aux)
+    examples = Scope.of(axis_name, scope, examples_per_perturbation, batch_argnums)
 
-    @functools.wraps(loss_fn)
-    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
-        W = _differentiated(args, argnums)
-
-        def at(W: Params) -> tuple[Any, Grads]:
-            return base(*_replaced(args, argnums, W), **kwargs)
-
+    def hero(at: At, W: Params) -> tuple[Any, Grads, Metrics | None]:
         def grad_fn(U: Params) -> tuple[Grads, chex.Array]:
-            value, gradient = at(U)
-            return gradient, value[0] if has_aux else value
+            (loss, _), gradient = at(U)
+            return gradient, loss
 
         if _tree.has_half_precision(W) and not _checks.is_zero(h):
             value, g = _in_full_precision(at, W)
         else:
             value, g = at(W)
-        loss = value[0] if has_aux else value
         grads, metrics = hero_gradient(
-            grad_fn, W, g, loss=loss, h=h, gamma=gamma, settings=settings
+            grad_fn, W, g, loss=value[0], h=h, gamma=gamma, settings=settings
         )
-        grads = _tree.cast_like(grads, W)
+        return value, grads, metrics if return_metrics else None
+
+    base = _scope.value_and_grad(loss_fn, argnums, has_aux, examples, hero)
+
+    @functools.wraps(loss_fn)
+    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
+        value, grads, metrics = base(*args, **kwargs)
         return (value, grads, metrics) if return_metrics else (value, grads)
 
     return value_and_grad
@@ -297,6 +318,10 @@ def grad_l1_value_and_grad(
     strength: chex.Numeric,
     penalty_mask: Mask | None = None,
     has_aux: bool = False,
+    axis_name: AxisName | None = None,
+    scope: str = "global",
+    examples_per_perturbation: int | None = None,
+    batch_argnums: int | Sequence[int] = 1,
 ) -> Callable[..., Any]:
     r"""Evaluate a loss and its gradient with an L1 penalty on the gradient.
 
@@ -315,6 +340,20 @@ def grad_l1_value_and_grad(
       strength: s, at least 0; a number or a traced scalar.
       penalty_mask: which leaves enter the norm. Default: all.
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
+      axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
+        examples are spread, in equal parts, or several axes. Loss, gradient and
+        metrics come out averaged over it, the auxiliary output does not. `loss_fn` is
+        a mean over its examples. Leave it out under `jit` of sharded arrays.
+      scope: "global", exactly as on one device with all examples: means of g and the
+        product over the axis; or "local", m-sharpness: each device has its own
+        penalty, and only the gradients that come of it are averaged, in one
+        collective operation.
+      examples_per_perturbation: m, for m-sharpness whatever the number of devices:
+        every m consecutive examples have a penalty of their own.
+        It divides a device's examples, or is the whole batch. The parts take turns;
+        auxiliary outputs are stacked along a new first axis.
+      batch_argnums: positions of the arguments whose arrays have a first axis of
+        examples; with `examples_per_perturbation` only.
 
     Returns:
       A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
@@ -322,8 +361,9 @@ def grad_l1_value_and_grad(
 
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
-      ValueError: the strength is negative or not a scalar, or the mask has another
-        structure than the weights.
+      ValueError: the strength is negative or not a scalar, the mask has another
+        structure than the weights, there is no such axis, or the examples cannot be
+        divided as asked for.
 
     Example:
       >>> import jax.numpy as jnp
@@ -340,17 +380,15 @@ def grad_l1_value_and_grad(
     """
     _checks.check_callable("loss_fn", loss_fn, "(params, *args, **kwargs) -> loss")
     _checks.check_nonnegative("strength", strength)
-    base = jax.value_and_grad(loss_fn, argnums, has_aux=has_aux)
+    examples = Scope.of(axis_name, scope, examples_per_perturbation, batch_argnums)
 
-    @functools.wraps(loss_fn)
-    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
-        W = _differentiated(args, argnums)
+    def grad_l1(at: At, W: Params) -> tuple[Any, Grads, None]:
         penalised = _tree.resolve_mask("penalty_mask", penalty_mask, W)
         if _checks.is_zero(strength):
-            return base(*args, **kwargs)
+            return *at(W), None
 
         def grad_fn(W: Params) -> tuple[Grads, Any]:
-            value, gradient = base(*_replaced(args, argnums, W), **kwargs)
+            value, gradient = at(W)
             return gradient, value
 
         g, hvp, value = _autodiff.gradient_and_hvp(grad_fn, W)
@@ -360,7 +398,14 @@ def grad_l1_value_and_grad(
             _tree.widen(g),
             _tree.widen(product),
         )
-        return value, _tree.cast_like(grads, g)
+        return value, grads, None
+
+    base = _scope.value_and_grad(loss_fn, argnums, has_aux, examples, grad_l1)
+
+    @functools.wraps(loss_fn)
+    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
+        value, grads, _ = base(*args, **kwargs)
+        return value, grads
 
     return value_and_grad
 
@@ -389,32 +434,3 @@ def _in_full_precision(
         return jnp.asarray(x, like.dtype) if floating else x
 
     return jax.tree.map(narrow, value, expected), g
-
-
-def _differentiated(args: Sequence[Any], argnums: int | Sequence[int]) -> Params:
-    """Return the arguments to be differentiated; a tuple if `argnums` is one."""
-    try:
-        if isinstance(argnums, int):
-            params = args[argnums]
-        else:
-            params = tuple(args[i] for i in argnums)
-    except IndexError:
-        raise TypeError(
-            f"argnums={argnums} asks for a positional argument that was not given: "
-            f"got {len(args)} positional arguments. Pass params by position."
-        ) from None
-    _tree.check_real("params", params)
-    return params
-
-
-def _replaced(
-    args: Sequence[Any], argnums: int | Sequence[int], params: Params
-) -> list[Any]:
-    """Return `args` with `params` in the place of the differentiated ones."""
-    replaced = list(args)
-    positions, values = (
-        ((argnums,), (params,)) if isinstance(argnums, int) else (argnums, params)
-    )
-    for position, value in zip(positions, values, strict=True):
-        replaced[position] = value
-    return replaced

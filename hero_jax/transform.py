@@ -1,6 +1,5 @@
 """HERO as a link of an optax chain."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -8,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hero_jax import _checks, _tree
-from hero_jax._typing import GradFn, Grads, Mask, Params, Perturbation
+from hero_jax import _axis, _checks, _tree
+from hero_jax._scope import Scope
+from hero_jax._typing import AxisName, GradFn, Grads, Mask, Params, Perturbation
 from hero_jax.gradient import Metrics, Settings, hero_gradient
 
 __all__ = ["HeroState", "hero"]
@@ -35,6 +35,8 @@ def hero(
     reduction: str = "sum",
     perturb_mask: Mask | None = None,
     penalty_mask: Mask | None = None,
+    axis_name: AxisName | None = None,
+    scope: str = "global",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replace the gradient by HERO's: the first link of an optax chain.
 
@@ -66,6 +68,10 @@ def hero(
       bfloat16 may be larger. :func:`hero_jax.hero_value_and_grad` does it by itself.
     - Flax's `TrainState.apply_gradients` hands no extra arguments to `update`: use
       :func:`hero_jax.hero_value_and_grad` there.
+    - Inside `jax.shard_map` with its default checks, the gradient with respect to
+      replicated weights is summed over the devices, and `axis_name` refuses it: take
+      it at `jax.lax.pcast(params, axis, to="varying")`, or leave `axis_name` out and
+      average the loss by `jax.lax.pmean`.
     - `optax.inject_hyperparams(hero)` takes every callable for a schedule: name the
       perturbation by its string, or list it (and masks that are functions) in
       `static_args`.
@@ -82,6 +88,12 @@ def hero(
         `params -> tree`. Default: all.
       penalty_mask: which leaves enter the penalty. Default: those of two or more
         dimensions.
+      axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
+        examples are spread. The gradient that comes in and `grad_fn` are then those of
+        each device's own examples, not averaged yet; what goes out is averaged.
+      scope: "global", exactly as on one device with all examples: means of g,
+        grad L(U) and the product over the axis; or "local", m-sharpness: each device
+        has its own perturbation and penalty, and only the result is averaged.
 
     Returns:
       A `optax.GradientTransformationExtraArgs` with :class:`HeroState`. Its updates
@@ -90,7 +102,8 @@ def hero(
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
       ValueError: h or gamma is negative or not a scalar, a name is unknown, a mask
-        has another structure than the weights; from `update`: `params` or `grad_fn`
+        has another structure than the weights, there is no such axis, or the gradient
+        is known to have been summed over it; from `update`: `params` or `grad_fn`
         is missing, or `grad_fn` returns another structure than that of `params`.
 
     Example:
@@ -118,6 +131,7 @@ def hero(
         if not callable(value):
             _checks.check_nonnegative(name, value)
     settings = Settings.of(perturbation, reduction, perturb_mask, penalty_mask)
+    is_local = Scope.of(axis_name, scope).local
 
     def init(params: Params) -> HeroState:
         _tree.check_real("params", params)
@@ -149,15 +163,29 @@ def hero(
         _checks.check_callable("grad_fn", grad_fn, "params -> grads")
         _tree.check_real("params", params)
         _tree.check_same_structure("grads", updates, "params", params)
+        grad_fn, W, g = _with_hint(grad_fn, params), params, updates
+        if axis_name is not None:
+            _axis.size(axis_name)  # raises where there is no such axis
+            _axis.check_replicated("params", params, axis_name)
+            _axis.check_own("grads", updates, axis_name)
+            g = _tree.widen(updates)
+            if is_local:
+                W = _axis.own(params, axis_name)
+            else:
+                g = _axis.mean(g, axis_name)
+                grad_fn = _mean_of(grad_fn, axis_name)
         gradient, metrics = hero_gradient(
-            _with_hint(grad_fn, params),
-            params,
-            updates,
+            lambda U: (grad_fn(U), None),
+            W,
+            g,
             loss=None,
             h=_at("h", h, state.count),
             gamma=_at("gamma", gamma, state.count),
             settings=settings,
         )
+        if is_local:
+            gradient, metrics = _axis.mean((gradient, metrics), axis_name)
+        gradient = _tree.cast_like(gradient, updates)
         return gradient, HeroState(
             count=optax.safe_increment(state.count),
             metrics=_tree.cast_like(metrics, state.metrics),
@@ -177,14 +205,17 @@ def _at(
     return scheduled
 
 
-def _with_hint(
-    grad_fn: GradFn, params: Params
-) -> Callable[[Params], tuple[Grads, None]]:
+def _mean_of(grad_fn: GradFn, axis_name: AxisName) -> GradFn:
+    """Average over the axis the gradients with respect to each device's own weights."""
+    return lambda U: _axis.mean(grad_fn(_axis.own(U, axis_name)), axis_name)
+
+
+def _with_hint(grad_fn: GradFn, params: Params) -> GradFn:
     """Wrap `grad_fn` to say what to do when it cannot take a part of the weights."""
     nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     partial = any(isinstance(x, optax.MaskedNode) for x in nodes)
 
-    def wrapped(U: Params) -> tuple[Grads, None]:
+    def wrapped(U: Params) -> Grads:
         try:
             gradient = grad_fn(U)
             _tree.check_same_structure(
@@ -202,6 +233,6 @@ def _with_hint(
                 "wrapper and choose leaves by perturb_mask and penalty_mask, or pass "
                 "a grad_fn of that part of the weights."
             ) from error
-        return gradient, None
+        return gradient
 
     return wrapped

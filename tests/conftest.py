@@ -6,6 +6,7 @@ import jax
 import jax.experimental
 import pytest
 
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 jax.config.update("jax_legacy_prng_key", "error")
 

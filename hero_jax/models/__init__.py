@@ -74,13 +74,7 @@ def create(
       TypeError: `num_classes` is no integer.
     """
     _checks.check_choice("name", name, _MODELS)
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-        raise TypeError(
-            f"num_classes must be an integer >= 1, got {type(num_classes).__name__}: "
-            f"{num_classes!r}."
-        )
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be an integer >= 1, got {num_classes}.")
+    _checks.check_positive_integer("num_classes", num_classes)
     return _MODELS[name](
         num_classes=num_classes, dtype=dtype, conv_general_dilated=conv_general_dilated
     )

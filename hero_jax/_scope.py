@@ -1,0 +1,269 @@
+"""Whose loss a method sees: that of all examples, of a device's, or of m at a time."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from hero_jax import _axis, _checks, _tree
+from hero_jax._typing import AxisName, Grads, Params
+
+SCOPES = ("global", "local")
+
+At = Callable[[Params], Any]
+"""`W -> ((loss, auxiliary), gradient)` over the examples of a scope."""
+
+
+class Method(Protocol):
+    """How a loss becomes a gradient: `(at, W) -> (value, gradient, metrics)`."""
+
+    def __call__(self, at: At, W: Params) -> tuple[Any, Grads, Any]:
+        """Return `(loss, auxiliary)`, the gradient, and metrics or `None`."""
+        ...
+
+
+class Scope(NamedTuple):
+    """The arguments that say so, checked.
+
+    Attributes:
+      axis_name: mapped axis over which the examples are spread, or `None`.
+      local: whether each device has a perturbation and a penalty of its own.
+      examples: the same for every so many examples; `None` for all of a device.
+      batch_argnums: positions of the arguments with a leading axis of examples.
+    """
+
+    axis_name: AxisName | None
+    local: bool
+    examples: int | None = None
+    batch_argnums: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        axis_name: AxisName | None,
+        scope: str,
+        examples_per_perturbation: int | None = None,
+        batch_argnums: int | Sequence[int] = (),
+    ) -> "Scope":
+        """Check the arguments as the user gave them."""
+        _axis.check_axis_name(axis_name)
+        _checks.check_choice("scope", scope, SCOPES)
+        if scope == "local" and axis_name is None:
+            raise ValueError(
+                "scope='local' is about the devices of an axis and needs axis_name; on "
+                "one device use examples_per_perturbation."
+            )
+        if examples_per_perturbation is not None:
+            _checks.check_positive_integer(
+                "examples_per_perturbation", examples_per_perturbation
+            )
+        positions = (
+            (batch_argnums,) if isinstance(batch_argnums, int) else batch_argnums
+        )
+        for position in positions:
+            if not isinstance(position, int) or position < 0:
+                raise TypeError(
+                    "batch_argnums must be an integer >= 0 or several, got "
+                    f"{batch_argnums!r}."
+                )
+        return cls(
+            axis_name, scope == "local", examples_per_perturbation, tuple(positions)
+        )
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Any],
+    argnums: int | Sequence[int],
+    has_aux: bool,
+    scope: Scope,
+    method: Method,
+) -> Callable[..., tuple[Any, Grads, Any]]:
+    """Apply a method to a loss, over the examples of a scope.
+
+    Where the scope is the global batch, the method is given means over the axis, and
+    all that it computes of them is the same on all devices. Where it is local, the
+    method sees one device's examples, or a few of them at a time, and its results are
+    averaged once.
+
+    Args:
+      loss_fn: `(*args, **kwargs) -> loss`, or `-> (loss, auxiliary)` with `has_aux`.
+      argnums: positions of the weights.
+      has_aux: whether there is an auxiliary output.
+      scope: see :class:`Scope`.
+      method: see :class:`Method`.
+
+    Returns:
+      A function of the arguments of `loss_fn`: loss or `(loss, auxiliary)`, gradient,
+      metrics.
+    """
+    axis = scope.axis_name
+
+    @functools.wraps(loss_fn)
+    def own_loss(*args: Any, **kwargs: Any) -> Any:
+        value = loss_fn(*args, **kwargs)
+        loss, auxiliary = value if has_aux else (value, None)
+        # A mean over the axis, too, is one value for each device.
+        return (loss if axis is None else _axis.own(loss, axis)), auxiliary
+
+    base: Any = jax.value_and_grad(own_loss, argnums, has_aux=True)
+
+    def over_device(args: Sequence[Any], kwargs: dict[str, Any]) -> At:
+        return lambda W: base(*_replaced(args, argnums, W), **kwargs)
+
+    def over_axis(args: Sequence[Any], kwargs: dict[str, Any]) -> At:
+        at_own = over_device(args, kwargs)
+
+        def at(W: Params) -> Any:
+            (loss, auxiliary), gradient = at_own(_axis.own(W, axis))
+            loss = lax.stop_gradient(loss)  # it needs no tangent on its way
+            loss, gradient = _axis.mean((loss, gradient), axis)
+            return (loss, auxiliary), gradient
+
+        return at
+
+    @functools.wraps(loss_fn)
+    def function(*args: Any, **kwargs: Any) -> tuple[Any, Grads, Any]:
+        W = _differentiated(args, argnums)
+        devices = _axis.size(axis)
+        if axis is not None:
+            _axis.check_replicated("params", W, axis)
+        chunks, is_global = _split(scope, args, devices)
+        if axis is not None and not is_global:
+            W = _axis.own(W, axis)
+        if is_global or chunks is None:
+            at = over_axis if axis is not None and is_global else over_device
+            value, gradient, metrics = method(at(args, kwargs), W)
+        else:
+            value, gradient, metrics = _mean_over_chunks(
+                lambda chunk: method(over_device(chunk, kwargs), W),
+                args,
+                scope.batch_argnums,
+                chunks,
+            )
+        loss, auxiliary = value
+        if axis is not None and not is_global:
+            loss, gradient, metrics = _axis.mean((loss, gradient, metrics), axis)
+        gradient = _tree.cast_like(gradient, W)
+        if chunks is not None and is_global:
+            auxiliary = jax.tree.map(lambda x: jnp.asarray(x)[None], auxiliary)
+        return ((loss, auxiliary) if has_aux else loss), gradient, metrics
+
+    return function
+
+
+def _split(scope: Scope, args: Sequence[Any], devices: int) -> tuple[int | None, bool]:
+    """Return the number of chunks, if any are asked for, and whether all is one."""
+    if scope.examples is None:
+        return None, not scope.local
+    size = _number_of_examples(args, scope.batch_argnums)
+    if not scope.local and scope.examples == size * devices:
+        return 1, True
+    if size % scope.examples:
+        whole = "" if scope.local else f", or be all {size * devices}"
+        raise ValueError(
+            f"examples_per_perturbation must divide the {size} examples of a device"
+            f"{whole}, got {scope.examples}."
+        )
+    return size // scope.examples, False
+
+
+def _number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> int:
+    sizes = set()
+    for position in batch_argnums:
+        if position >= len(args):
+            raise TypeError(
+                f"batch_argnums asks for positional argument {position}, which was not "
+                f"given: got {len(args)} positional arguments."
+            )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(args[position]):
+            if np.ndim(leaf) == 0:
+                raise ValueError(
+                    f"argument {position}{jax.tree_util.keystr(path)} must have a "
+                    "leading axis of examples, as batch_argnums says, got a scalar."
+                )
+            sizes.add(np.shape(leaf)[0])
+    if len(sizes) != 1:
+        raise ValueError(
+            "the arguments named by batch_argnums must have the same number of "
+            f"examples, at least one, got {sorted(sizes)}."
+        )
+    return int(sizes.pop())
+
+
+def _mean_over_chunks(
+    function: Callable[[Sequence[Any]], tuple[Any, Grads, Any]],
+    args: Sequence[Any],
+    batch_argnums: Sequence[int],
+    chunks: int,
+) -> tuple[Any, Grads, Any]:
+    """Average loss, gradient and metrics over chunks, one at a time.
+
+    The auxiliary outputs are stacked along a new leading axis.
+    """
+    batch = [
+        jax.tree.map(lambda x: _in_chunks(x, chunks), args[k]) for k in batch_argnums
+    ]
+
+    def of_chunk(chunk: Sequence[Any]) -> tuple[Any, Any]:
+        replaced = list(args)
+        for position, part in zip(batch_argnums, chunk, strict=True):
+            replaced[position] = part
+        (loss, auxiliary), gradient, metrics = function(replaced)
+        return (loss, gradient, metrics), auxiliary
+
+    def step(total: Any, chunk: Sequence[Any]) -> tuple[Any, Any]:
+        result, auxiliary = of_chunk(chunk)
+        return jax.tree.map(jnp.add, total, _tree.widen(result)), auxiliary
+
+    first = jax.tree.map(lambda x: x[0], batch)
+    result, _ = jax.eval_shape(of_chunk, first)
+    total, auxiliary = lax.scan(step, jax.tree.map(_zeros_like, result), batch)
+    mean = jax.tree.map(
+        lambda x, y: (x / jnp.asarray(chunks, x.dtype)).astype(y.dtype), total, result
+    )
+    loss, gradient, metrics = mean
+    return (loss, auxiliary), gradient, metrics
+
+
+def _in_chunks(x: chex.Array, chunks: int) -> chex.Array:
+    return jnp.reshape(x, (chunks, np.shape(x)[0] // chunks, *np.shape(x)[1:]))
+
+
+def _zeros_like(x: jax.ShapeDtypeStruct) -> chex.Array:
+    """Return zeros that vary over the same axes."""
+    zeros = jnp.zeros(x.shape, _tree.wide_dtype(x.dtype))
+    return _axis.own(zeros, tuple(_axis.varying(x)))
+
+
+def _differentiated(args: Sequence[Any], argnums: int | Sequence[int]) -> Params:
+    """Return the arguments to be differentiated; a tuple if `argnums` is one."""
+    try:
+        if isinstance(argnums, int):
+            params = args[argnums]
+        else:
+            params = tuple(args[i] for i in argnums)
+    except IndexError:
+        raise TypeError(
+            f"argnums={argnums} asks for a positional argument that was not given: "
+            f"got {len(args)} positional arguments. Pass params by position."
+        ) from None
+    _tree.check_real("params", params)
+    return params
+
+
+def _replaced(
+    args: Sequence[Any], argnums: int | Sequence[int], params: Params
+) -> list[Any]:
+    """Return `args` with `params` in the place of the differentiated ones."""
+    replaced = list(args)
+    positions, values = (
+        ((argnums,), (params,)) if isinstance(argnums, int) else (argnums, params)
+    )
+    for position, value in zip(positions, values, strict=True):
+        replaced[position] = value
+    return replaced

@@ -1,0 +1,553 @@
+"""Eight devices against one: pmap, shard_map, vmap and jit of sharded arrays."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import hero_jax
+from tests.problems import DIRECTIONS, dense_hero, mlp_batch, mlp_loss, mlp_params
+
+DEVICES = 8
+EXAMPLES = 24
+# Leaf order: hidden 0 bias, kernel; hidden 1 bias, kernel; out kernel, temperature.
+MASKS = {
+    "default": {},
+    "disjoint": {
+        "perturb_mask": [True, False, False, True, False, True],
+        "penalty_mask": [False, True, False, False, True, True],
+    },
+}
+METHODS = {
+    "hero": lambda loss, **kw: hero_jax.hero_value_and_grad(
+        loss, h=0.3, gamma=0.7, **kw
+    ),
+    "first-order": lambda loss, **kw: hero_jax.hero_value_and_grad(
+        loss, h=0.3, gamma=0.0, **kw
+    ),
+    "plain": lambda loss, **kw: hero_jax.hero_value_and_grad(
+        loss, h=0.0, gamma=0.0, **kw
+    ),
+    "GRAD-L1": lambda loss, **kw: hero_jax.grad_l1_value_and_grad(
+        loss, strength=0.3, **kw
+    ),
+}
+
+
+def close(actual, expected):
+    """Sums in another order, in float64."""
+    chex.assert_trees_all_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def in_single_precision():
+    return mlp_params(dtype=jnp.float32), mlp_batch(dtype=jnp.float32, size=EXAMPLES)
+
+
+def mesh(size=DEVICES):
+    return Mesh(np.array(jax.devices()[:size]), ("data",))
+
+
+def pmapped(function, devices=DEVICES):
+    """Spread the examples over devices; the result of the first one."""
+
+    def split(x):
+        return x.reshape(devices, -1, *x.shape[1:])
+
+    mapped = jax.pmap(
+        function,
+        axis_name="data",
+        in_axes=(None, 0, 0),
+        devices=jax.devices()[:devices],
+    )
+    lower = lambda params, x, y: mapped.lower(params, split(x), split(y))
+    call = lambda params, x, y: jax.tree.map(
+        lambda leaf: np.asarray(leaf)[0], mapped(params, split(x), split(y))
+    )
+    call.lower = lower
+    return call
+
+
+def shard_mapped(function, devices=DEVICES, check_vma=True):
+    return jax.jit(
+        jax.shard_map(
+            function,
+            mesh=mesh(devices),
+            in_specs=(P(), P("data"), P("data")),
+            out_specs=P(),
+            check_vma=check_vma,
+        )
+    )
+
+
+def unchecked(function, devices=DEVICES):
+    return shard_mapped(function, devices, check_vma=False)
+
+
+def vmapped(function, devices=DEVICES):
+    def call(params, x, y):
+        x, y = (a.reshape(devices, -1, *a.shape[1:]) for a in (x, y))
+        mapped = jax.vmap(function, in_axes=(None, 0, 0), axis_name="data")
+        return jax.tree.map(lambda leaf: leaf[0], mapped(params, x, y))
+
+    return jax.jit(call)
+
+
+MAPS = {
+    "pmap": pmapped,
+    "shard_map": shard_mapped,
+    "shard_map unchecked": unchecked,
+    "vmap": vmapped,
+}
+
+
+def settings(direction, reduction, masks, params):
+    trees = {
+        name: jax.tree.unflatten(jax.tree.structure(params), mask)
+        for name, mask in MASKS[masks].items()
+    }
+    return {"perturbation": direction, "reduction": reduction, **trees}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_hero_is_that_of_the_whole_batch(direction, reduction, masks):
+    params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
+    kwargs = settings(direction, reduction, masks, params)
+    make = lambda **kw: hero_jax.hero_value_and_grad(
+        mlp_loss, h=0.3, gamma=0.7, return_metrics=True, **kwargs, **kw
+    )
+    expected, metrics = dense_hero(
+        lambda p: mlp_loss(p, *batch),
+        params,
+        h=0.3,
+        gamma=0.7,
+        direction=direction,
+        reduction=reduction,
+        perturbed=MASKS[masks].get("perturb_mask"),
+        penalised=MASKS[masks].get("penalty_mask"),
+    )
+    expected = (mlp_loss(params, *batch), expected, hero_jax.Metrics(**metrics))
+    for transform in (pmapped, shard_mapped):
+        close(transform(make(axis_name="data"))(params, *batch), expected)
+    sharded = jax.device_put(batch, NamedSharding(mesh(), P("data")))
+    close(jax.jit(make())(params, *sharded), expected)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("map_name", MAPS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_that_of_the_whole_batch(method, map_name):
+    params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
+    expected = METHODS[method](mlp_loss)(params, *batch)
+    actual = MAPS[map_name](METHODS[method](mlp_loss, axis_name="data"))
+    close(actual(params, *batch), expected)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("map_name", MAPS)
+def test_a_mean_over_the_axis_within_the_loss_changes_nothing(map_name):
+    """As a synchronized normalization would take it: not n or 1/n times too much."""
+    params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
+
+    def loss(params, x, y, over=lambda x: x):
+        for layer in params["hidden"]:
+            x = x @ layer["kernel"]
+            x = jnp.tanh((x - over(x.mean(0))) / jnp.exp(over(jnp.mean(x**2))))
+        x = x @ params["out"]["kernel"]
+        return over(jnp.mean((x - y) ** 2)) * jnp.exp(params["out"]["temperature"])
+
+    pmean = lambda *args: loss(*args, over=lambda x: lax.pmean(x, "data"))
+    for make in METHODS.values():
+        actual = MAPS[map_name](make(pmean, axis_name="data"))(params, *batch)
+        close(actual, make(loss)(params, *batch))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("map_name", MAPS)
+def test_the_mean_and_not_the_sum(map_name):
+    """L = a (w - x)^2 / 2 per example, a = 2: every term of Eq. 13 in closed form."""
+    w, x = 3.0, np.arange(EXAMPLES) / 10.0
+    loss = lambda w, x, a: jnp.mean(a * (w - x) ** 2) / 2
+    make = hero_jax.hero_value_and_grad(
+        loss,
+        h=0.3,
+        gamma=0.7,
+        perturbation=lambda params, grads: grads,  # z = g shows every scale
+        penalty_mask=True,
+        axis_name="data",
+    )
+    g = 2 * (w - x.mean())
+    expected = 2 * (w + 0.3 * g - x.mean()) + 0.7 * 2 * 2 * (2 * 0.3 * g)
+    a = np.full(EXAMPLES, 2.0)
+    value, gradient = MAPS[map_name](make)(jnp.float64(w), x, a)
+    close((value, gradient), (np.mean((w - x) ** 2), expected))
+
+
+LINKS = (optax.add_decayed_weights(1e-3), optax.sgd(0.02, momentum=0.9))
+SCHEDULE = lambda count: 0.3 / (1.0 + count)
+
+
+def chain(axis_name=None, scope="global"):
+    hero = hero_jax.hero(SCHEDULE, 0.05, axis_name=axis_name, scope=scope)
+    return optax.chain(hero, *LINKS)
+
+
+def train(tx, own=lambda params: params):
+    """Return a function that takes three steps of a chain with `hero` in it."""
+
+    def run(params, x, y):
+        grad_fn = jax.grad(lambda params: mlp_loss(params, x, y))
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(
+                grad_fn(own(params)), state, params, grad_fn=grad_fn
+            )
+            return (optax.apply_updates(params, updates), state), None
+
+        return lax.scan(step, (params, tx.init(params)), length=3)[0]
+
+    return run
+
+
+def varying(params):
+    """Take the gradient of each device's own examples under shard_map's checks."""
+    if hasattr(lax, "pcast"):
+        return lax.pcast(params, "data", to="varying")
+    return jax.tree.map(lambda x: lax.pvary(x, "data"), params)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_the_link_of_a_chain(scope):
+    """Weights, momentum and metrics after three steps."""
+    params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
+    if scope == "global":
+        expected = jax.jit(train(chain()))(params, *batch)
+    else:
+        expected = train_local(params, *batch)
+    tx = chain("data", scope)
+    close(pmapped(train(tx))(params, *batch), expected)
+    close(shard_mapped(train(tx, varying))(params, *batch), expected)
+    close(unchecked(train(tx))(params, *batch), expected)
+    close(vmapped(train(tx))(params, *batch), expected)
+
+
+def train_local(params, x, y):
+    """Take the same steps on one device: HERO on each eighth by itself."""
+    rest = optax.chain(*LINKS)
+    state, count = rest.init(params), jnp.int32(0)
+    for _ in range(3):
+        h = SCHEDULE(count)
+        results = [
+            hero_jax.hero_value_and_grad(
+                mlp_loss, h=h, gamma=0.05, return_metrics=True
+            )(params, *part)
+            for part in zip(
+                np.split(np.asarray(x), DEVICES),
+                np.split(np.asarray(y), DEVICES),
+                strict=True,
+            )
+        ]
+        _, grads, metrics = jax.tree.map(lambda *xs: sum(xs) / DEVICES, *results)
+        updates, state = rest.update(grads, state, params)
+        params, count = optax.apply_updates(params, updates), count + 1
+    metrics = metrics._replace(perturbed_loss=None)
+    return params, (hero_jax.HeroState(count, metrics), *state)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("map_name", MAPS)
+@pytest.mark.parametrize("method", METHODS)
+def test_local_scope_is_that_of_as_many_parts_on_one_device(method, map_name):
+    params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
+    make = METHODS[method]
+    parts = [
+        make(mlp_loss)(params, x, y)
+        for x, y in zip(*(np.split(np.asarray(a), DEVICES) for a in batch), strict=True)
+    ]
+    expected = jax.tree.map(lambda *xs: sum(xs) / DEVICES, *parts)
+    local = MAPS[map_name](make(mlp_loss, axis_name="data", scope="local"))
+    close(local(params, *batch), expected)
+    chunks = jax.jit(
+        make(
+            mlp_loss,
+            examples_per_perturbation=EXAMPLES // DEVICES,
+            batch_argnums=(1, 2),
+        )
+    )
+    close(chunks(params, *batch), expected)
+    if method in ("hero", "first-order", "GRAD-L1"):
+        whole = make(mlp_loss)(params, *batch)
+        assert optax.tree.norm(optax.tree.sub(whole[1], expected[1])) > 0.1
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("map_name", ["pmap", "shard_map"])
+@pytest.mark.parametrize("examples", [3, 6, EXAMPLES])
+def test_the_number_of_devices_does_not_matter(examples, map_name):
+    params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
+    kwargs = {
+        "return_metrics": True,
+        "examples_per_perturbation": examples,
+        "batch_argnums": (1, 2),
+    }
+    expected = jax.jit(METHODS["hero"](mlp_loss, **kwargs))(params, *batch)
+    if examples == EXAMPLES:
+        whole = METHODS["hero"](mlp_loss, return_metrics=True)
+        close(expected, whole(params, *batch))
+    spread = METHODS["hero"](mlp_loss, axis_name="data", **kwargs)
+    close(MAPS[map_name](spread, devices=4)(params, *batch), expected)
+
+
+@pytest.mark.usefixtures("x64")
+def test_auxiliary_outputs_of_parts_are_stacked():
+    params, (x, y) = mlp_params(), mlp_batch(size=EXAMPLES)
+    loss = lambda params, x, y: (mlp_loss(params, x, y), {"x": x.sum(0), "n": len(x)})
+    for examples in (6, EXAMPLES):
+        (_, aux), _ = METHODS["hero"](
+            loss, has_aux=True, examples_per_perturbation=examples, batch_argnums=(1, 2)
+        )(params, x, y)
+        np.testing.assert_allclose(aux["x"], x.reshape(-1, examples, 3).sum(1))
+        np.testing.assert_array_equal(aux["n"], [examples] * (EXAMPLES // examples))
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_batch_may_be_a_tree_and_the_rest_stays_whole():
+    params, (x, y) = mlp_params(), mlp_batch(size=EXAMPLES)
+    scale = jnp.arange(3.0) + 1.0  # as many as there are examples to a part
+    loss = lambda params, scale, batch: mlp_loss(params, batch["x"] * scale, batch["y"])
+    kwargs = {"examples_per_perturbation": 3}
+    actual = METHODS["hero"](loss, batch_argnums=2, **kwargs)(
+        params, scale, {"x": x, "y": y}
+    )
+    expected = METHODS["hero"](mlp_loss, batch_argnums=(1, 2), **kwargs)(
+        params, x * scale, y
+    )
+    close(actual, expected)
+
+
+@pytest.mark.parametrize("map_name", ["pmap", "shard_map"])
+def test_half_precision_is_averaged_in_full(map_name):
+    """Eight gradients of which bfloat16 could not hold the sum."""
+    loss = lambda w, x, y: jnp.mean(jnp.asarray(w, jnp.float32) * x * y)
+    x = np.float32([256.0, *[1.0] * (DEVICES - 1)])
+    make = hero_jax.hero_value_and_grad(
+        loss, h=1.0, gamma=0.1, axis_name="data", scope="local"
+    )
+    _, gradient = MAPS[map_name](make)(jnp.bfloat16(1.0), x, np.ones_like(x))
+    assert gradient.dtype == jnp.bfloat16
+    assert gradient == jnp.bfloat16((256.0 + DEVICES - 1) / DEVICES)
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_one_bad_device_is_not_hidden(scope):
+    params = {"w": jnp.ones((3, 2))}
+    loss = lambda params, x, y: jnp.mean((jax.nn.relu(x @ params["w"]) - y) ** 2)
+    x, y = np.ones((EXAMPLES, 3), np.float32), np.zeros((EXAMPLES, 2), np.float32)
+    x[-1] = np.nan
+    for transform in (pmapped, shard_mapped):
+        _, grads = transform(METHODS["hero"](loss, axis_name="data", scope=scope))(
+            params, x, y
+        )
+        assert np.all(np.isnan(grads["w"]))
+
+
+SHARDINGS = {
+    "weights replicated": lambda x: P(),
+    "weights sharded": lambda x: P(*[None] * (x.ndim - 1), "model") if x.ndim else P(),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("weights", SHARDINGS)
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("method", METHODS)
+def test_jit_distributes_sharded_arrays(method, kind, weights):
+    """Data over four devices, weights over two; by Explicit axes grads lie alike."""
+    batch = mlp_batch(size=EXAMPLES)
+    params = mlp_params()
+    rng = np.random.default_rng(0)
+    params["hidden"][0] = {
+        "kernel": jnp.asarray(rng.normal(size=(3, 6))),
+        "bias": jnp.asarray(rng.normal(size=6)),
+    }
+    params["hidden"][1]["kernel"] = jnp.asarray(rng.normal(size=(6, 4)))
+    expected = METHODS[method](mlp_loss)(params, *batch)
+    types = (getattr(AxisType, kind),) * 2
+    grid = jax.make_mesh((4, 2), ("data", "model"), axis_types=types)
+    with set_mesh(grid):
+        placed = jax.tree.map(
+            lambda x: jax.device_put(x, NamedSharding(grid, SHARDINGS[weights](x))),
+            params,
+        )
+        examples = jax.device_put(batch, NamedSharding(grid, P("data")))
+        actual = jax.jit(METHODS[method](mlp_loss))(placed, *examples)
+    close(actual, expected)
+    if kind == "Explicit":
+        for grad, weight in zip(
+            *map(jax.tree.leaves, (actual[1], placed)), strict=True
+        ):
+            assert grad.sharding.is_equivalent_to(weight.sharding, grad.ndim)
+
+
+def set_mesh(grid):
+    return (
+        jax.set_mesh(grid) if hasattr(jax, "set_mesh") else jax.sharding.use_mesh(grid)
+    )
+
+
+def test_nothing_is_compiled_twice():
+    traces = []
+
+    def loss(params, x, y):
+        traces.append(None)
+        return mlp_loss(params, x, y)
+
+    params, batch = in_single_precision()
+    params = jax.device_put(params, NamedSharding(mesh(), P()))
+    step = shard_mapped(METHODS["hero"](loss, axis_name="data"))
+    _, grads = step(params, *batch)
+    once = len(traces)
+    step(jax.tree.map(jnp.add, params, grads), *batch)
+    assert len(traces) == once
+
+
+def collectives(lowered):
+    """Count operations across devices in the compiled program."""
+    text = lowered.compile().as_text()
+    names = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    return len(re.findall(rf" (?:{names})(?:-start)?\(", text))
+
+
+COLLECTIVES = {
+    "hero": {"global": 3, "local": 1},
+    "first-order": {"global": 2, "local": 1},
+    "plain": {"global": 1, "local": 1},
+    "GRAD-L1": {"global": 2, "local": 1},
+}
+
+
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 8), reason="XLA does not yet join what one pmean does"
+)
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("method", METHODS)
+def test_collective_operations_per_step(method, scope):
+    params, batch = in_single_precision()
+    metrics = {} if method == "GRAD-L1" else {"return_metrics": True}
+    make = METHODS[method](mlp_loss, axis_name="data", scope=scope, **metrics)
+    for transform in (pmapped, shard_mapped, unchecked):
+        lowered = transform(make).lower(params, *batch)
+        assert collectives(lowered) == COLLECTIVES[method][scope]
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="as above")
+@pytest.mark.parametrize(("scope", "count"), [("global", 3), ("local", 1)])
+def test_collective_operations_of_a_chain(scope, count):
+    params, batch = in_single_precision()
+    tx = chain("data", scope)
+
+    def step(params, x, y):
+        grad_fn = jax.grad(lambda params: mlp_loss(params, x, y))
+        return tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
+
+    assert collectives(pmapped(step).lower(params, *batch)) == count
+
+
+MISUSES = {
+    "list": ({"axis_name": ["data"]}, TypeError, r"axis_name must be .*got \['data'\]"),
+    "scope": (
+        {"scope": "device"},
+        ValueError,
+        r"scope must be one of \['global', 'loc",
+    ),
+    "no axis": ({"scope": "local"}, ValueError, r"scope='local' .* needs axis_name"),
+    "m = 0": (
+        {"examples_per_perturbation": 0},
+        ValueError,
+        r"examples_per_perturbation must be an integer >= 1, got 0",
+    ),
+    "m = 2.0": (
+        {"examples_per_perturbation": 2.0},
+        TypeError,
+        r"examples_per_perturbation must be an integer >= 1, got float: 2.0",
+    ),
+    "argnums": ({"batch_argnums": -1}, TypeError, r"batch_argnums must be .*got -1"),
+}
+
+
+@pytest.mark.parametrize("case", MISUSES)
+@pytest.mark.parametrize("factory", ["hero", "GRAD-L1", "link"])
+def test_misuse_is_named_when_the_function_is_built(factory, case):
+    arguments, error, message = MISUSES[case]
+    if factory == "link":
+        if not arguments.keys() <= {"axis_name", "scope"}:
+            pytest.skip("a link knows no examples")
+        build = lambda **kw: hero_jax.hero(0.1, 0.1, **kw)
+    else:
+        build = lambda **kw: METHODS[factory](mlp_loss, **kw)
+    with pytest.raises(error, match=message):
+        build(**arguments)
+
+
+CALLS = {
+    "no such axis": (
+        {"axis_name": "batch"},
+        r"axis_name must be an axis of the surrounding .*got 'batch', which is none",
+    ),
+    "m too large": (
+        {"axis_name": "data", "examples_per_perturbation": 6, "batch_argnums": (1, 2)},
+        r"must divide the 3 examples of a device, or be all 24, got 6",
+    ),
+    "all of it, but local": (
+        {
+            "axis_name": "data",
+            "scope": "local",
+            "examples_per_perturbation": 24,
+            "batch_argnums": (1, 2),
+        },
+        r"must divide the 3 examples of a device, got 24",
+    ),
+    "weights among the examples": (
+        {"examples_per_perturbation": 1, "batch_argnums": (0, 1)},
+        r"argument 0\['out'\]\['temperature'\] must have a leading axis .*got a scalar",
+    ),
+    "other numbers": (
+        {"examples_per_perturbation": 1, "batch_argnums": (1, 3)},
+        r"must have the same number of examples, at least one, got \[3, 5\]",
+    ),
+    "no such argument": (
+        {"examples_per_perturbation": 1, "batch_argnums": 7},
+        r"batch_argnums asks for positional argument 7, which was not given: got 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_misuse_is_named_when_the_function_is_called(case):
+    arguments, message = CALLS[case]
+    make = METHODS["hero"](lambda p, x, y, _: mlp_loss(p, x, y), **arguments)
+    params, batch = in_single_precision()
+    with pytest.raises((TypeError, ValueError), match=message):
+        pmapped(lambda p, x, y: make(p, x, y, jnp.zeros(5)))(params, *batch)
+
+
+def test_shard_map_refuses_weights_and_gradients_that_mislead():
+    params, batch = in_single_precision()
+    make = METHODS["hero"](mlp_loss, axis_name="data")
+    with pytest.raises(ValueError, match=r"params must be the same on all devices of"):
+        shard_mapped(lambda p, x, y: make(varying(p), x, y))(params, *batch)
+    with pytest.raises(ValueError, match=r"grads must be those of each device's own"):
+        shard_mapped(train(chain("data")))(params, *batch)
+    with pytest.raises(ValueError, match=r"axis_name must be an axis .*got 'data'"):
+        jax.jit(train(chain("data")))(params, *batch)
