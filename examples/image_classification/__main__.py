@@ -7,15 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import tyro
 
 from . import __doc__ as description
 from . import config as configs
+from . import hosts
 from .checkpoints import CheckpointError
 from .config import Config
 from .datasets import DatasetError
+from .devices import DevicesError
 from .loop import RunError, Stopped
 from .run import Options, run
+
+ERRORS = (CheckpointError, DatasetError, DevicesError, hosts.HostsError, RunError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +67,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
+        if options.distributed:
+            hosts.join()
         run(config, options)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        if hosts.is_first():
+            print(stopped, file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; the same command begins again.", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except (CheckpointError, DatasetError, RunError, OSError) as error:
+        return _failed(128 + signal.SIGINT)
+    except (*ERRORS, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _failed(1)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(
+            "error: another process of the run has ended, or cannot be reached: "
+            f"{str(error).splitlines()[0]}",
+            file=sys.stderr,
+        )
+        return _failed(1)
     return 0
+
+
+def _failed(status: int) -> int:
+    """Return the exit status, or end at once if other processes wait for this one."""
+    if jax.process_count() > 1:
+        hosts.leave(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import augmentation, datasets
 from .config import Config
+from .devices import Devices
 from .pipeline import (
     AUGMENTATION,
     ORDER,
@@ -28,7 +29,9 @@ class ArrayPipeline:
     on_device = True
     skipped = 0
 
-    def __init__(self, dataset: datasets.Dataset, config: Config) -> None:
+    def __init__(
+        self, dataset: datasets.Dataset, config: Config, devices: Devices
+    ) -> None:
         train, test = dataset.train, dataset.test
         size = len(train.labels)
         self.num_classes = dataset.num_classes
@@ -37,26 +40,25 @@ class ArrayPipeline:
         self._batch_size = config.micro_batch
         self.steps = size // config.batch_size * config.accumulation
         self._crop = config.augmentation == "crop_flip"
-        key = jax.random.key(config.seed)
-        self._order_key = jax.random.fold_in(key, ORDER)
-        self._crop_key = jax.random.fold_in(key, AUGMENTATION)
+        self._seed, self.devices, self._size = config.seed, devices, size
         self.checksum = datasets.checksum(dataset)
         self.mean, self.std = mean_and_std(train.images)
         noisy = noisy_labels(config, size, dataset.num_classes)
         labels = np.where(noisy < 0, train.labels, noisy)
-        self._train = jax.device_put((train.images, labels, train.labels))
-        self._test = jax.device_put(
-            _in_batches(min(TEST_BATCH, self.num_test), test.images, test.labels)
+        self._train = devices.replicate((train.images, labels, train.labels))
+        batch_size = min(TEST_BATCH, self.num_test)
+        batch_size += -batch_size % devices.count
+        self._test = devices.sharded.distribute(
+            _in_batches(batch_size, test.images, test.labels), axis=1
         )
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Any]:
-        """Yield training set, order of its batches and key, again and again."""
-        key = jax.random.fold_in(self._order_key, number)
-        order = jax.random.permutation(key, len(self._train[1]))
+        """Yield the training set and the order of its batches, again and again."""
+        key = jax.random.fold_in(self._key(ORDER), number)
+        order = np.asarray(jax.random.permutation(key, self._size))
         order = order[: self.steps * self._batch_size].reshape(self.steps, -1)
-        return itertools.repeat(
-            (self._train, order, self._crop_key), self.steps - first
-        )
+        item = self._train, self.devices.replicate(order)
+        return itertools.repeat(item, self.steps - first)
 
     def sample(self, count: int) -> list[Any]:
         """Return the items of the first steps."""
@@ -64,11 +66,13 @@ class ArrayPipeline:
 
     def batch(self, item: Any, step: chex.Array) -> Batch:
         """Pick, crop, flip and standardize the images of a step."""
-        (images, labels, clean), order, key = item
-        chosen = order[step % self.steps]
+        (images, labels, clean), order = item
+        chosen = self.devices.share(order[step % self.steps])
         images = images[chosen]
         if self._crop:
-            images = augmentation.crop_and_flip(jax.random.fold_in(key, step), images)
+            key = jax.random.fold_in(self._key(AUGMENTATION), step)
+            draws = augmentation.draw(key, self._batch_size)
+            images = augmentation.crop_and_flip(self.devices.share(draws), images)
         return Batch(self.standardized(images), labels[chosen], clean[chosen])
 
     def close(self) -> None:
@@ -81,6 +85,9 @@ class ArrayPipeline:
     def test_batches(self, item: Any) -> EvaluationBatch:
         """Return all test images in batches."""
         return EvaluationBatch(*item)
+
+    def _key(self, purpose: int) -> chex.PRNGKey:
+        return jax.random.fold_in(jax.random.key(self._seed), purpose)
 
     def standardized(self, images: chex.Array) -> chex.Array:
         """Map bytes to float32 with mean 0 and deviation 1 over the training set."""

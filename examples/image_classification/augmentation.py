@@ -1,5 +1,7 @@
 """Random crops and flips of images that lie on the device, inside jit."""
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,22 +9,39 @@ import jax.numpy as jnp
 PADDING = 4
 
 
-def crop_and_flip(key: chex.PRNGKey, images: chex.Array) -> chex.Array:
-    """Pad by 4 black pixels, crop at random to the old size, mirror every second one.
+class Draws(NamedTuple):
+    """What is random about B images.
+
+    Attributes:
+      corners: row and column of the crop in the padded image, int32 `[B, 2]`.
+      flipped: whether it is mirrored, bool `[B, 1]`.
+    """
+
+    corners: chex.Array
+    flipped: chex.Array
+
+
+def draw(key: chex.PRNGKey, size: int) -> Draws:
+    """Draw crops of images padded by 4 pixels, and whether to mirror them."""
+    crop_key, flip_key = jax.random.split(key)
+    corners = jax.random.randint(crop_key, (size, 2), 0, 2 * PADDING + 1)
+    return Draws(corners, jax.random.bernoulli(flip_key, 0.5, (size, 1)))
+
+
+def crop_and_flip(draws: Draws, images: chex.Array) -> chex.Array:
+    """Pad by 4 black pixels, crop to the old size, and mirror, as drawn.
 
     Args:
-      key: random key.
+      draws: for B images.
       images: `[B, H, W, C]`.
 
     Returns:
       Images of the same shape and dtype.
     """
-    crop_key, flip_key = jax.random.split(key)
+    corners, flipped = draws
     size, height, width, _ = images.shape
     pads = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
-    corners = jax.random.randint(crop_key, (size, 2), 0, 2 * PADDING + 1)
     rows = corners[:, :1] + jnp.arange(height)
-    flipped = jax.random.bernoulli(flip_key, 0.5, (size, 1))
     columns = jnp.arange(width)
     columns = corners[:, 1:] + jnp.where(flipped, columns[::-1], columns)
     batch = jnp.arange(size)[:, None, None]

@@ -34,7 +34,13 @@ class Checkpoints:
         keep_best = preservation_policy.BestN(
             get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
         )
+        own = jax.process_index()  # whichever process asks for it writes alone
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=own, active_processes={own}
+        )
         options = ocp.CheckpointManagerOptions(
+            create=False,
+            multiprocessing_options=alone,
             preservation_policy=preservation_policy.AnyPreservationPolicy(
                 [preservation_policy.LatestN(keep), keep_best]
             ),
@@ -42,6 +48,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise CheckpointError(f"cannot use {self.folder}: {error}") from error
@@ -96,7 +103,7 @@ class Checkpoints:
           like: pytree with shapes and dtypes of the state.
 
         Returns:
-          State, on the first device, and record; `None` if there is no checkpoint.
+          State, on the host, and record; `None` if there is no checkpoint.
 
         Raises:
           CheckpointError: it is damaged, or of another network.
@@ -128,7 +135,7 @@ class Checkpoints:
                 f"checkpoint {path} cannot be read: {reason[:300]}. Delete that folder "
                 "to resume from the one before, or the whole run to begin again."
             ) from error
-        return jax.device_put(state), record
+        return state, record
 
     def close(self) -> None:
         """Wait and release threads."""

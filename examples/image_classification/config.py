@@ -44,6 +44,12 @@ class Config:
       perturbation: direction z; "layerwise" is the paper's Eq. 11.
       reduction: of a tensor's squared differences in the penalty.
       strength: of GRAD-L1's penalty.
+      examples_per_perturbation: m of m-sharpness: every m images of a micro-batch have
+        a perturbation, a penalty and BatchNorm statistics of their own; all of them
+        together if None. The numbers do not depend on how many devices there are.
+      synchronized_batch_norm: whether BatchNorm takes its statistics over the images of
+        all devices that share a perturbation; if not, each device has its own, and the
+        numbers depend on how many there are.
       epochs: passes over the training images.
       batch_size: images per update of the weights; the last partial batch of an epoch
         is left out.
@@ -79,6 +85,8 @@ class Config:
     perturbation: Direction = "layerwise"
     reduction: Reduction = "sum"
     strength: float = 1e-3
+    examples_per_perturbation: int | None = None
+    synchronized_batch_norm: bool = True
     epochs: int = 200
     batch_size: int = 128
     accumulation: int = 1
@@ -107,6 +115,12 @@ class Config:
                 f"accumulation must divide batch_size={self.batch_size}, got "
                 f"{self.accumulation}."
             )
+        m = self.examples_per_perturbation
+        if m is not None and self.micro_batch % m:
+            raise ValueError(
+                "examples_per_perturbation must divide the micro-batch of "
+                f"{self.micro_batch} images, got {m}."
+            )
         if len(set(self.bits)) < len(self.bits):
             raise ValueError(f"bits must differ from each other, got {self.bits}.")
         if self.epoch_on_device and self.augmentation == "resized_crop":
@@ -125,6 +139,11 @@ class Config:
         """Images that go through the network at once."""
         return self.batch_size // self.accumulation
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether images that go through at once have several perturbations."""
+        return self.examples_per_perturbation not in (None, self.micro_batch)
+
 
 _POSITIVE = math.ulp(0.0)
 _RANGES = {
@@ -136,6 +155,7 @@ _RANGES = {
     "h": (0, math.inf),
     "gamma": (0, math.inf),
     "strength": (0, math.inf),
+    "examples_per_perturbation": (1, math.inf),
     "epochs": (1, math.inf),
     "batch_size": (1, math.inf),
     "accumulation": (1, math.inf),

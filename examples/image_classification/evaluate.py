@@ -38,10 +38,10 @@ def make_evaluate(
 ) -> Callable[[Sequence[Variables]], list[Evaluation]]:
     """Return a function that tests several networks in one pass over the data.
 
-    Of the last batch only the real images count.
+    Of the last batch only the real images count. The devices share out each batch.
     """
+    devices = pipeline.devices.sharded
 
-    @jax.jit
     def totals(variables: Variables, item: Any) -> chex.Array:
         def of_batch(batch: EvaluationBatch) -> chex.Array:
             images = pipeline.standardized(batch.images)
@@ -55,10 +55,13 @@ def make_evaluate(
 
         return lax.map(of_batch, pipeline.test_batches(item)).sum(0)
 
+    compiled = devices.compile(totals)
+
     def evaluate(networks: Sequence[Variables]) -> list[Evaluation]:
         parts: list[list[chex.Array]] = []
-        for item in map(jax.device_put, pipeline.test_items()):
-            parts.append([totals(variables, item) for variables in networks])
+        networks = devices.replicate([*networks])
+        for item in pipeline.test_items():
+            parts.append([compiled(variables, item) for variables in networks])
             jax.block_until_ready(parts[-2:-1])  # one item ahead, not all of them
         sums = np.sum(np.asarray(parts, np.float64), axis=0)
         if not sums[0, 2]:
@@ -69,7 +72,7 @@ def make_evaluate(
 
 
 def variables_of(state: TrainState) -> Variables:
-    """Return what the model is applied with."""
+    """Return what the model is applied with, of a state on the host."""
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
@@ -87,16 +90,17 @@ def make_measure(
     The same for all methods: z of Eq. 11, a step of `curvature_h`, and in every epoch
     the first training batches, with noisy labels, of the first epoch.
     """
+    devices = pipeline.devices
     value_and_grad = hero_jax.hero_value_and_grad(
         make_loss(model),
         h=config.curvature_h,
         gamma=0.0,
         has_aux=True,
         return_metrics=True,
+        axis_name=devices.axis_name,
     )
     items = pipeline.sample(config.curvature_batches)
 
-    @jax.jit
     def of_batch(state: TrainState, item: Any, step: chex.Array) -> chex.Array:
         batch = pipeline.batch(item, step)
         *_, metrics = value_and_grad(
@@ -104,9 +108,14 @@ def make_measure(
         )
         return jnp.stack([metrics.hessian_norm, metrics.penalty, metrics.grad_norm])
 
+    compiled = devices.compile(of_batch)
+    steps = [devices.replicate(np.int32(k)) for k in range(len(items))]
+
     def measure(state: TrainState) -> dict[str, float]:
-        values = [of_batch(state, item, np.int32(k)) for k, item in enumerate(items)]
-        means = np.mean(np.asarray(values, np.float64), axis=0)
+        values = [
+            compiled(state, item, step) for item, step in zip(items, steps, strict=True)
+        ]
+        means = np.mean(np.asarray(devices.fetch(values), np.float64), axis=0)
         names = ("hessian_norm", "penalty", "grad_norm")
         return dict(zip(names, map(float, means), strict=True))
 

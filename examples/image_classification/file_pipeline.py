@@ -22,6 +22,7 @@ import numpy as np
 
 from . import datasets, photographs
 from .config import Config
+from .devices import Devices
 from .pipeline import (
     AUGMENTATION,
     ORDER,
@@ -36,7 +37,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class TrainBatches:
-    """Whole training batches by the number of the step."""
+    """Training batches by the number of the step: the rows of one host of several."""
 
     def __init__(
         self,
@@ -44,9 +45,13 @@ class TrainBatches:
         noisy: np.ndarray,
         config: Config,
         steps: int,
+        host: int,
+        hosts: int,
     ) -> None:
         self._files, self._noisy, self._config = files, noisy, config
         self._steps = steps
+        rows = config.micro_batch // hosts
+        self._places = range(host * rows, (host + 1) * rows)
 
     def __len__(self) -> int:
         return self._config.epochs * self._steps
@@ -54,58 +59,72 @@ class TrainBatches:
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Decode and cut the images of a batch; unreadable ones are replaced.
 
-        In the place of an unreadable image stands another one of the batch.
+        In the place of an unreadable image stands the next one of the batch.
         """
         size, seed = self._config.micro_batch, self._config.seed
         epoch, k = divmod(number, self._steps)
         chosen = _order(len(self._files), seed, epoch)[k * size : (k + 1) * size]
         images, labels, clean, unreadable = [], [], [], []
-        for place, index in enumerate(chosen):
-            rng = np.random.default_rng([seed, AUGMENTATION, number, place])
-            try:
-                data, label = self._files.read(int(index))
-                image = photographs.random_crop(data, self._config.image_size, rng)
-            except photographs.UNREADABLE:
-                unreadable.append(int(index))
-                continue
-            images.append(image)
-            clean.append(label)
-            labels.append(label if self._noisy[index] < 0 else self._noisy[index])
-        if not images:
-            raise datasets.DatasetError(
-                f"none of the {size} images of a batch can be read, such as "
-                f"{self._files.name(unreadable[0])}."
-            )
-        rows = np.arange(size) % len(images)
+        for place in self._places:
+            for attempt in range(size):
+                index = chosen[(place + attempt) % size]
+                rng = np.random.default_rng([seed, AUGMENTATION, number, place])
+                try:
+                    data, label = self._files.read(int(index))
+                    image = photographs.random_crop(data, self._config.image_size, rng)
+                except photographs.UNREADABLE:
+                    if attempt == 0:
+                        unreadable.append(int(index))
+                    continue
+                images.append(image)
+                clean.append(label)
+                labels.append(label if self._noisy[index] < 0 else self._noisy[index])
+                break
+            else:
+                raise datasets.DatasetError(
+                    f"none of the {size} images of a batch can be read, such as "
+                    f"{self._files.name(unreadable[0])}."
+                )
         return {
-            "images": np.stack(images)[rows],
-            "labels": np.array(labels, np.int32)[rows],
-            "clean_labels": np.array(clean, np.int32)[rows],
+            "images": np.stack(images),
+            "labels": np.array(labels, np.int32),
+            "clean_labels": np.array(clean, np.int32),
             "unreadable": unreadable,
         }
 
 
 class EvaluationBatches:
-    """Whole test batches by number; after the last comes the first again."""
+    """Test batches by number; after the last comes the first again.
+
+    Of each, the rows of one host of several.
+    """
 
     def __init__(
-        self, files: datasets.Files, batch_size: int, image_size: int, rounds: int
+        self,
+        files: datasets.Files,
+        batch_size: int,
+        image_size: int,
+        rounds: int,
+        host: int,
+        hosts: int,
     ) -> None:
         self._files, self._batch_size, self._size = files, batch_size, image_size
         self.per_round = -(-len(files) // batch_size)
         self._rounds = rounds
+        self._rows = batch_size // hosts
+        self._first = host * self._rows
 
     def __len__(self) -> int:
         return self._rounds * self.per_round
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Decode and cut the images of a batch; unreadable ones are not `real`."""
-        images = np.zeros((self._batch_size, self._size, self._size, 3), np.uint8)
-        labels = np.zeros(self._batch_size, np.int32)
-        real = np.zeros(self._batch_size, bool)
+        images = np.zeros((self._rows, self._size, self._size, 3), np.uint8)
+        labels = np.zeros(self._rows, np.int32)
+        real = np.zeros(self._rows, bool)
         unreadable = []
-        first = number % self.per_round * self._batch_size
-        last = min(first + self._batch_size, len(self._files))
+        first = number % self.per_round * self._batch_size + self._first
+        last = min(first + self._rows, len(self._files))
         for place, index in enumerate(range(first, last)):
             try:
                 data, labels[place] = self._files.read(index)
@@ -201,8 +220,15 @@ class FilePipeline:
 
     on_device = False
 
-    def __init__(self, dataset: datasets.Dataset, config: Config, workers: int) -> None:
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        config: Config,
+        workers: int,
+        devices: Devices,
+    ) -> None:
         size = len(dataset.train)
+        self.devices = devices
         self._files = {"training": dataset.train, "test": dataset.test}
         self.num_classes = dataset.num_classes
         self.image_shape = (config.image_size, config.image_size, 3)
@@ -211,12 +237,18 @@ class FilePipeline:
         self.skipped = 0
         self.checksum = datasets.checksum(dataset)
         noisy = noisy_labels(config, size, dataset.num_classes)
-        self._train = TrainBatches(dataset.train, noisy, config, self.steps)
+        host, hosts = jax.process_index(), jax.process_count()
+        self._train = TrainBatches(
+            dataset.train, noisy, config, self.steps, host, hosts
+        )
+        batch_size = min(config.micro_batch, self.num_test)
         self._test = EvaluationBatches(
             dataset.test,
-            min(config.micro_batch, self.num_test),
+            batch_size + -batch_size % devices.count,
             config.image_size,
-            rounds=config.epochs + 1,
+            config.epochs + 1,
+            host,
+            hosts,
         )
         self._train_stream = Stream(self._train, workers)
         self._test_stream = Stream(self._test, workers)
@@ -227,13 +259,15 @@ class FilePipeline:
         """Yield the decoded batches of an epoch."""
         start = number * self.steps
         for item in self._train_stream.read(start + first, start + self.steps):
-            yield self._without_unreadable(item, "training")
+            yield self.devices.assemble(self._without_unreadable(item, "training"))
 
     def sample(self, count: int) -> list[Any]:
         """Decode the first batches of training, to be kept on the device."""
         items = (self._train[k] for k in range(min(count, self.steps)))
         return [
-            jax.device_put(self._without_unreadable(item, "training", count=False))
+            self.devices.assemble(
+                self._without_unreadable(item, "training", count=False)
+            )
             for item in items
         ]
 
@@ -253,7 +287,8 @@ class FilePipeline:
         start = self._round * self._test.per_round
         self._round += 1
         for item in self._test_stream.read(start, start + self._test.per_round):
-            yield self._without_unreadable(item, "test")
+            readable = self._without_unreadable(item, "test")
+            yield self.devices.sharded.assemble(readable)
 
     def test_batches(self, item: Any) -> EvaluationBatch:
         """Return a test batch as one of one."""

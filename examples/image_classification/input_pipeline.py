@@ -16,6 +16,7 @@ import numpy as np
 from . import datasets
 from .array_pipeline import ArrayPipeline
 from .config import Config
+from .devices import Devices, choose
 from .file_pipeline import FilePipeline
 from .pipeline import Pipeline
 
@@ -26,8 +27,16 @@ def create(
     data_dir: Path | None = None,
     download: bool = False,
     workers: int = 0,
+    devices: Devices | None = None,
 ) -> Pipeline:
     """Load the data set of a run and prepare it.
+
+    Args:
+      config: of the run.
+      data_dir: where TensorFlow data sets lie.
+      download: whether to fetch one that is not there.
+      workers: processes that decode images.
+      devices: to which the batches go; the first one of JAX if None.
 
     Raises:
       datasets.DatasetError: it is missing, malformed, or smaller than a batch.
@@ -45,13 +54,15 @@ def create(
             f"{len_of(dataset.train)} training images are fewer than "
             f"batch_size={config.batch_size}."
         )
+    devices = devices or choose()
     if as_files:
-        return FilePipeline(dataset, config, workers)
+        return FilePipeline(dataset, config, workers, devices)
     return ArrayPipeline(
         dataset._replace(
             train=datasets.decode(dataset.train), test=datasets.decode(dataset.test)
         ),
         config,
+        devices,
     )
 
 

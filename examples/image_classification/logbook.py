@@ -38,18 +38,20 @@ class Logbook:
     to the last digit; the times are not.
 
     Args:
-      folder: of the run.
+      folder: of the run; nothing is written if None.
       rows: metrics of the epochs so far.
       times: of the same epochs.
       quiet: whether to print nothing.
     """
 
     def __init__(
-        self, folder: Path, rows: list[Row], times: list[Row], quiet: bool
+        self, folder: Path | None, rows: list[Row], times: list[Row], quiet: bool
     ) -> None:
         self.rows, self.times = rows, times
         self._folder, self._quiet = folder, quiet
         self._writer: Any = None
+        if folder is None:
+            return
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
@@ -66,8 +68,7 @@ class Logbook:
     def write(self) -> None:
         """Write the files, and print what matters most of the last epoch."""
         row, times = self.rows[-1], self.times[-1]
-        _write(self._folder / "metrics.csv", self.rows)
-        _write(self._folder / "times.csv", self.times)
+        self._write_files()
         if self._writer is not None:
             for name, value in (row | times).items():
                 if name != "epoch":
@@ -92,11 +93,14 @@ class Logbook:
 
     def close(self) -> None:
         """Write what there is, also if a run that was complete has only been tested."""
-        if self.rows:
-            _write(self._folder / "metrics.csv", self.rows)
-            _write(self._folder / "times.csv", self.times)
+        self._write_files()
         if self._writer is not None:
             self._writer.close()
+
+    def _write_files(self) -> None:
+        if self._folder is not None and self.rows:
+            _write(self._folder / "metrics.csv", self.rows)
+            _write(self._folder / "times.csv", self.times)
 
 
 def say(text: str, quiet: bool = False) -> None:

@@ -11,15 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from hero_jax import models
-
-from . import evaluate
+from . import evaluate, hosts
 from .checkpoints import Checkpoints
 from .config import Config
 from .logbook import Logbook, Progress, Row, say
 from .pipeline import Pipeline
-from .train import OUTPUTS, Program, TrainState, make_program
+from .train import OUTPUTS, Program, TrainState, make_model, make_program
 
 AHEAD = 2
 """Steps that are dispatched before the outputs of an earlier one are looked at."""
@@ -47,19 +46,22 @@ class Training:
     def __init__(
         self, config: Config, pipeline: Pipeline, out: Path, keep: int, quiet: bool
     ) -> None:
-        model = models.create(
-            config.model, num_classes=pipeline.num_classes, dtype=np.dtype(config.dtype)
-        )
+        synchronized = config.synchronized_batch_norm and not config.has_parts
+        model = make_model(config, pipeline, synchronized)
         self._config, self._pipeline, self._out = config, pipeline, out
-        self._quiet = quiet
+        self._devices = pipeline.devices
+        self._quiet = quiet or not hosts.is_first()
         self._program: Program = make_program(config, model, pipeline)
         try:
-            self._abstract_state = jax.eval_shape(self._program.init)
+            self._shapes = self._program.shapes()
         except ValueError as error:
             raise RunError(f"{config.model} does not fit the data: {error}") from None
-        self._measure = evaluate.make_measure(config, model, pipeline)
+        whole = make_model(config, pipeline, synchronized=True)
+        self._measure = evaluate.make_measure(config, whole, pipeline)
         self.evaluate = evaluate.make_evaluate(model, pipeline)
-        self._checkpoints = Checkpoints(out / "checkpoints", keep)
+        self._checkpoints: Checkpoints | None = None
+        if hosts.is_first():
+            self._checkpoints = Checkpoints(out / "checkpoints", keep)
         on_device = config.epoch_on_device
         if on_device is None:
             on_device = jax.default_backend() != "cpu"
@@ -67,15 +69,20 @@ class Training:
 
     def close(self) -> None:
         """Wait for the last checkpoint."""
-        self._checkpoints.close()
+        if self._checkpoints is not None:
+            self._checkpoints.close()
 
     def run(self) -> tuple[TrainState, list[Row], float]:
-        """Train to the end; return the state, metrics by epoch, and seconds."""
-        state, outputs, rows, times = self._begin()
+        """Train to the end.
+
+        Returns:
+          The state, on the host, metrics by epoch, and seconds.
+        """
+        state, step, outputs, rows, times = self._begin()
         steps, epochs = self._pipeline.steps, self._config.epochs
-        step = int(state.step)
         done = step // steps
-        book = Logbook(self._out, rows, times, self._quiet)
+        out = self._out if hosts.is_first() else None
+        book = Logbook(out, rows, times, self._quiet)
         images = self._config.micro_batch
         progress = Progress(epochs * steps * images, step * images, self._quiet)
         if step:
@@ -85,9 +92,10 @@ class Training:
                 start = time.perf_counter()
                 before = len(outputs)
                 state = self._epoch(state, epoch, outputs, progress, stop)
+                step = epoch * steps + len(outputs)
                 if len(outputs) < steps:
-                    self._save(state, outputs, book, None)
-                    raise self._stopped(state)
+                    self._save(step, state, outputs, book, None)
+                    raise self._stopped(step)
                 seconds = time.perf_counter() - start
                 row = self._row(state, epoch, outputs)
                 book.add(
@@ -99,28 +107,49 @@ class Training:
                     },
                 )
                 outputs = []
-                self._save(state, outputs, book, row["test_accuracy"])
+                self._save(step, state, outputs, book, row["test_accuracy"])
                 book.write()
                 if stop.requested and epoch + 1 < epochs:
-                    raise self._stopped(state)
-            return state, book.rows, book.seconds()
+                    raise self._stopped(step)
+            return self._devices.fetch(state), book.rows, book.seconds()
 
-    def _begin(self) -> tuple[TrainState, list[list[float]], list[Row], list[Row]]:
-        """Return the state to start from, outputs of its unfinished epoch, and rows."""
-        restored = self._checkpoints.restore(self._abstract_state)
-        if restored is None:
-            return self._program.init(), [], [], []
-        state, record = restored
+    def _begin(
+        self,
+    ) -> tuple[TrainState, int, list[list[float]], list[Row], list[Row]]:
+        """Return the state to start from, its step, outputs of its epoch, and rows."""
+        restored = None
+        if self._checkpoints is not None:
+            restored = self._checkpoints.restore(self._shapes)
+        record = hosts.of_first(None if restored is None else restored[1])
+        if record is None:
+            return self._program.init(), 0, [], [], []
         if record["data"] != self._pipeline.checksum:
             raise RunError(
-                f"the data are not those that {self._checkpoints.latest()} was trained "
+                f"the data are not those that {self._latest()} was trained "
                 "on: bring them back, or begin again with another --out."
             )
-        self._pipeline.skipped = record["skipped"]
-        return state, record["outputs"], record["metrics"], record["times"]
+        if restored is None:  # another process has it
+            zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self._shapes)
+            restored = zeros, record
+        state = hosts.arrays_of_first(restored[0])
+        if hosts.is_first():
+            self._pipeline.skipped = record["skipped"]
+        return (
+            self._devices.replicate(state),
+            int(state.step),
+            record["outputs"],
+            record["metrics"],
+            record["times"],
+        )
+
+    def _latest(self) -> str:
+        if self._checkpoints is None:
+            return "with process 0"
+        return str(self._checkpoints.latest() or "none")
 
     def _save(
         self,
+        step: int,
         state: TrainState,
         outputs: list[list[float]],
         book: Logbook,
@@ -129,16 +158,18 @@ class Training:
         record = {
             "data": self._pipeline.checksum,
             "outputs": outputs,
-            "skipped": self._pipeline.skipped if outputs else 0,
+            "skipped": hosts.total(self._pipeline.skipped) if outputs else 0,
             "metrics": book.rows,
             "times": book.times,
         }
-        self._checkpoints.save(int(state.step), state, record, accuracy)
+        if self._checkpoints is not None:
+            self._checkpoints.save(step, self._devices.fetch(state), record, accuracy)
 
-    def _stopped(self, state: TrainState) -> Stopped:
-        self._checkpoints.wait()
+    def _stopped(self, step: int) -> Stopped:
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
         return Stopped(
-            f"stopped after step {int(state.step)} and saved; the same command resumes."
+            f"stopped after step {step} and saved; the same command resumes."
         )
 
     def _epoch(
@@ -152,7 +183,7 @@ class Training:
         """Take the steps of an epoch that are left, and append to the outputs."""
 
         def look(values: Any) -> None:
-            outputs.append([float(value) for value in np.asarray(values)])
+            outputs.append([float(value) for value in values])
             self._check_finite(
                 dict(zip(OUTPUTS, outputs[-1], strict=True)), epoch, len(outputs)
             )
@@ -164,30 +195,32 @@ class Training:
         items = self._pipeline.epoch(epoch, len(outputs))
         if self._in_one_loop and not outputs:
             state, all_values = self._program.epoch(state, next(items))
-            for values in np.asarray(all_values):
+            for values in self._devices.fetch(all_values):
                 look(values)
+            stop.now()
             return state
         waiting: collections.deque[jax.Array] = collections.deque()
         for item in items:
             state, values = self._program.step(state, item)
             waiting.append(values)
             if len(waiting) > AHEAD:
-                look(waiting.popleft())
-            if stop.requested:
+                look(self._devices.fetch(waiting.popleft()))
+            if stop.now():
                 break
         for values in waiting:
-            look(values)
+            look(self._devices.fetch(values))
         return state
 
     def _row(self, state: TrainState, epoch: int, outputs: list[list[float]]) -> Row:
         """Measure at the end of an epoch."""
-        (test,) = self.evaluate([evaluate.variables_of(state)])
+        fetched = self._devices.fetch(state)
+        (test,) = self.evaluate([evaluate.variables_of(fetched)])
         means = np.mean(outputs, axis=0)
         loss, accuracy, clean_accuracy, norm, penalty = map(float, means)
-        updates = int(state.step) // self._config.accumulation
+        updates = int(fetched.step) // self._config.accumulation
         row = {
             "epoch": epoch + 1,
-            "step": int(state.step),
+            "step": int(fetched.step),
             "learning_rate": float(self._program.schedule(updates - 1)),
             "train_loss": loss,
             "train_accuracy": accuracy,
@@ -197,7 +230,7 @@ class Training:
             "test_loss": test.loss,
             "test_accuracy": test.accuracy,
             **self._measure(state),
-            "skipped_images": self._pipeline.skipped,
+            "skipped_images": hosts.total(self._pipeline.skipped),
         }
         self._check_finite(row, epoch, len(outputs))
         return row
@@ -205,28 +238,47 @@ class Training:
     def _check_finite(self, values: dict[str, float], epoch: int, step: int) -> None:
         for name, value in values.items():
             if not math.isfinite(value):
-                self._checkpoints.wait()
+                if self._checkpoints is not None:
+                    self._checkpoints.wait()
                 raise RunError(
                     f"{name} is {value} at step {epoch * self._pipeline.steps + step} "
                     f"(epoch {epoch + 1}). Last good checkpoint: "
-                    f"{self._checkpoints.latest() or 'none'}. Begin again in another "
+                    f"{self._latest()}. Begin again in another "
                     "folder with a lower learning_rate, h or gamma, or with clip_norm."
                 )
 
 
 class Signals:
-    """Notes that SIGTERM or SIGINT came, instead of ending the process at once."""
+    """Notes that SIGTERM or SIGINT came, instead of ending the process at once.
+
+    Of several processes, all are told of the SIGTERM that one of them got, at the same
+    step; SIGINT ends the one that gets it.
+
+    Attributes:
+      requested: whether the run is to stop.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self._calls = 0
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         """Take the signals over, if this is the main thread."""
+        if jax.process_count() > 1:
+            return self  # JAX has taken SIGTERM over
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._handlers[number] = signal.signal(number, self._note)
         return self
+
+    def now(self) -> bool:
+        """Whether to stop after this step; to be asked at each, by every process."""
+        if jax.process_count() > 1:
+            reached = multihost_utils.reached_preemption_sync_point(self._calls)
+            self.requested |= reached
+            self._calls += 1
+        return self.requested
 
     def _note(self, number: int, frame: object) -> None:
         del frame

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .config import Config
+from .devices import Devices
 from .label_noise import symmetric_noise
 
 NOISE, ORDER, AUGMENTATION = 0, 1, 2
@@ -50,6 +51,7 @@ class Pipeline(Protocol):
       image_shape: `(H, W, C)`.
       steps: micro-batches in an epoch.
       num_test: test images, unreadable ones included.
+      devices: to which its items go.
       on_device: whether every item of an epoch is the same arrays on the device.
       checksum: tells different data apart.
       skipped: unreadable images met since it was last set to zero.
@@ -59,6 +61,7 @@ class Pipeline(Protocol):
     image_shape: tuple[int, int, int]
     steps: int
     num_test: int
+    devices: Devices
     on_device: bool
     checksum: int
     skipped: int
@@ -68,7 +71,10 @@ class Pipeline(Protocol):
         ...
 
     def batch(self, item: Any, step: chex.Array) -> Batch:
-        """Return the batch of a step since the beginning of training; for jit."""
+        """Return a device's share of a step's batch, counted from the first step.
+
+        For use in a program of `devices`.
+        """
         ...
 
     def sample(self, count: int) -> list[Any]:
@@ -76,11 +82,11 @@ class Pipeline(Protocol):
         ...
 
     def test_items(self) -> Iterator[Any]:
-        """Yield the test images in items."""
+        """Yield the test images in items, for programs of `devices.sharded`."""
         ...
 
     def test_batches(self, item: Any) -> EvaluationBatch:
-        """Return batches `[K, B, ...]` of a test item; for jit."""
+        """Return batches `[K, B, ...]` of a test item; for use in a program."""
         ...
 
     def standardized(self, images: chex.Array) -> chex.Array:

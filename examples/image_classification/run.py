@@ -15,8 +15,10 @@ import jax
 import hero_jax
 
 from . import config as configs
-from . import evaluate, input_pipeline, results
+from . import devices as devices_of
+from . import evaluate, hosts, input_pipeline, results
 from .config import Config
+from .devices import Parallel
 from .logbook import plot, say
 from .loop import RunError, Training
 from .pipeline import Pipeline
@@ -24,7 +26,7 @@ from .pipeline import Pipeline
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where and how to run; none of it changes the numbers.
+    """Where and how to run; none of it changes the numbers, but for rounding.
 
     Attributes:
       out: folder to write; the command line makes it `runs/CONFIG/seed_SEED` if None.
@@ -32,6 +34,12 @@ class Options:
       download: let TensorFlow Datasets fetch a data set that is not there.
       workers: processes that decode images to train on, and again as many for those
         to test on; 0 for threads.
+      devices: devices of this host that share out every micro-batch; all that there
+        are if None.
+      parallel: "jit", where the compiler distributes a program, or "pmap", where every
+        device runs its own and averages gradients.
+      distributed: join the other processes of a run on several hosts, all of which run
+        the same command; all of their devices are used.
       keep: number of latest checkpoints that stay, beside the best one.
       quiet: print nothing and show no progress bar.
     """
@@ -40,20 +48,25 @@ class Options:
     data_dir: Path | None = None
     download: bool = False
     workers: int = min(8, os.cpu_count() or 1)
+    devices: int | None = None
+    parallel: Parallel = "jit"
+    distributed: bool = False
     keep: int = 2
     quiet: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ValueError` where a field is out of range."""
-        for name, least in (("workers", 0), ("keep", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name} must be at least {least}, got {getattr(self, name)}."
-                )
+        for name, least in (("workers", 0), ("keep", 1), ("devices", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 def run(config: Config, options: Options) -> dict[str, Any]:
     """Train and test; go on where an earlier attempt in the same folder ended.
+
+    Of several processes that have joined, only the first one reads and writes files of
+    the run; all return the record.
 
     Args:
       config: what to train, on what, and how.
@@ -68,27 +81,45 @@ def run(config: Config, options: Options) -> dict[str, Any]:
       Stopped: a signal asked for it.
       CheckpointError: a checkpoint cannot be written or read.
       DatasetError: the data set is missing or malformed.
+      DevicesError: the devices are not there, or cannot share out a batch.
+      HostsError: the processes of the run disagree.
     """
     if options.out is None:
         raise RunError("out must be a folder, got None.")
     out = options.out
-    _check_folder(out, config)
-    with _locked(out):
-        if (out / "result.json").exists():
-            say(f"finished already: {out / 'result.json'}", options.quiet)
-            return _read(out / "result.json")
+    first = hosts.is_first()
+    if first:
+        _check_folder(out, config)
+    with _locked(out) if first else contextlib.nullcontext():
+        finished = first and (out / "result.json").exists()
+        record = hosts.of_first(_read(out / "result.json") if finished else None)
+        if record is not None:
+            say(f"finished already: {out / 'result.json'}", options.quiet or not first)
+            return dict(record)
+        hosts.check_same("the config", f"{configs.dumps(config)} {options.parallel}")
         with open_pipeline(config, options) as pipeline:
+            hosts.check_same("the data", str(pipeline.checksum))
             return _train_and_test(config, pipeline, out, options)
 
 
 def open_pipeline(config: Config, options: Options) -> contextlib.closing[Pipeline]:
     """Load the data of a run; a context that stops its workers at the end."""
+    devices = devices_of.choose(options.parallel, options.devices)
+    devices_of.check_divides(
+        devices, config.micro_batch, config.examples_per_perturbation
+    )
+    if not (config.synchronized_batch_norm or devices.axis_name or devices.count == 1):
+        raise devices_of.DevicesError(
+            "synchronized_batch_norm must be True with parallel='jit', which "
+            "normalizes over all devices, got False: use --parallel pmap."
+        )
     return contextlib.closing(
         input_pipeline.create(
             config,
             data_dir=options.data_dir,
             download=options.download,
             workers=options.workers,
+            devices=devices,
         )
     )
 
@@ -96,8 +127,14 @@ def open_pipeline(config: Config, options: Options) -> contextlib.closing[Pipeli
 def _train_and_test(
     config: Config, pipeline: Pipeline, out: Path, options: Options
 ) -> dict[str, Any]:
-    training = Training(config, pipeline, out, options.keep, options.quiet)
-    results.write_text(out / "config.toml", configs.dumps(config))
+    devices = pipeline.devices
+    first = hosts.is_first()
+    quiet = options.quiet or not first
+    training = Training(config, pipeline, out, options.keep, quiet)
+    if first:
+        results.write_text(out / "config.toml", configs.dumps(config))
+    if devices.count > 1:
+        say(_in_words(config, options, devices.count), quiet)
     with contextlib.closing(training):
         state, rows, seconds = training.run()
     networks = {32: evaluate.variables_of(state)}
@@ -105,11 +142,13 @@ def _train_and_test(
         networks[bits] = evaluate.quantized(networks[32], bits)
     tested = dict(zip(networks, training.evaluate([*networks.values()]), strict=True))
     accuracy = {str(bits): result.accuracy for bits, result in tested.items()}
-    hero_jax.quant.save(out / "weights.safetensors", networks[32])
-    title = f"{config.model} on {Path(config.dataset).name}, {config.method}"
-    plot(rows, accuracy, title, out / "curves.png")
     record = {
-        "environment": results.environment(),
+        "environment": results.environment()
+        | {
+            "devices": devices.count,
+            "processes": jax.process_count(),
+            "parallel": options.parallel,
+        },
         "config": dataclasses.asdict(config),
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "train_images_per_epoch": pipeline.steps * config.micro_batch,
@@ -121,16 +160,28 @@ def _train_and_test(
         "accuracy_by_bits": accuracy,
         "epochs": rows,
     }
-    results.write_json(out / "result.json", record)
+    if first:
+        hero_jax.quant.save(out / "weights.safetensors", networks[32])
+        title = f"{config.model} on {Path(config.dataset).name}, {config.method}"
+        plot(rows, accuracy, title, out / "curves.png")
+        results.write_json(out / "result.json", record)
     widths = ("float" if bits == "32" else f"{bits} bit" for bits in accuracy)
     values = (f"{value:.2%}" for value in accuracy.values())
     pairs = (" ".join(pair) for pair in zip(widths, values, strict=True))
-    say(f"test accuracy: {', '.join(pairs)}", options.quiet)
-    say(
-        f"wrote {out / 'result.json'}, weights.safetensors and curves.png",
-        options.quiet,
-    )
+    say(f"test accuracy: {', '.join(pairs)}", quiet)
+    say(f"wrote {out / 'result.json'}, weights.safetensors and curves.png", quiet)
     return record
+
+
+def _in_words(config: Config, options: Options, devices: int) -> str:
+    """Say what several devices compute."""
+    m = config.examples_per_perturbation or config.micro_batch
+    share = config.micro_batch // devices
+    normalized = m if config.synchronized_batch_norm else min(m, share)
+    return (
+        f"{devices} devices by {options.parallel}: {config.micro_batch} images at "
+        f"once, one perturbation for every {m}, BatchNorm over {normalized}"
+    )
 
 
 @contextlib.contextmanager

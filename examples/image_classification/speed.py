@@ -13,16 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
-
-from hero_jax import models
 
 from .__main__ import parse
 from .config import Config
 from .pipeline import Pipeline
 from .results import markdown
 from .run import open_pipeline
-from .train import make_program
+from .train import make_model, make_program
 
 LEAST_STEPS = 30
 """So many that a few batches which workers have ready do not count."""
@@ -36,13 +33,11 @@ def measure(config: Config, pipeline: Pipeline, steps: int) -> dict[str, float]:
       pipeline: its data.
       steps: how many are timed.
     """
-    model = models.create(
-        config.model, num_classes=pipeline.num_classes, dtype=np.dtype(config.dtype)
-    )
+    model = make_model(config, pipeline, config.synchronized_batch_norm)
     program = make_program(config, model, pipeline)
     epochs = itertools.count()
     items = itertools.chain.from_iterable(map(pipeline.epoch, epochs))
-    first = jax.device_put(next(items))
+    first = next(items)
     state = program.init()
 
     def rate(source: Any, train: bool) -> float:
@@ -55,7 +50,7 @@ def measure(config: Config, pipeline: Pipeline, steps: int) -> dict[str, float]:
             if train:
                 state, _ = program.step(state, item)
             else:
-                jax.block_until_ready(jax.device_put(item))
+                jax.block_until_ready(item)
         jax.block_until_ready(state)
         return steps * config.micro_batch / (time.perf_counter() - start)
 
@@ -75,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"{config.model}, {config.method}, {'x'.join(map(str, pipeline.image_shape))} "
         f"images, batch {config.micro_batch}, {options.workers} workers, "
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n"
+        f"{pipeline.devices.count} x {jax.devices()[0].device_kind}, "
+        f"jax {jax.__version__}\n"
     )
     rows = [["what", "images/s"], *([k, f"{v:.0f}"] for k, v in rates.items())]
     print(markdown(rows))

@@ -1,6 +1,5 @@
 """One training step: the method's gradient, then an ordinary optax chain."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,12 +7,15 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 import hero_jax
+from hero_jax import models
 
 from .config import Config
+from .devices import Devices
 from .pipeline import Pipeline
 
 OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm", "penalty")
@@ -37,10 +39,13 @@ class TrainState(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The jitted functions of a run; the state that goes in is used up.
+    """The compiled functions of a run; the state that goes in is used up.
+
+    All that comes out lies on the devices as `Devices.fetch` takes it.
 
     Attributes:
       init: `() -> state`.
+      shapes: `() -> state` of shapes and dtypes.
       step: `(state, item) -> (state, outputs [5])`, for one item of the pipeline.
       epoch: `(state, item) -> (state, outputs [steps, 5])`, all steps in one loop, for
         a pipeline that keeps its data on the device.
@@ -48,6 +53,7 @@ class Program(NamedTuple):
     """
 
     init: Callable[[], TrainState]
+    shapes: Callable[[], TrainState]
     step: Callable[[TrainState, Any], tuple[TrainState, chex.Array]]
     epoch: Callable[[TrainState, Any], tuple[TrainState, chex.Array]]
     schedule: optax.Schedule
@@ -74,11 +80,31 @@ def make_loss(model: nn.Module) -> Callable[..., Any]:
     return loss_fn
 
 
-def make_value_and_grad(config: Config, loss_fn: Callable[..., Any]) -> Any:
+def make_model(config: Config, pipeline: Pipeline, synchronized: bool) -> nn.Module:
+    """Return the network; its BatchNorm is that of all devices if synchronized."""
+    return models.create(
+        config.model,
+        num_classes=pipeline.num_classes,
+        dtype=np.dtype(config.dtype),
+        axis_name=pipeline.devices.axis_name if synchronized else None,
+    )
+
+
+def make_value_and_grad(
+    config: Config, loss_fn: Callable[..., Any], devices: Devices
+) -> Any:
     """Return the method's replacement of `jax.value_and_grad`.
 
-    Its third result is the penalty of Eq. 12; zero of a method that computes none.
+    Loss and gradient are those of the whole micro-batch, BatchNorm statistics and
+    logits those of a device. Its third result is the penalty of Eq. 12; zero of a
+    method that computes none.
     """
+    settings: dict[str, Any] = {
+        "has_aux": True,
+        "axis_name": devices.axis_name,
+        "examples_per_perturbation": config.examples_per_perturbation,
+        "batch_argnums": (2, 3),
+    }
     if config.method in ("hero", "first_order"):
 
         def hero(*args: Any) -> tuple[Any, Any, chex.Array]:
@@ -91,16 +117,12 @@ def make_value_and_grad(config: Config, loss_fn: Callable[..., Any]) -> Any:
             gamma=config.gamma if config.method == "hero" else 0.0,
             perturbation=config.perturbation,
             reduction=config.reduction,
-            has_aux=True,
             return_metrics=True,
+            **settings,
         )
         return hero
-    if config.method == "grad_l1":
-        plain = hero_jax.grad_l1_value_and_grad(
-            loss_fn, strength=config.strength, has_aux=True
-        )
-    else:
-        plain = jax.value_and_grad(loss_fn, has_aux=True)
+    strength = config.strength if config.method == "grad_l1" else 0.0
+    plain = hero_jax.grad_l1_value_and_grad(loss_fn, strength=strength, **settings)
     return lambda *args: (*plain(*args), jnp.float32(0.0))
 
 
@@ -133,7 +155,8 @@ def make_optimizer(
 
 def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Program:
     """Build the functions that train a model on the data of a pipeline."""
-    value_and_grad = make_value_and_grad(config, make_loss(model))
+    devices = pipeline.devices
+    value_and_grad = make_value_and_grad(config, make_loss(model), devices)
     tx, schedule = make_optimizer(config, config.epochs * pipeline.steps)
 
     @jax.jit
@@ -150,17 +173,21 @@ def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Progra
         (loss, (batch_stats, logits)), grads, penalty = value_and_grad(
             state.params, state.batch_stats, batch.images, batch.labels
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        if config.examples_per_perturbation is not None:  # outputs of all parts
+            batch_stats = jax.tree.map(lambda x: x.mean(0), batch_stats)
+            logits = logits.reshape(-1, logits.shape[-1])
         predicted = logits.argmax(-1)
-        outputs = jnp.stack(
-            [
-                loss,
+        batch_stats, accuracy, clean_accuracy = devices.mean(
+            (
+                batch_stats,
                 jnp.mean(predicted == batch.labels),
                 jnp.mean(predicted == batch.clean_labels),
-                optax.tree.norm(grads),
-                penalty,
-            ]
+            )
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        outputs = jnp.stack(
+            [loss, accuracy, clean_accuracy, optax.tree.norm(grads), penalty]
         )
         return TrainState(state.step + 1, params, batch_stats, opt_state), outputs
 
@@ -169,9 +196,11 @@ def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Progra
             lambda state, _: step(state, item), state, length=pipeline.steps
         )
 
+    key = jax.random.key(config.seed)
     return Program(
-        functools.partial(init, jax.random.key(config.seed)),
-        jax.jit(step, donate_argnums=0),
-        jax.jit(epoch, donate_argnums=0),
+        lambda: devices.replicate(init(key)),
+        lambda: jax.eval_shape(init, key),
+        devices.compile(step, donate=True),
+        devices.compile(epoch, donate=True),
         schedule,
     )

@@ -47,6 +47,7 @@ def create(
     num_classes: int,
     dtype: Any = jnp.float32,
     conv_general_dilated: ConvGeneralDilated | None = None,
+    axis_name: str | None = None,
 ) -> nn.Module:
     """Return one of the paper's networks.
 
@@ -63,6 +64,9 @@ def create(
       conv_general_dilated: the convolution; :func:`conv_general_dilated` of this
         package if None, which is fast on CPUs. :func:`jax.lax.conv_general_dilated`
         makes `jax.jvp` of the loss itself work there, too.
+      axis_name: axis of the surrounding `pmap` or `shard_map` over which BatchNorm
+        averages its statistics; every device has its own if None. Under `jit` of
+        sharded arrays they are those of the whole batch without it.
 
     Returns:
       A module: `model.init(key, images, train=False)` gives `params` and
@@ -76,5 +80,8 @@ def create(
     _checks.check_choice("name", name, _MODELS)
     _checks.check_positive_integer("num_classes", num_classes)
     return _MODELS[name](
-        num_classes=num_classes, dtype=dtype, conv_general_dilated=conv_general_dilated
+        num_classes=num_classes,
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
+        axis_name=axis_name,
     )

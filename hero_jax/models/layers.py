@@ -30,7 +30,9 @@ def convolution(
     )
 
 
-def normalization(train: bool, dtype: Any) -> Any:
+def normalization(
+    train: bool, dtype: Any, axis_name: str | None
+) -> Callable[..., nn.BatchNorm]:
     """Return BatchNorm with a momentum of 0.9 and an epsilon of 1e-5."""
     return functools.partial(
         nn.BatchNorm,
@@ -38,6 +40,7 @@ def normalization(train: bool, dtype: Any) -> Any:
         momentum=0.9,
         epsilon=1e-5,
         dtype=dtype,
+        axis_name=axis_name,
     )
 
 

@@ -8,6 +8,7 @@ References:
   Bottlenecks. CVPR 2018.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -44,14 +45,13 @@ class InvertedResidual(nn.Module):
     features: int
     expansion: int
     strides: int
-    dtype: Any
-    conv_general_dilated: ConvGeneralDilated | None
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: chex.Array, train: bool) -> chex.Array:
+    def __call__(self, x: chex.Array) -> chex.Array:
         """Map `[B, H, W, C]` to `[B, H / strides, W / strides, features]`."""
-        norm = normalization(train, self.dtype)
-        conv = convolution(self.dtype, self.conv_general_dilated)
+        conv, norm = self.conv, self.norm
         width = self.expansion * x.shape[-1]
         y = nn.relu(norm()(conv(width, (1, 1), padding=0)(x)))
         depthwise = conv(
@@ -72,29 +72,24 @@ class MobileNetV2(nn.Module):
     Attributes:
       num_classes: number of logits.
       dtype: in which it computes; parameters and statistics are float32.
-      conv_general_dilated: see :func:`hero_jax.models.create`.
+      conv_general_dilated, axis_name: see :func:`hero_jax.models.create`.
     """
 
     num_classes: int
     dtype: Any = jnp.float32
     conv_general_dilated: ConvGeneralDilated | None = None
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
         """Map images `[B, H, W, C]` to logits `[B, num_classes]`, float32."""
         check_images(x, 8, "MobileNetV2")
-        norm = normalization(train, self.dtype)
+        norm = normalization(train, self.dtype, self.axis_name)
         conv = convolution(self.dtype, self.conv_general_dilated)
         x = nn.relu(norm()(conv(32, (3, 3), padding=1)(x)))
         for expansion, features, blocks, first in STAGES:
             for block in range(blocks):
                 strides = first if block == 0 else 1
-                x = InvertedResidual(
-                    features,
-                    expansion,
-                    strides,
-                    self.dtype,
-                    self.conv_general_dilated,
-                )(x, train)
+                x = InvertedResidual(features, expansion, strides, conv, norm)(x)
         x = nn.relu(norm()(conv(1280, (1, 1), padding=0)(x)))
         return classifier(x, self.num_classes, dtype=self.dtype)

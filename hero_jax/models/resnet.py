@@ -4,7 +4,7 @@ References:
   He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition. CVPR 2016.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -25,14 +25,13 @@ class BasicBlock(nn.Module):
 
     features: int
     strides: int
-    dtype: Any
-    conv_general_dilated: ConvGeneralDilated | None
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: chex.Array, train: bool) -> chex.Array:
+    def __call__(self, x: chex.Array) -> chex.Array:
         """Map `[B, H, W, C]` to `[B, H / strides, W / strides, features]`."""
-        norm = normalization(train, self.dtype)
-        conv = convolution(self.dtype, self.conv_general_dilated)
+        conv, norm = self.conv, self.norm
         y = nn.relu(norm()(conv(self.features, (3, 3), self.strides, padding=1)(x)))
         y = norm()(conv(self.features, (3, 3), padding=1)(y))
         if x.shape != y.shape:
@@ -50,7 +49,7 @@ class ResNet(nn.Module):
       stem: "cifar", one 3x3 convolution, or "imagenet", a strided 7x7 one and a
         pooling.
       dtype: in which it computes; parameters and statistics are float32.
-      conv_general_dilated: see :func:`hero_jax.models.create`.
+      conv_general_dilated, axis_name: see :func:`hero_jax.models.create`.
     """
 
     num_classes: int
@@ -59,6 +58,7 @@ class ResNet(nn.Module):
     stem: str
     dtype: Any = jnp.float32
     conv_general_dilated: ConvGeneralDilated | None = None
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
@@ -68,14 +68,14 @@ class ResNet(nn.Module):
         check_images(x, multiple, "ResNet")
         kernel, strides = ((7, 7), 2) if large else ((3, 3), 1)
         conv = convolution(self.dtype, self.conv_general_dilated)
+        norm = normalization(train, self.dtype, self.axis_name)
         stem = conv(self.features, kernel, strides, padding=kernel[0] // 2)
-        x = nn.relu(normalization(train, self.dtype)()(stem(x)))
+        x = nn.relu(norm()(stem(x)))
         if large:
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 strides = 2 if stage > 0 and block == 0 else 1
                 features = self.features * 2**stage
-                settings = (features, strides, self.dtype, self.conv_general_dilated)
-                x = BasicBlock(*settings)(x, train)
+                x = BasicBlock(features, strides, conv, norm)(x)
         return classifier(x, self.num_classes, dtype=self.dtype)

@@ -29,18 +29,19 @@ class VGG(nn.Module):
     Attributes:
       num_classes: number of logits.
       dtype: in which it computes; parameters and statistics are float32.
-      conv_general_dilated: see :func:`hero_jax.models.create`.
+      conv_general_dilated, axis_name: see :func:`hero_jax.models.create`.
     """
 
     num_classes: int
     dtype: Any = jnp.float32
     conv_general_dilated: ConvGeneralDilated | None = None
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
         """Map images `[B, H, W, C]` to logits `[B, num_classes]`, float32."""
         check_images(x, 32, "VGG19")
-        norm = normalization(train, self.dtype)
+        norm = normalization(train, self.dtype, self.axis_name)
         conv = convolution(self.dtype, self.conv_general_dilated)
         for features, layers in STAGES:
             for _ in range(layers):

@@ -5,7 +5,7 @@ import itertools
 import jax
 import numpy as np
 
-from examples.image_classification.augmentation import PADDING, crop_and_flip
+from examples.image_classification.augmentation import PADDING, crop_and_flip, draw
 
 
 def test_every_image_is_one_of_its_crops_and_all_crops_occur():
@@ -18,7 +18,7 @@ def test_every_image_is_one_of_its_crops_and_all_crops_occur():
     assert len(crops) == 162
     size = 4000
     images = np.broadcast_to(image, (size, *image.shape))
-    result = np.asarray(jax.jit(crop_and_flip)(jax.random.key(0), images))
+    result = np.asarray(jax.jit(crop_and_flip)(draw(jax.random.key(0), size), images))
     assert result.dtype == np.uint8
     seen = [crops[each.tobytes()] for each in result]
     # 25 of each on average: none is missing but with probability 162 exp(-25).
@@ -30,7 +30,7 @@ def test_every_image_is_one_of_its_crops_and_all_crops_occur():
 def test_the_key_decides():
     images = np.random.default_rng(0).integers(0, 256, (8, 9, 9, 1), np.uint8)
     one, again, other = (
-        np.asarray(crop_and_flip(jax.random.key(k), images)) for k in (0, 0, 1)
+        np.asarray(crop_and_flip(draw(jax.random.key(k), 8), images)) for k in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, again)
     assert np.any(one != other)

@@ -65,7 +65,7 @@ def test_two_epochs_on_a_part_of_cifar10_learn_something(cifar10, tmp_path, meth
         train_size=5000,
         test_size=1000,
     )
-    record = run(config, Options(out=tmp_path, data_dir=cifar10, quiet=True))
+    record = run(config, Options(out=tmp_path, data_dir=cifar10, devices=1, quiet=True))
     # Chance is 10 %, with a standard deviation of 1 %.
     assert record["test_accuracy"] > 0.25
     assert abs(record["accuracy_by_bits"]["8"] - record["test_accuracy"]) < 0.03
@@ -88,7 +88,7 @@ def test_photographs_go_through_the_imagenet_pipeline(tmp_path):
     labels = [item["labels"] for item in pipeline.epoch(0)]
     pipeline.close()
     np.testing.assert_array_equal(np.bincount(np.concatenate(labels)), np.full(10, 60))
-    record = run(config, Options(out=tmp_path, workers=2, quiet=True))
+    record = run(config, Options(out=tmp_path, workers=2, devices=1, quiet=True))
     assert all(row["skipped_images"] == 0 for row in record["epochs"])
     # Chance is 10 % of 300 images, with a standard deviation of 1.7 %.
     assert record["best_test_accuracy"] > 0.2

@@ -42,8 +42,8 @@ CONFIG = Config(
 )
 
 
-def options(out):
-    return Options(out=out, quiet=True)
+def options(out, **fields):
+    return Options(**{"out": out, "devices": 1, "quiet": True, **fields})
 
 
 @pytest.fixture(scope="module")
@@ -412,14 +412,14 @@ def test_photographs_from_files_to_result(tmp_path, monkeypatch):
     runs = []
     for workers in (0, 1):
         out = tmp_path / f"workers{workers}"
-        runs.append(run(config, Options(out=out, workers=workers, quiet=True)))
+        runs.append(run(config, options(out, workers=workers)))
     interrupt(
         monkeypatch, step=1
     )  # three of four batches are read, the broken file too
     out = tmp_path / "interrupted"
     with pytest.raises(loop.Stopped):
-        run(config, Options(out=out, workers=0, quiet=True))
-    runs.append(run(config, Options(out=out, workers=1, quiet=True)))
+        run(config, options(out, workers=0))
+    runs.append(run(config, options(out, workers=1)))
     assert runs[0]["epochs"] == runs[1]["epochs"] == runs[2]["epochs"]
     assert [row["skipped_images"] for row in runs[0]["epochs"]] == [1, 1, 1]
     assert runs[0]["test_images"] == 6

@@ -1,0 +1,220 @@
+"""Devices on which a run is computed, and how weights and images lie on them.
+
+The images of a batch are shared out among the devices; everything else, the training
+data, weights and statistics, is the same on each. There are two ways to do that:
+
+    jit    arrays are sharded, and the compiler distributes a program that is written as
+           for one device
+    pmap   every device runs the program on its share, as an axis that is named
+           (:data:`AXIS`), and averages gradients and statistics itself
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import chex
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Parallel = Literal["jit", "pmap"]
+
+AXIS = "data"
+"""Name of the axis of devices."""
+
+
+class DevicesError(Exception):
+    """There are not so many devices, or a batch cannot be shared out among them."""
+
+
+class Devices(Protocol):
+    """Some devices, and the way to use them.
+
+    Attributes:
+      count: how many, on all hosts.
+      axis_name: of the axis that programs see, or `None`.
+      sharded: the same devices, used by jit.
+    """
+
+    count: int
+    axis_name: str | None
+    sharded: "Sharded"
+
+    def compile(self, function: Callable[..., Any], donate: bool = False) -> Any:
+        """Compile a function of replicated and assembled arguments.
+
+        All that it returns is the same on all devices. With `donate`, its first
+        argument is used up.
+        """
+        ...
+
+    def share(self, batch: chex.ArrayTree) -> chex.ArrayTree:
+        """Return, within a program, what this device computes of a whole batch."""
+        ...
+
+    def mean(self, tree: chex.ArrayTree) -> chex.ArrayTree:
+        """Average, within a program, over the shares of a batch."""
+        ...
+
+    def replicate(self, tree: chex.ArrayTree) -> chex.ArrayTree:
+        """Bring arrays of the host to every device."""
+        ...
+
+    def assemble(self, rows: chex.ArrayTree) -> chex.ArrayTree:
+        """Bring this host's rows of a batch to its devices."""
+        ...
+
+    def fetch(self, tree: chex.ArrayTree) -> chex.ArrayTree:
+        """Return one copy of replicated arrays, on the host."""
+        ...
+
+
+class Sharded:
+    """Sharded arrays under jit; see :class:`Devices`."""
+
+    axis_name: str | None = None
+
+    def __init__(self, devices: Sequence[jax.Device]) -> None:
+        self.count = len(devices)
+        self.sharded = self
+        self._mesh = Mesh(np.array(devices), (AXIS,))
+        self._replicated = NamedSharding(self._mesh, P())
+        self._by_row = NamedSharding(self._mesh, P(AXIS))
+
+    def compile(self, function: Callable[..., Any], donate: bool = False) -> Any:
+        """Compile with results that are replicated."""
+        donated = (0,) if donate else ()
+        return jax.jit(function, donate_argnums=donated, out_shardings=self._replicated)
+
+    def share(self, batch: chex.ArrayTree) -> chex.ArrayTree:
+        """Tell the compiler to share the rows out."""
+        return lax.with_sharding_constraint(batch, self._by_row)
+
+    def mean(self, tree: chex.ArrayTree) -> chex.ArrayTree:
+        """Return the same: a mean is already one over the whole batch."""
+        return tree
+
+    def replicate(self, tree: chex.ArrayTree) -> chex.ArrayTree:
+        """Bring arrays of the host to every device."""
+        return self._put(tree, self._replicated)
+
+    def distribute(self, tree: chex.ArrayTree, axis: int) -> chex.ArrayTree:
+        """Share out arrays that every host has whole, along one of their axes."""
+        return self._put(tree, NamedSharding(self._mesh, P(*[None] * axis, AXIS)))
+
+    def assemble(self, rows: chex.ArrayTree) -> chex.ArrayTree:
+        """Bring this host's rows of a batch to its devices."""
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(self._by_row, x), rows
+        )
+
+    def fetch(self, tree: chex.ArrayTree) -> chex.ArrayTree:
+        """Return one copy of replicated arrays, on the host."""
+        return jax.tree.map(np.asarray, tree)
+
+    def _put(self, tree: chex.ArrayTree, sharding: NamedSharding) -> chex.ArrayTree:
+        def put(x: Any) -> jax.Array:
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+        return jax.tree.map(put, tree)
+
+
+class Pmapped:
+    """Arrays with a first axis of this host's devices; see :class:`Devices`."""
+
+    axis_name: str | None = AXIS
+
+    def __init__(self, devices: Sequence[jax.Device]) -> None:
+        self.count = len(devices)
+        self.sharded = Sharded(devices)
+        self._devices = devices
+        self._local_count = sum(
+            device.process_index == jax.process_index() for device in devices
+        )
+        self._placed = self.compile(lambda tree: tree)
+
+    def compile(self, function: Callable[..., Any], donate: bool = False) -> Any:
+        """Compile for every device."""
+        donated = (0,) if donate else ()
+        return jax.pmap(
+            function, axis_name=AXIS, devices=self._devices, donate_argnums=donated
+        )
+
+    def share(self, batch: chex.ArrayTree) -> chex.ArrayTree:
+        """Cut this device's rows out."""
+
+        def of_device(x: chex.Array) -> chex.Array:
+            size = x.shape[0] // self.count
+            return lax.dynamic_slice_in_dim(x, lax.axis_index(AXIS) * size, size)
+
+        return jax.tree.map(of_device, batch)
+
+    def mean(self, tree: chex.ArrayTree) -> chex.ArrayTree:
+        """Average over the devices."""
+        return lax.pmean(tree, AXIS)
+
+    def replicate(self, tree: chex.ArrayTree) -> chex.ArrayTree:
+        """Bring arrays of the host to every device."""
+        return self._placed(
+            jax.tree.map(
+                lambda x: np.broadcast_to(x, (self._local_count, *np.shape(x))), tree
+            )
+        )
+
+    def assemble(self, rows: chex.ArrayTree) -> chex.ArrayTree:
+        """Bring this host's rows of a batch to its devices."""
+        return self._placed(
+            jax.tree.map(lambda x: x.reshape(self._local_count, -1, *x.shape[1:]), rows)
+        )
+
+    def fetch(self, tree: chex.ArrayTree) -> chex.ArrayTree:
+        """Return one copy of replicated arrays, on the host."""
+        return jax.tree.map(
+            lambda x: np.asarray(x.addressable_shards[0].data).reshape(x.shape[1:]),
+            tree,
+        )
+
+
+def choose(parallel: Parallel = "jit", count: int | None = 1) -> Devices:
+    """Return devices and how to use them.
+
+    Args:
+      parallel: "jit" or "pmap".
+      count: how many devices of this host; all devices of all hosts if None.
+
+    Raises:
+      DevicesError: there are fewer, or there are other hosts.
+    """
+    devices = jax.devices()
+    if count is not None:
+        if jax.process_count() > 1:
+            raise DevicesError(
+                f"devices must be None with several processes, which use all of their "
+                f"devices, got {count}."
+            )
+        if count > len(devices):
+            raise DevicesError(
+                f"devices must be at most {len(devices)}, the number of "
+                f"{jax.default_backend()} devices, got {count}."
+            )
+        devices = devices[:count]
+    return Sharded(devices) if parallel == "jit" else Pmapped(devices)
+
+
+def check_divides(devices: Devices, images: int, per_perturbation: int | None) -> None:
+    """Raise `DevicesError` unless the devices can share a batch out evenly."""
+    if images % devices.count:
+        raise DevicesError(
+            f"{devices.count} devices cannot share out micro-batches of {images} "
+            "images: choose another batch_size or --devices."
+        )
+    share = images // devices.count
+    m = per_perturbation
+    if m is not None and devices.axis_name and m != images and share % m:
+        raise DevicesError(
+            f"examples_per_perturbation must divide the {share} images of a device, or "
+            f"be all {images}, got {m}: use fewer --devices, or --parallel jit."
+        )

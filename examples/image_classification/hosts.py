@@ -1,0 +1,103 @@
+"""Several processes in one run, on one host or many: joining and agreeing.
+
+All of them run the same command, see the same numbers and decide alike; the first one
+alone prints and writes.
+"""
+
+import json
+import os
+import sys
+import zlib
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+HEARTBEAT_SECONDS = 30
+"""Without a sign of life of a process for so long, the others end, too."""
+
+
+class HostsError(Exception):
+    """The processes of a run do not find each other, or disagree."""
+
+
+def join() -> None:
+    """Join the other processes of the run; before anything else is asked of JAX.
+
+    Where they are is known from the cluster (Slurm, Open MPI, Kubernetes, TPU pods: see
+    :func:`jax.distributed.initialize`), or from the variables JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+      HostsError: it is not known, or they cannot be reached.
+    """
+
+    def number(name: str) -> int | None:
+        text = os.environ.get(name)
+        if text is not None and not text.isdecimal():
+            raise HostsError(f"{name} must be an integer >= 0, got {text!r}.")
+        return None if text is None else int(text)
+
+    try:
+        jax.distributed.initialize(
+            num_processes=number("JAX_NUM_PROCESSES"),
+            process_id=number("JAX_PROCESS_ID"),
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise HostsError(
+            f"cannot join the other processes: {str(error).splitlines()[0]} Outside of "
+            "a cluster that JAX knows, set JAX_COORDINATOR_ADDRESS (host:port of the "
+            "first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return bool(jax.process_index() == 0)
+
+
+def leave(status: int) -> NoReturn:
+    """End at once; an orderly end would wait for processes that wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def of_first(value: Any) -> Any:
+    """Return the value for JSON that the first process has."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    text = np.resize(text, size)  # the first one's has this size already
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(text)))
+
+
+def arrays_of_first(tree: Any) -> Any:
+    """Return the arrays that the first process has; others have the same shapes."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+def total(value: int) -> int:
+    """Return the sum over the processes."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.sum(multihost_utils.process_allgather(np.int32(value))))
+
+
+def check_same(name: str, value: str) -> None:
+    """Raise `HostsError` on all processes unless all have the same value."""
+    if jax.process_count() == 1:
+        return
+    own = np.uint32(zlib.crc32(value.encode()))
+    every = multihost_utils.process_allgather(own)
+    others = np.flatnonzero(every != every[0])
+    if others.size:
+        raise HostsError(
+            f"{name} of process {others[0]} differs from that of process 0: all "
+            "processes must run the same command on the same data."
+        )
