@@ -145,6 +145,25 @@ def test_other_arguments_are_named():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_normalization_is_that_of_all_devices(name):
+    """One mean over the axis for each BatchNorm, and none without an axis."""
+    images = jnp.zeros((2, 32, 32, 3))
+
+    def means(axis_name):
+        model = models.create(name, num_classes=3, axis_name=axis_name)
+        variables = shapes(model, images)
+        apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+        program = jax.make_jaxpr(apply, axis_env=[("data", 2)])(variables, images)
+        return str(program).count("psum"), len(
+            jax.tree.leaves(variables["batch_stats"])
+        )
+
+    count, statistics = means("data")
+    assert count == statistics // 2 > 0
+    assert means(None)[0] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_all_layers_take_the_convolution_that_is_given(name):
     """Ours has a derivative of its own, which shows in the program, XLA's has not."""
     images = jnp.zeros((2, 32, 32, 3))

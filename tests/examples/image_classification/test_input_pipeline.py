@@ -15,7 +15,13 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from examples.image_classification import array_pipeline, input_pipeline
+from examples.image_classification import (
+    array_pipeline,
+    datasets,
+    file_pipeline,
+    input_pipeline,
+)
+from examples.image_classification import devices as devices_of
 from examples.image_classification.config import Config
 from examples.image_classification.datasets import DatasetError
 from examples.image_classification.pipeline import Batch
@@ -224,6 +230,55 @@ def test_photographs_are_decoded_and_unreadable_ones_replaced(photographs, capsy
         np.testing.assert_array_equal(batch.labels, batch.images.mean((1, 2, 3)) > 0)
         assert len(set(rows(batch.images))) == 20, "another crop of the next image"
     assert capsys.readouterr().err.count("train/dark/3.jpeg") == 1
+
+
+def test_hosts_share_the_rows_of_a_batch_out(photographs):
+    """Three of them: their rows together are those of one, unreadable images too."""
+    config = Config(dataset=str(photographs), image_size=16, batch_size=6, epochs=2)
+    data = datasets.load(str(photographs))
+    noisy = np.full(len(data.train), -1)
+
+    def sources(host, hosts):
+        steps = len(data.train) // 6
+        return (
+            file_pipeline.TrainBatches(data.train, noisy, config, steps, host, hosts),
+            file_pipeline.EvaluationBatches(data.test, 6, 16, 2, host, hosts),
+        )
+
+    for whole, *parts in zip(
+        sources(0, 1), *(sources(k, 3) for k in range(3)), strict=True
+    ):
+        for number in range(len(whole)):
+            expected = whole[number]
+            rows = [part[number] for part in parts]
+            for name, value in expected.items():
+                np.testing.assert_array_equal(
+                    np.concatenate([row[name] for row in rows]), value
+                )
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_photographs_on_four_devices(photographs, parallel):
+    """The batches of an epoch, and the test images."""
+
+    def arrays(*way):
+        config = Config(
+            dataset=str(photographs),
+            augmentation="resized_crop",
+            image_size=16,
+            batch_size=4,
+            label_noise=0.5,
+        )
+        devices = devices_of.choose(*way)
+        pipeline = input_pipeline.create(config, devices=devices)
+        train, test = [*pipeline.epoch(0)], [*pipeline.test_items()]
+        for x in jax.tree.leaves((train, test)):
+            assert len(x.addressable_shards) == devices.count
+        train = jax.tree.map(lambda x: np.ravel(x), train)
+        tests = [pipeline.test_batches(item) for item in test]
+        return train, [np.asarray(x.images)[x.real] for x in tests]
+
+    jax.tree.map(np.testing.assert_array_equal, arrays(parallel, 4), arrays("jit", 1))
 
 
 def test_unreadable_test_images_do_not_count(photographs, capsys):

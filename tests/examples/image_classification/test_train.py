@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ import hero_jax
 from examples.image_classification import evaluate, input_pipeline, train
 from examples.image_classification.config import Config
 from hero_jax import models
+from tests.examples.image_classification.small import Small
 
 CONFIG = Config(
     dataset="digits",
@@ -25,16 +25,6 @@ CONFIG = Config(
     epochs=3,
     weight_decay=0.01,
 )
-
-
-class Small(nn.Module):
-    """Quick to compile, with BatchNorm."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = nn.Dense(12)(x.reshape(len(x), -1))
-        x = nn.BatchNorm(use_running_average=not train)(x)
-        return nn.Dense(10)(jnp.tanh(x))
 
 
 def setting(model=None, **fields):

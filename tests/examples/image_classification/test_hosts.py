@@ -1,0 +1,197 @@
+"""Two processes on this machine, joined as those of two hosts would be."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from examples.image_classification import config as configs
+from examples.image_classification import hosts, loop
+from examples.image_classification.config import Config
+from examples.image_classification.run import Options, run
+from hero_jax import quant
+from tests.examples.image_classification.small import make_model
+
+ROOT = Path(__file__).parents[3]
+CONFIG = Config(
+    dataset="digits",
+    augmentation="crop_flip",
+    model="resnet8",
+    method="hero",
+    train_size=320,
+    test_size=101,
+    batch_size=64,
+    epochs=4,
+    curvature_batches=1,
+    bits=(3,),
+)
+SMALL = "tests.examples.image_classification.small"
+"""The command, with a network that is quick to compile."""
+
+END_SECONDS = 60
+"""A process ends so soon after another one was killed."""
+
+
+class Pair:
+    """Two processes that run the same command; killed at the end of the test."""
+
+    def __init__(self, folder, *options, config=CONFIG, each=((), ())):
+        path = folder / "two.toml"
+        path.write_text(configs.dumps(config))
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        self.files = [(folder / f"process{k}.txt").open("w+") for k in range(2)]
+        self.processes = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-u", "-m", SMALL),
+                    *(str(path), f"--out={folder / 'run'}", "--distributed"),
+                    *options,
+                    *each[k],
+                ],
+                cwd=ROOT,
+                stdout=self.files[k],
+                stderr=subprocess.STDOUT,
+                env=os.environ
+                | {
+                    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                    "JAX_NUM_PROCESSES": "2",
+                    "JAX_PROCESS_ID": str(k),
+                    "JAX_NUM_CPU_DEVICES": "1",
+                },
+            )
+            for k in range(2)
+        ]
+
+    def said(self, k):
+        return Path(self.files[k].name).read_text()
+
+    def wait_for(self, text):
+        deadline = time.monotonic() + 120
+        while text not in self.said(0):
+            assert self.processes[0].poll() is None, self.said(0)
+            assert time.monotonic() < deadline, self.said(0)
+            time.sleep(0.02)
+
+    def wait(self, seconds=120):
+        return [process.wait(seconds) for process in self.processes]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for process, file in zip(self.processes, self.files, strict=True):
+            process.kill()
+            process.wait()
+            file.close()
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_two_processes_train_as_one_with_two_devices(tmp_path, parallel, monkeypatch):
+    """Twenty steps; the sum of two numbers does not depend on the order."""
+    monkeypatch.setattr(loop, "make_model", make_model)
+    with Pair(tmp_path, f"--parallel={parallel}") as pair:
+        assert pair.wait() == [0, 0], pair.said(0)
+        assert "wrote" in pair.said(0)
+        assert "epoch" not in pair.said(1), "only the first one prints"
+        assert "2 devices by" in pair.said(0)
+    alone = tmp_path / "alone"
+    options = Options(out=alone, parallel=parallel, devices=2, quiet=True)
+    record = run(CONFIG, options)
+    two = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert two["environment"]["processes"] == 2
+    assert two["environment"]["devices"] == 2
+    assert two["epochs"][-1]["step"] == 20
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        *(quant.load(p / "weights.safetensors") for p in (tmp_path / "run", alone)),
+    )
+    for one, other in zip(record["epochs"], two["epochs"], strict=True):
+        for name, value in one.items():
+            np.testing.assert_allclose(value, other[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other_and_the_run_resumes(
+    tmp_path, victim, monkeypatch
+):
+    """The other one stops with an error, in time; then one device goes on alone."""
+    monkeypatch.setattr(loop, "make_model", make_model)
+    config = dataclasses.replace(CONFIG, epochs=100)
+    with Pair(tmp_path, "--parallel=pmap", config=config) as pair:
+        pair.wait_for("epoch   2")
+        pair.processes[victim].kill()
+        killed = time.monotonic()
+        status = pair.processes[1 - victim].wait(END_SECONDS)
+        assert status not in (0, None)
+        assert time.monotonic() - killed < END_SECONDS
+        said = pair.said(1 - victim)
+        assert "another process of the run has ended" in said or "another task" in said
+    out = tmp_path / "run"
+    before = (out / "metrics.csv").read_text().splitlines()
+    assert len(before) >= 3
+    if victim == 1:
+        record = run(config, Options(out=out, devices=1, quiet=True))
+        after = (out / "metrics.csv").read_text().splitlines()
+        assert after[: len(before)] == before
+        assert record["epochs"][-1]["step"] == 500
+
+
+def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=2000)
+    with Pair(tmp_path, config=config) as pair:
+        pair.wait_for("epoch   2")
+        pair.processes[1].send_signal(signal.SIGTERM)
+        assert pair.wait() == [0, 0], pair.said(0)
+        assert "saved; the same command resumes" in pair.said(0)
+    step = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert f"stopped after step {step} and saved" in pair.said(0)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_processes_that_disagree_are_told(tmp_path):
+    with Pair(tmp_path, each=[["--seed=1"], ["--seed=2"]]) as pair:
+        assert all(pair.wait(END_SECONDS))
+        assert "error: the config of process 1 differs from that of" in pair.said(0)
+
+
+def test_one_process_agrees_with_itself():
+    assert hosts.is_first()
+    assert hosts.of_first({"a": [1, None]}) == {"a": [1, None]}
+    assert hosts.total(3) == 3
+    hosts.check_same("anything", "at all")
+    tree = {"w": np.arange(3)}
+    assert hosts.arrays_of_first(tree) is tree
+
+
+def test_wrong_variables_are_named(monkeypatch):
+    monkeypatch.setenv("JAX_PROCESS_ID", "one")
+    with pytest.raises(hosts.HostsError, match=r"JAX_PROCESS_ID must be .* got 'one'"):
+        hosts.join()
+
+
+def test_where_no_other_process_is_known_it_is_said(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "examples.image_classification", "digits"),
+            *(f"--out={tmp_path}", "--distributed"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot join the other processes: ")
+    assert "set JAX_COORDINATOR_ADDRESS" in done.stderr
+    assert done.stderr.count("\n") == 1
