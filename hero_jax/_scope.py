@@ -28,7 +28,7 @@ class Method(Protocol):
 
 
 class Scope(NamedTuple):
-    """The arguments that say so, checked.
+    """The arguments that say whose, checked.
 
     Attributes:
       axis_name: mapped axis over which the examples are spread, or `None`.
@@ -102,6 +102,12 @@ def value_and_grad(
       metrics.
     """
     axis = scope.axis_name
+    positions = {argnums} if isinstance(argnums, int) else {*argnums}
+    if scope.examples is not None and positions & {*scope.batch_argnums}:
+        raise ValueError(
+            "batch_argnums must not name the weights, which are at argnums="
+            f"{argnums}, got {scope.batch_argnums}."
+        )
 
     @functools.wraps(loss_fn)
     def own_loss(*args: Any, **kwargs: Any) -> Any:
@@ -121,7 +127,7 @@ def value_and_grad(
         def at(W: Params) -> Any:
             (loss, auxiliary), gradient = at_own(_axis.own(W, axis))
             loss = lax.stop_gradient(loss)  # it needs no tangent on its way
-            loss, gradient = _axis.mean((loss, gradient), axis)
+            loss, gradient = _axis.mean((loss, _tree.widen(gradient)), axis)
             return (loss, auxiliary), gradient
 
         return at
@@ -147,7 +153,8 @@ def value_and_grad(
             )
         loss, auxiliary = value
         if axis is not None and not is_global:
-            loss, gradient, metrics = _axis.mean((loss, gradient, metrics), axis)
+            wide = _tree.widen(gradient)
+            loss, gradient, metrics = _axis.mean((loss, wide, metrics), axis)
         gradient = _tree.cast_like(gradient, W)
         if chunks is not None and is_global:
             auxiliary = jax.tree.map(lambda x: jnp.asarray(x)[None], auxiliary)

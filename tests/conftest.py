@@ -1,5 +1,6 @@
-"""Strictness shared by all tests."""
+"""Strictness shared by all tests, eight devices, and a store of compiled programs."""
 
+import os
 from collections.abc import Iterator
 
 import jax
@@ -20,3 +21,25 @@ def x64() -> Iterator[None]:
         context = jax.experimental.enable_x64()
     with context:
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Iterator[None]:
+    """Share compiled programs among tests, and with the commands that they start."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "compiled"
+    names = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+        os.environ.pop(name.upper())

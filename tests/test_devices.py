@@ -406,6 +406,26 @@ def set_mesh(grid):
     )
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_examples_may_be_spread_over_two_axes(scope):
+    params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
+    grid = Mesh(np.array(jax.devices()).reshape(2, 4), ("hosts", "data"))
+    axes = ("hosts", "data")
+    spread = jax.shard_map(
+        METHODS["hero"](mlp_loss, axis_name=axes, scope=scope),
+        mesh=grid,
+        in_specs=(P(), P(axes), P(axes)),
+        out_specs=P(),
+    )
+    one = METHODS["hero"](
+        mlp_loss,
+        examples_per_perturbation=EXAMPLES // (DEVICES if scope == "local" else 1),
+        batch_argnums=(1, 2),
+    )
+    close(jax.jit(spread)(params, *batch), jax.jit(one)(params, *batch))
+
+
 def test_nothing_is_compiled_twice():
     traces = []
 
@@ -483,6 +503,11 @@ MISUSES = {
         r"examples_per_perturbation must be an integer >= 1, got float: 2.0",
     ),
     "argnums": ({"batch_argnums": -1}, TypeError, r"batch_argnums must be .*got -1"),
+    "weights": (
+        {"examples_per_perturbation": 2, "batch_argnums": (0, 1)},
+        ValueError,
+        r"batch_argnums must not name the weights, .*argnums=0, got \(0, 1\)",
+    ),
 }
 
 
@@ -518,9 +543,9 @@ CALLS = {
         },
         r"must divide the 3 examples of a device, got 24",
     ),
-    "weights among the examples": (
-        {"examples_per_perturbation": 1, "batch_argnums": (0, 1)},
-        r"argument 0\['out'\]\['temperature'\] must have a leading axis .*got a scalar",
+    "a scalar among the examples": (
+        {"examples_per_perturbation": 1, "batch_argnums": (1, 4)},
+        r"argument 4\['scale'\] must have a leading axis .*got a scalar",
     ),
     "other numbers": (
         {"examples_per_perturbation": 1, "batch_argnums": (1, 3)},
@@ -528,7 +553,7 @@ CALLS = {
     ),
     "no such argument": (
         {"examples_per_perturbation": 1, "batch_argnums": 7},
-        r"batch_argnums asks for positional argument 7, which was not given: got 4",
+        r"batch_argnums asks for positional argument 7, which was not given: got 5",
     ),
 }
 
@@ -536,10 +561,12 @@ CALLS = {
 @pytest.mark.parametrize("case", CALLS)
 def test_misuse_is_named_when_the_function_is_called(case):
     arguments, message = CALLS[case]
-    make = METHODS["hero"](lambda p, x, y, _: mlp_loss(p, x, y), **arguments)
+    make = METHODS["hero"](lambda p, x, y, *_: mlp_loss(p, x, y), **arguments)
     params, batch = in_single_precision()
     with pytest.raises((TypeError, ValueError), match=message):
-        pmapped(lambda p, x, y: make(p, x, y, jnp.zeros(5)))(params, *batch)
+        pmapped(lambda p, x, y: make(p, x, y, jnp.zeros(5), {"scale": 1.0}))(
+            params, *batch
+        )
 
 
 def test_shard_map_refuses_weights_and_gradients_that_mislead():

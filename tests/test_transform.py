@@ -76,13 +76,17 @@ def reference(variant, steps=6):
     params = initial()
     tx = optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.05, momentum=0.9))
     state = tx.init(params)
+
+    @jax.jit
+    def gradient(params, t):
+        at_t = {
+            name: value(t) if name in ("h", "gamma") and callable(value) else value
+            for name, value in variant.items()
+        }
+        return hero_jax.hero_value_and_grad(mlp_loss, **at_t)(params, *BATCH)[1]
+
     for t in range(steps):
-        at_t = {k: v(t) if k in ("h", "gamma") and callable(v) else v
-                for k, v in variant.items()}  # fmt: skip
-        _, grads = jax.jit(hero_jax.hero_value_and_grad(mlp_loss, **at_t))(
-            params, *BATCH
-        )
-        updates, state = tx.update(grads, state, params)
+        updates, state = tx.update(gradient(params, t), state, params)
         params = optax.apply_updates(params, updates)
     return params
 

@@ -3,6 +3,9 @@
     python -m examples.image_classification digits --epochs 5
     python -m examples.image_classification cifar10_resnet20_hero --data-dir DIR
 
+All devices of the machine share the work; `--distributed` joins several hosts, each of
+which runs the same command.
+
 The first argument is a TOML file, or the name of one in `configs`, which has one file
 per number in the paper's tables; every field of :class:`Config` is an option, and
 `--help` explains them all. A run writes to a folder of its own:

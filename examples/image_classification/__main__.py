@@ -4,6 +4,7 @@ import dataclasses
 import io
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,14 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (*ERRORS, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _failed(1)
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         if jax.process_count() == 1:
             raise
-        print(
-            "error: another process of the run has ended, or cannot be reached: "
-            f"{str(error).splitlines()[0]}",
-            file=sys.stderr,
-        )
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            print(
+                "error: another process of the run has ended, or cannot be reached: "
+                f"{str(error).splitlines()[0]}",
+                file=sys.stderr,
+            )
+        else:
+            traceback.print_exc()
         return _failed(1)
     return 0
 

@@ -64,6 +64,8 @@ def measure(config: Config, pipeline: Pipeline, steps: int) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure over an epoch, or a few short ones, and print a table."""
     config, options = parse(sys.argv[1:] if arguments is None else arguments)
+    if options.distributed:
+        raise SystemExit("error: speed measures one process: leave out --distributed.")
     config = dataclasses.replace(config, epochs=max(3 * LEAST_STEPS, config.epochs))
     with open_pipeline(config, options) as pipeline:
         rates = measure(config, pipeline, max(pipeline.steps, LEAST_STEPS))

@@ -1,0 +1,30 @@
+"""The measurement of weak scaling runs, and counts what crosses the devices."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import weak_scaling  # noqa: E402
+
+
+def test_table(capsys):
+    arguments = ["--size=8", "--batch=4", "--rounds=1", "--devices", "1", "2"]
+    weak_scaling.main([*arguments, "--method", "SGD", "--way", "pmap local"])
+    rows = re.findall(r"\| SGD .*", capsys.readouterr().out)
+    one, two = ([cell.strip() for cell in row.split("|")[2:-1]] for row in rows)
+    assert (one[:2], two[:2]) == (["pmap local", "1"], ["pmap local", "2"])
+    assert int(one[2]) > 0
+    assert one[3] == "1.00"
+    # Nothing to share, and then gradient, statistics and accuracy in one.
+    assert (one[4], two[4]) == ("0", "1")
+
+
+def test_devices_that_are_not_there_are_named(capsys):
+    with pytest.raises(SystemExit):
+        weak_scaling.main(["--devices", "9"])
+    assert "--devices must be 1 to 8, got [9]" in capsys.readouterr().err
