@@ -14,8 +14,9 @@ same sums:
 - weight gradient: the convolution of the inputs, as `[C, H, W, B]`, with the output
   gradients, as `[H, W, B, O]`; of a 1x1 layer a matrix product.
 
-Where the default backend is another, and for arguments not mentioned here (dilation,
-other groups, other layouts), :func:`jax.lax.conv_general_dilated` does the work. The
+Where the default backend is another, for arguments not mentioned here (dilation, other
+groups, other layouts), and for arrays sharded over `Explicit` axes,
+:func:`jax.lax.conv_general_dilated` does the work. The
 choice is made when a function is traced and changes its speed alone.
 
 The convolutions have derivatives of their own (`jax.custom_vjp`): gradients
@@ -82,7 +83,7 @@ def conv_general_dilated(
         feature_group_count=feature_group_count,
         **kwargs,
     )
-    if jax.default_backend() != "cpu" or lhs.ndim != 4:
+    if jax.default_backend() != "cpu" or lhs.ndim != 4 or _is_sharded(lhs, rhs):
         return stock()
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     plain = (
@@ -107,6 +108,15 @@ def conv_general_dilated(
     if feature_group_count != 1:
         return stock()
     return dense(lhs, rhs, strides, pads)
+
+
+def _is_sharded(*arrays: chex.Array) -> bool:
+    """Whether types have axes of a mesh, as those of `Explicit` axes do.
+
+    A matrix product would then have to be told how to shard its result.
+    """
+    specs = [jax.typeof(x).sharding.spec for x in arrays]
+    return any(axis is not None for spec in specs for axis in spec)
 
 
 def shifted(x: chex.Array, size: Pair, strides: Pair, pads: Pads) -> list[chex.Array]:

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -20,8 +21,9 @@ def test_table(capsys):
     assert (one[:2], two[:2]) == (["pmap local", "1"], ["pmap local", "2"])
     assert int(one[2]) > 0
     assert one[3] == "1.00"
-    # Nothing to share, and then gradient, statistics and accuracy in one.
-    assert (one[4], two[4]) == ("0", "1")
+    assert one[4] == "0"
+    if jax.__version_info__ >= (0, 8):  # which joins gradient, statistics and accuracy
+        assert two[4] == "1"
 
 
 def test_devices_that_are_not_there_are_named(capsys):

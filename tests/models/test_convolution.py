@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from hero_jax.models import convolution
 
@@ -150,3 +152,23 @@ def test_serves_flax_layers():
         dtype=jnp.bfloat16, conv_general_dilated=convolution.conv_general_dilated
     )
     assert half.apply(variables, x).dtype == jnp.bfloat16
+
+
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 8), reason="JAX's own gradient of a convolution fails"
+)
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", [DENSE[0], DENSE[6], SMALLER_THAN_THE_KERNEL[0]])
+def test_batches_sharded_over_explicit_axes(case):
+    """The types of such arrays say how they are sharded; products must keep to it."""
+    x, kernel, ours, _ = both(case)
+    gradient = jax.grad(lambda x, kernel: jnp.sum(jnp.sin(ours(x, kernel))), (0, 1))
+    expected = gradient(x, kernel)
+    grid = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(grid):
+        sharded = jax.device_put(x, NamedSharding(grid, P("data")))
+        actual = jax.jit(gradient)(
+            sharded, jax.device_put(kernel, NamedSharding(grid, P()))
+        )
+    for one, two in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-12, atol=1e-12)

@@ -19,6 +19,9 @@ from examples.image_classification.config import Config
 from examples.image_classification.run import Options, run
 from tests.examples.image_classification.small import Small, make_model
 
+# Flax begins with statistics in float32, also where they become float64.
+pytestmark = pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+
 CONFIG = Config(
     dataset="digits",
     augmentation="crop_flip",
