@@ -154,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--way", choices=WAYS, nargs="+", default=WAYS)
     options = parser.parse_args(arguments)
     if options.host_devices is not None:
+        if options.host_devices < 1:
+            parser.error(f"--host-devices must be positive, got {options.host_devices}")
         jax.config.update("jax_num_cpu_devices", options.host_devices)
     available = jax.device_count()
     counts = options.devices or [

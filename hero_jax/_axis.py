@@ -19,11 +19,15 @@ from hero_jax._typing import AxisName
 
 def check_axis_name(axis_name: Any) -> None:
     """Raise `TypeError` unless this is `None`, a name, or a tuple of names."""
-    unusable = isinstance(axis_name, (list, set, dict)) or axis_name == ()
-    if unusable or not isinstance(axis_name, Hashable):
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    usable = all(
+        isinstance(name, Hashable) and not isinstance(name, (int, tuple))
+        for name in names
+    )
+    if not usable or not names or len(set(names)) < len(names):
         raise TypeError(
             "axis_name must be the name of an axis of pmap, shard_map or vmap, a tuple "
-            f"of such names, or None, got {axis_name!r}."
+            f"of different names, or None, got {axis_name!r}."
         )
 
 
@@ -77,6 +81,21 @@ def check_replicated(name: str, tree: chex.ArrayTree, axis_name: AxisName) -> No
         )
 
 
+def check_summed(loss: chex.Array, params: chex.ArrayTree) -> None:
+    """Raise `ValueError` if shard_map will sum the gradient of the loss over an axis.
+
+    It does where the loss is known to vary over the axis and no weight is.
+    """
+    axes = varying(loss).difference(*map(varying, jax.tree.leaves(params)))
+    if axes:
+        names = ", ".join(sorted(map(repr, axes)))
+        raise ValueError(
+            f"loss_fn's value varies over the axis {names}, and params do not: the "
+            "gradient would be the sum over the devices, and the loss that of one. "
+            "Name all such axes in axis_name, or let loss_fn take jax.lax.pmean."
+        )
+
+
 def check_own(name: str, tree: chex.ArrayTree, axis_name: AxisName) -> None:
     """Raise `ValueError` if shard_map is known to have summed the tree over the axis.
 
@@ -92,6 +111,11 @@ def check_own(name: str, tree: chex.ArrayTree, axis_name: AxisName) -> None:
             f"at jax.lax.pcast(params, {axis_name!r}, to='varying'), or use "
             "hero_jax.hero_value_and_grad."
         )
+
+
+def is_sharded(x: chex.Array) -> bool:
+    """Whether the type of an array says that it is sharded, over `Explicit` axes."""
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
 def _varies(x: Any, axis_name: AxisName) -> bool:

@@ -27,8 +27,8 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
 
 
 def check_positive_integer(name: str, value: object) -> None:
-    """Raise unless `value` is a Python integer of at least one."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Raise unless `value` is an integer of at least one, and no array."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(
             f"{name} must be an integer >= 1, got {type(value).__name__}: {value!r}."
         )

@@ -48,7 +48,7 @@ class Scope(NamedTuple):
         axis_name: AxisName | None,
         scope: str,
         examples_per_perturbation: int | None = None,
-        batch_argnums: int | Sequence[int] = (),
+        batch_argnums: int | Sequence[int] | None = None,
     ) -> "Scope":
         """Check the arguments as the user gave them."""
         _axis.check_axis_name(axis_name)
@@ -58,22 +58,22 @@ class Scope(NamedTuple):
                 "scope='local' is about the devices of an axis and needs axis_name; on "
                 "one device use examples_per_perturbation."
             )
-        if examples_per_perturbation is not None:
-            _checks.check_positive_integer(
-                "examples_per_perturbation", examples_per_perturbation
-            )
-        positions = (
-            (batch_argnums,) if isinstance(batch_argnums, int) else batch_argnums
+        if examples_per_perturbation is None:
+            return cls(axis_name, scope == "local")
+        _checks.check_positive_integer(
+            "examples_per_perturbation", examples_per_perturbation
         )
+        several = isinstance(batch_argnums, (list, tuple))
+        positions: Any = tuple(batch_argnums) if several else (batch_argnums,)  # type: ignore[arg-type]
         for position in positions:
-            if not isinstance(position, int) or position < 0:
+            if isinstance(position, bool) or not isinstance(position, int):
                 raise TypeError(
-                    "batch_argnums must be an integer >= 0 or several, got "
-                    f"{batch_argnums!r}."
+                    "batch_argnums must name the arguments that are examples by their "
+                    f"positions, an integer or several, got {batch_argnums!r}."
                 )
-        return cls(
-            axis_name, scope == "local", examples_per_perturbation, tuple(positions)
-        )
+            if position < 0:
+                raise ValueError(f"batch_argnums must be >= 0, got {batch_argnums!r}.")
+        return cls(axis_name, scope == "local", examples_per_perturbation, positions)
 
 
 def value_and_grad(
@@ -102,17 +102,12 @@ def value_and_grad(
       metrics.
     """
     axis = scope.axis_name
-    positions = {argnums} if isinstance(argnums, int) else {*argnums}
-    if scope.examples is not None and positions & {*scope.batch_argnums}:
-        raise ValueError(
-            "batch_argnums must not name the weights, which are at argnums="
-            f"{argnums}, got {scope.batch_argnums}."
-        )
 
     @functools.wraps(loss_fn)
     def own_loss(*args: Any, **kwargs: Any) -> Any:
         value = loss_fn(*args, **kwargs)
         loss, auxiliary = value if has_aux else (value, None)
+        _axis.check_summed(loss, _differentiated(args, argnums))
         # A mean over the axis, too, is one value for each device.
         return (loss if axis is None else _axis.own(loss, axis)), auxiliary
 
@@ -138,6 +133,7 @@ def value_and_grad(
         devices = _axis.size(axis)
         if axis is not None:
             _axis.check_replicated("params", W, axis)
+        _check_no_weights(scope.batch_argnums, argnums, len(args))
         chunks, is_global = _split(scope, args, devices)
         if axis is not None and not is_global:
             W = _axis.own(W, axis)
@@ -163,6 +159,17 @@ def value_and_grad(
     return function
 
 
+def _check_no_weights(
+    batch_argnums: Sequence[int], argnums: int | Sequence[int], size: int
+) -> None:
+    positions = (argnums,) if isinstance(argnums, int) else argnums
+    if {k % size for k in positions} & {*batch_argnums}:
+        raise ValueError(
+            f"batch_argnums must not name the weights, which are at argnums={argnums}, "
+            f"got {batch_argnums}."
+        )
+
+
 def _split(scope: Scope, args: Sequence[Any], devices: int) -> tuple[int | None, bool]:
     """Return the number of chunks, if any are asked for, and whether all is one."""
     if scope.examples is None:
@@ -171,7 +178,8 @@ def _split(scope: Scope, args: Sequence[Any], devices: int) -> tuple[int | None,
     if not scope.local and scope.examples == size * devices:
         return 1, True
     if size % scope.examples:
-        whole = "" if scope.local else f", or be all {size * devices}"
+        one_only = scope.local or devices == 1
+        whole = "" if one_only else f", or be all {size * devices}"
         raise ValueError(
             f"examples_per_perturbation must divide the {size} examples of a device"
             f"{whole}, got {scope.examples}."
@@ -185,7 +193,8 @@ def _number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> in
         if position >= len(args):
             raise TypeError(
                 f"batch_argnums asks for positional argument {position}, which was not "
-                f"given: got {len(args)} positional arguments."
+                f"given: got {len(args)} positional arguments. Pass the examples by "
+                "position."
             )
         for path, leaf in jax.tree_util.tree_leaves_with_path(args[position]):
             if np.ndim(leaf) == 0:
@@ -193,8 +202,15 @@ def _number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> in
                     f"argument {position}{jax.tree_util.keystr(path)} must have a "
                     "leading axis of examples, as batch_argnums says, got a scalar."
                 )
+            if _axis.is_sharded(leaf):
+                raise ValueError(
+                    "examples_per_perturbation takes the parts of a batch in turns, "
+                    f"but argument {position}{jax.tree_util.keystr(path)} is sharded "
+                    f"over Explicit axes, {jax.typeof(leaf)}: use jax.shard_map, with "
+                    "axis_name."
+                )
             sizes.add(np.shape(leaf)[0])
-    if len(sizes) != 1:
+    if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
             "the arguments named by batch_argnums must have the same number of "
             f"examples, at least one, got {sorted(sizes)}."

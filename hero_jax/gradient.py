@@ -195,7 +195,7 @@ def hero_value_and_grad(
     axis_name: AxisName | None = None,
     scope: str = "global",
     examples_per_perturbation: int | None = None,
-    batch_argnums: int | Sequence[int] = 1,
+    batch_argnums: int | Sequence[int] | None = None,
 ) -> Callable[..., Any]:
     r"""Evaluate a loss and HERO's gradient: a drop-in for `jax.value_and_grad`.
 
@@ -242,7 +242,9 @@ def hero_value_and_grad(
       axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
         examples are spread, in equal parts, or several axes. Loss, gradient and
         metrics come out averaged over it, the auxiliary output does not. `loss_fn` is
-        a mean over its examples. Leave it out under `jit` of sharded arrays.
+        a mean over its examples. Leave it out under `jit` of sharded arrays. A random
+        key among the arguments serves all devices, and parts, alike: fold
+        `jax.lax.axis_index` in for others.
       scope: "global", exactly as on one device with all examples: means of g,
         grad L(U) and the product over the axis; or "local", m-sharpness: each device
         has its own perturbation and penalty, and only the gradients that come of them
@@ -250,9 +252,10 @@ def hero_value_and_grad(
       examples_per_perturbation: m, for m-sharpness whatever the number of devices:
         every m consecutive examples have a perturbation and a penalty of their own.
         It divides a device's examples, or is the whole batch. The parts take turns;
-        auxiliary outputs are stacked along a new first axis.
+        auxiliary outputs are stacked along a new first axis. Under `jit` of sharded
+        arrays every device would take all of them: use `shard_map` there.
       batch_argnums: positions of the arguments whose arrays have a first axis of
-        examples; with `examples_per_perturbation` only.
+        examples, which `examples_per_perturbation` needs to know.
 
     Returns:
       A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
@@ -321,7 +324,7 @@ def grad_l1_value_and_grad(
     axis_name: AxisName | None = None,
     scope: str = "global",
     examples_per_perturbation: int | None = None,
-    batch_argnums: int | Sequence[int] = 1,
+    batch_argnums: int | Sequence[int] | None = None,
 ) -> Callable[..., Any]:
     r"""Evaluate a loss and its gradient with an L1 penalty on the gradient.
 
@@ -341,9 +344,11 @@ def grad_l1_value_and_grad(
       penalty_mask: which leaves enter the norm. Default: all.
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
       axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
-        examples are spread, in equal parts, or several axes. Loss, gradient and
-        metrics come out averaged over it, the auxiliary output does not. `loss_fn` is
-        a mean over its examples. Leave it out under `jit` of sharded arrays.
+        examples are spread, in equal parts, or several axes. Loss and gradient
+        come out averaged over it, the auxiliary output does not. `loss_fn` is a mean
+        over its examples. Leave it out under `jit` of sharded arrays. A random
+        key among the arguments serves all devices, and parts, alike: fold
+        `jax.lax.axis_index` in for others.
       scope: "global", exactly as on one device with all examples: means of g and the
         product over the axis; or "local", m-sharpness: each device has its own
         penalty, and only the gradients that come of it are averaged, in one
@@ -351,9 +356,10 @@ def grad_l1_value_and_grad(
       examples_per_perturbation: m, for m-sharpness whatever the number of devices:
         every m consecutive examples have a penalty of their own.
         It divides a device's examples, or is the whole batch. The parts take turns;
-        auxiliary outputs are stacked along a new first axis.
+        auxiliary outputs are stacked along a new first axis. Under `jit` of sharded
+        arrays every device would take all of them: use `shard_map` there.
       batch_argnums: positions of the arguments whose arrays have a first axis of
-        examples; with `examples_per_perturbation` only.
+        examples, which `examples_per_perturbation` needs to know.
 
     Returns:
       A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
@@ -392,7 +398,8 @@ def grad_l1_value_and_grad(
             return gradient, value
 
         g, hvp, value = _autodiff.gradient_and_hvp(grad_fn, W)
-        product = hvp(_tree.select(penalised, jax.tree.map(jnp.sign, g)))
+        signs = _tree.select(penalised, jax.tree.map(jnp.sign, g))
+        product = hvp(_tree.cast_like(signs, W))
         grads = jax.tree.map(
             lambda a, b: a + jnp.asarray(strength, b.dtype) * b,
             _tree.widen(g),

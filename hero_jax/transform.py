@@ -70,8 +70,8 @@ def hero(
       :func:`hero_jax.hero_value_and_grad` there.
     - Inside `jax.shard_map` with its default checks, the gradient with respect to
       replicated weights is summed over the devices, and `axis_name` refuses it: take
-      it at `jax.lax.pcast(params, axis, to="varying")`, or leave `axis_name` out and
-      average the loss by `jax.lax.pmean`.
+      it at `jax.lax.pcast(params, axis, to="varying")`. Without `axis_name`, and with
+      those checks only, a loss that is averaged by `jax.lax.pmean` works, too.
     - `optax.inject_hyperparams(hero)` takes every callable for a schedule: name the
       perturbation by its string, or list it (and masks that are functions) in
       `static_args`.

@@ -155,19 +155,19 @@ def test_every_method_is_that_of_the_whole_batch(method, map_name):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("map_name", MAPS)
 def test_a_mean_over_the_axis_within_the_loss_changes_nothing(map_name):
-    """As a synchronized normalization would take it: not n or 1/n times too much."""
+    """As a synchronized normalization takes it, and as the last operation."""
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
 
     def loss(params, x, y, over=lambda x: x):
         for layer in params["hidden"]:
             x = x @ layer["kernel"]
             x = jnp.tanh((x - over(x.mean(0))) / jnp.exp(over(jnp.mean(x**2))))
-        x = x @ params["out"]["kernel"]
-        return over(jnp.mean((x - y) ** 2)) * jnp.exp(params["out"]["temperature"])
+        x = x @ params["out"]["kernel"] * jnp.exp(params["out"]["temperature"])
+        return over(jnp.mean((x - y) ** 2))
 
-    pmean = lambda *args: loss(*args, over=lambda x: lax.pmean(x, "data"))
+    within = lambda *args: loss(*args, over=lambda x: lax.pmean(x, "data"))
     for make in METHODS.values():
-        actual = MAPS[map_name](make(pmean, axis_name="data"))(params, *batch)
+        actual = MAPS[map_name](make(within, axis_name="data"))(params, *batch)
         close(actual, make(loss)(params, *batch))
 
 
@@ -336,17 +336,28 @@ def test_the_batch_may_be_a_tree_and_the_rest_stays_whole():
     close(actual, expected)
 
 
-@pytest.mark.parametrize("map_name", ["pmap", "shard_map"])
-def test_half_precision_is_averaged_in_full(map_name):
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_is_averaged_in_full(method, scope):
     """Eight gradients of which bfloat16 could not hold the sum."""
     loss = lambda w, x, y: jnp.mean(jnp.asarray(w, jnp.float32) * x * y)
     x = np.float32([256.0, *[1.0] * (DEVICES - 1)])
-    make = hero_jax.hero_value_and_grad(
-        loss, h=1.0, gamma=0.1, axis_name="data", scope="local"
-    )
-    _, gradient = MAPS[map_name](make)(jnp.bfloat16(1.0), x, np.ones_like(x))
-    assert gradient.dtype == jnp.bfloat16
-    assert gradient == jnp.bfloat16((256.0 + DEVICES - 1) / DEVICES)
+    make = METHODS[method](loss, axis_name="data", scope=scope)
+    mean = jnp.bfloat16((256.0 + DEVICES - 1) / DEVICES)
+    for transform in (pmapped, shard_mapped):
+        _, gradient = transform(make)(jnp.bfloat16(1.0), x, np.ones_like(x))
+        assert gradient.dtype == jnp.bfloat16
+        assert gradient == mean
+    link = hero_jax.hero(0.3, 0.1, axis_name="data", scope=scope)
+
+    def update(w, x, y):
+        grad_fn = jax.grad(loss)
+        g = grad_fn(w, x, y)
+        return link.update(
+            g, link.init(w), w, grad_fn=lambda U: grad_fn(jnp.bfloat16(U), x, y)
+        )[0]
+
+    assert pmapped(update)(jnp.bfloat16(1.0), x, np.ones_like(x)) == mean
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
@@ -426,6 +437,37 @@ def test_examples_may_be_spread_over_two_axes(scope):
     close(jax.jit(spread)(params, *batch), jax.jit(one)(params, *batch))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_shard_map_does_not_sum_where_an_axis_is_forgotten(method):
+    params, batch = in_single_precision()
+    axes = ("hosts", "data")
+    grid = Mesh(np.array(jax.devices()).reshape(2, 4), axes)
+    for axis_name, forgotten in [(None, "'data', 'hosts'"), ("data", "'hosts'")]:
+        step = jax.shard_map(
+            METHODS[method](mlp_loss, axis_name=axis_name),
+            mesh=grid,
+            in_specs=(P(), P(axes), P(axes)),
+            out_specs=P(),
+        )
+        message = rf"loss_fn's value varies over the axis {forgotten}, and params do no"
+        with pytest.raises(ValueError, match=message):
+            step(params, *batch)
+
+
+def test_parts_of_explicitly_sharded_arrays_are_refused():
+    params, batch = in_single_precision()
+    grid = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with set_mesh(grid):
+        batch = jax.device_put(batch, NamedSharding(grid, P("data")))
+        make = METHODS["hero"](
+            mlp_loss, examples_per_perturbation=3, batch_argnums=(1, 2)
+        )
+        with pytest.raises(
+            ValueError, match=r"argument 1 is sharded over Explicit axes"
+        ):
+            jax.jit(make)(params, *batch)
+
+
 def test_nothing_is_compiled_twice():
     traces = []
 
@@ -469,6 +511,11 @@ def test_collective_operations_per_step(method, scope):
     for transform in (pmapped, shard_mapped, unchecked):
         lowered = transform(make).lower(params, *batch)
         assert collectives(lowered) == COLLECTIVES[method][scope]
+    if scope == "global":
+        batch = jax.device_put(batch, NamedSharding(mesh(), P("data")))
+        params = jax.device_put(params, NamedSharding(mesh(), P()))
+        lowered = jax.jit(METHODS[method](mlp_loss, **metrics)).lower(params, *batch)
+        assert collectives(lowered) == COLLECTIVES[method][scope]
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="as above")
@@ -486,6 +533,12 @@ def test_collective_operations_of_a_chain(scope, count):
 
 MISUSES = {
     "list": ({"axis_name": ["data"]}, TypeError, r"axis_name must be .*got \['data'\]"),
+    "integer": ({"axis_name": 0}, TypeError, r"axis_name must be .*got 0"),
+    "twice": (
+        {"axis_name": ("a", "a")},
+        TypeError,
+        r"tuple of different names, or Non",
+    ),
     "scope": (
         {"scope": "device"},
         ValueError,
@@ -502,11 +555,20 @@ MISUSES = {
         TypeError,
         r"examples_per_perturbation must be an integer >= 1, got float: 2.0",
     ),
-    "argnums": ({"batch_argnums": -1}, TypeError, r"batch_argnums must be .*got -1"),
-    "weights": (
-        {"examples_per_perturbation": 2, "batch_argnums": (0, 1)},
+    "no arguments": (
+        {"examples_per_perturbation": 2},
+        TypeError,
+        r"batch_argnums must name the arguments that are examples .*got None",
+    ),
+    "bool": (
+        {"examples_per_perturbation": 2, "batch_argnums": [True]},
+        TypeError,
+        r"batch_argnums must name the arguments .*got \[True\]",
+    ),
+    "negative": (
+        {"examples_per_perturbation": 2, "batch_argnums": (1, -1)},
         ValueError,
-        r"batch_argnums must not name the weights, .*argnums=0, got \(0, 1\)",
+        r"batch_argnums must be >= 0, got \(1, -1\)",
     ),
 }
 
@@ -543,6 +605,10 @@ CALLS = {
         },
         r"must divide the 3 examples of a device, got 24",
     ),
+    "weights": (
+        {"examples_per_perturbation": 1, "batch_argnums": (0, 1), "argnums": -5},
+        r"batch_argnums must not name the weights, .*argnums=-5, got \(0, 1\)",
+    ),
     "a scalar among the examples": (
         {"examples_per_perturbation": 1, "batch_argnums": (1, 4)},
         r"argument 4\['scale'\] must have a leading axis .*got a scalar",
@@ -576,5 +642,10 @@ def test_shard_map_refuses_weights_and_gradients_that_mislead():
         shard_mapped(lambda p, x, y: make(varying(p), x, y))(params, *batch)
     with pytest.raises(ValueError, match=r"grads must be those of each device's own"):
         shard_mapped(train(chain("data")))(params, *batch)
+    link = hero_jax.hero(0.1, 0.1, axis_name="data")
+    update = lambda w: link.update(w, link.init(w), w, grad_fn=lambda U: U)[0]
+    apart = jax.shard_map(update, mesh=mesh(), in_specs=P("data"), out_specs=P())
+    with pytest.raises(ValueError, match=r"params must be the same on all devices of"):
+        apart(jnp.ones(DEVICES))
     with pytest.raises(ValueError, match=r"axis_name must be an axis .*got 'data'"):
         jax.jit(train(chain("data")))(params, *batch)

@@ -22,7 +22,7 @@ ALLOWED = {
     "transform": {"_typing", "_checks", "_tree", "_axis", "_scope", "gradient"},
     "bounds": {"_checks"},
     "quant": {"_typing", "_checks", "_tree"},
-    "models": {"_checks"},
+    "models": {"_checks", "_axis"},
 }
 CORE_PACKAGES = {"jax", "optax", "chex", "numpy", "hero_jax"}
 OPTIONAL_PACKAGES = {"quant/files.py": {"safetensors"}, "models": {"flax"}}

@@ -75,7 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hosts.is_first():
             print(stopped, file=sys.stderr)
     except KeyboardInterrupt:
-        print("interrupted; the same command begins again.", file=sys.stderr)
+        print(
+            "interrupted; the same command goes on from the latest checkpoint, if any.",
+            file=sys.stderr,
+        )
         return _failed(128 + signal.SIGINT)
     except (*ERRORS, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
             print(
                 "error: another process of the run has ended, or cannot be reached: "
                 f"{str(error).splitlines()[0]}",

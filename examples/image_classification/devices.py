@@ -19,6 +19,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from .config import Config
+
 Parallel = Literal["jit", "pmap"]
 
 AXIS = "data"
@@ -204,17 +206,29 @@ def choose(parallel: Parallel = "jit", count: int | None = 1) -> Devices:
     return Sharded(devices) if parallel == "jit" else Pmapped(devices)
 
 
-def check_divides(devices: Devices, images: int, per_perturbation: int | None) -> None:
-    """Raise `DevicesError` unless the devices can share a batch out evenly."""
+def check(devices: Devices, config: Config) -> None:
+    """Raise `DevicesError` unless the devices can share a batch out as configured."""
+    if devices.count == 1:
+        return
+    images = config.micro_batch
     if images % devices.count:
         raise DevicesError(
             f"{devices.count} devices cannot share out micro-batches of {images} "
             "images: choose another batch_size or --devices."
         )
-    share = images // devices.count
-    m = per_perturbation
-    if m is not None and devices.axis_name and m != images and share % m:
+    share, m = images // devices.count, config.examples_per_perturbation
+    if devices.axis_name is None and config.has_parts:
+        raise DevicesError(
+            "examples_per_perturbation must be None with parallel='jit', which has one "
+            f"perturbation for all devices, got {m}: use --parallel pmap."
+        )
+    if devices.axis_name is None and not config.synchronized_batch_norm:
+        raise DevicesError(
+            "synchronized_batch_norm must be True with parallel='jit', which "
+            "normalizes over all devices, got False: use --parallel pmap."
+        )
+    if m is not None and config.has_parts and share % m:
         raise DevicesError(
             f"examples_per_perturbation must divide the {share} images of a device, or "
-            f"be all {images}, got {m}: use fewer --devices, or --parallel jit."
+            f"be all {images}, got {m}: use fewer --devices."
         )

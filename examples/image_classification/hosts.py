@@ -4,10 +4,13 @@ All of them run the same command, see the same numbers and decide alike; the fir
 alone prints and writes.
 """
 
+import contextlib
 import json
 import os
 import sys
+import time
 import zlib
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -16,6 +19,10 @@ from jax.experimental import multihost_utils
 
 HEARTBEAT_SECONDS = 30
 """Without a sign of life of a process for so long, the others end, too."""
+
+
+GRACE_SECONDS = 2
+"""The first process, which the others depend on, ends so much later than it might."""
 
 
 class HostsError(Exception):
@@ -62,7 +69,25 @@ def leave(status: int) -> NoReturn:
     """End at once; an orderly end would wait for processes that wait for this one."""
     sys.stdout.flush()
     sys.stderr.flush()
+    if is_first():
+        time.sleep(GRACE_SECONDS)  # JAX ends the others with it, in the middle of words
     os._exit(status)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Let an error in one process be an error in all, at the end of the block.
+
+    Raises:
+      HostsError: another process has an error, and says which.
+    """
+    try:
+        yield
+    except Exception:
+        total(1)
+        raise
+    if total(0):
+        raise HostsError("another process of the run cannot begin: see what it says.")
 
 
 def of_first(value: Any) -> Any:

@@ -118,8 +118,9 @@ class Training:
     ) -> tuple[TrainState, int, list[list[float]], list[Row], list[Row]]:
         """Return the state to start from, its step, outputs of its epoch, and rows."""
         restored = None
-        if self._checkpoints is not None:
-            restored = self._checkpoints.restore(self._shapes)
+        with hosts.together():
+            if self._checkpoints is not None:
+                restored = self._checkpoints.restore(self._shapes)
         record = hosts.of_first(None if restored is None else restored[1])
         if record is None:
             return self._program.init(), 0, [], [], []

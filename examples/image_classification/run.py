@@ -88,31 +88,28 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         raise RunError("out must be a folder, got None.")
     out = options.out
     first = hosts.is_first()
-    if first:
-        _check_folder(out, config)
-    with _locked(out) if first else contextlib.nullcontext():
-        finished = first and (out / "result.json").exists()
-        record = hosts.of_first(_read(out / "result.json") if finished else None)
+    with contextlib.ExitStack() as stack:
+        record = None
+        with hosts.together():
+            if first:
+                _check_folder(out, config)
+                stack.enter_context(_locked(out))
+                record = _read(out / "result.json")
+        record = hosts.of_first(record)
         if record is not None:
             say(f"finished already: {out / 'result.json'}", options.quiet or not first)
             return dict(record)
         hosts.check_same("the config", f"{configs.dumps(config)} {options.parallel}")
-        with open_pipeline(config, options) as pipeline:
-            hosts.check_same("the data", str(pipeline.checksum))
-            return _train_and_test(config, pipeline, out, options)
+        with hosts.together():
+            pipeline = stack.enter_context(open_pipeline(config, options))
+        hosts.check_same("the data", str(pipeline.checksum))
+        return _train_and_test(config, pipeline, out, options)
 
 
 def open_pipeline(config: Config, options: Options) -> contextlib.closing[Pipeline]:
     """Load the data of a run; a context that stops its workers at the end."""
     devices = devices_of.choose(options.parallel, options.devices)
-    devices_of.check_divides(
-        devices, config.micro_batch, config.examples_per_perturbation
-    )
-    if not (config.synchronized_batch_norm or devices.axis_name or devices.count == 1):
-        raise devices_of.DevicesError(
-            "synchronized_batch_norm must be True with parallel='jit', which "
-            "normalizes over all devices, got False: use --parallel pmap."
-        )
+    devices_of.check(devices, config)
     return contextlib.closing(
         input_pipeline.create(
             config,
@@ -130,9 +127,10 @@ def _train_and_test(
     devices = pipeline.devices
     first = hosts.is_first()
     quiet = options.quiet or not first
-    training = Training(config, pipeline, out, options.keep, quiet)
-    if first:
-        results.write_text(out / "config.toml", configs.dumps(config))
+    with hosts.together():
+        training = Training(config, pipeline, out, options.keep, quiet)
+        if first:
+            results.write_text(out / "config.toml", configs.dumps(config))
     if devices.count > 1:
         say(_in_words(config, options, devices.count), quiet)
     with contextlib.closing(training):
@@ -195,8 +193,10 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a result that was written before."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """Read a result, if one was written before."""
+    if not path.exists():
+        return None
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

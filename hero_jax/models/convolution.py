@@ -35,6 +35,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from hero_jax import _axis
+
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Pair = tuple[int, int]
 
@@ -83,8 +85,10 @@ def conv_general_dilated(
         feature_group_count=feature_group_count,
         **kwargs,
     )
-    if jax.default_backend() != "cpu" or lhs.ndim != 4 or _is_sharded(lhs, rhs):
+    if jax.default_backend() != "cpu" or lhs.ndim != 4:
         return stock()
+    if _axis.is_sharded(lhs) or _axis.is_sharded(rhs):
+        return stock()  # a matrix product must be told how to shard its result
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     plain = (
         numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
@@ -108,15 +112,6 @@ def conv_general_dilated(
     if feature_group_count != 1:
         return stock()
     return dense(lhs, rhs, strides, pads)
-
-
-def _is_sharded(*arrays: chex.Array) -> bool:
-    """Whether types have axes of a mesh, as those of `Explicit` axes do.
-
-    A matrix product would then have to be told how to shard its result.
-    """
-    specs = [jax.typeof(x).sharding.spec for x in arrays]
-    return any(axis is not None for spec in specs for axis in spec)
 
 
 def shifted(x: chex.Array, size: Pair, strides: Pair, pads: Pads) -> list[chex.Array]:

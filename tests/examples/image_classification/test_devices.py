@@ -76,10 +76,10 @@ def test_devices_share_a_batch_out_and_nothing_else_changes(method):
 
 @pytest.mark.usefixtures("x64")
 def test_m_sharpness_does_not_depend_on_the_devices():
-    """Parts of 8 images: half a device's share, and a fourth of a batch."""
+    """Parts of 8 images: a device's share, and half of it."""
     fields = {"method": "hero", "examples_per_perturbation": 8, "synchronized": False}
     expected = after_an_epoch(**fields)
-    for way in [("pmap", 2), ("jit", 4)]:
+    for way in [("pmap", 2), ("pmap", 4)]:
         assert_close(after_an_epoch(*way, **fields), expected)
     whole, _ = after_an_epoch(method="hero")
     difference = optax.tree.sub(whole.params, expected[0].params)
@@ -170,6 +170,41 @@ def test_what_several_devices_compute_is_said():
         assert said == f"2 devices by {parallel}: 32 images at once, {text}"
 
 
+@pytest.mark.parametrize(
+    ("fields", "synchronized"),
+    [
+        ({}, True),
+        ({"synchronized_batch_norm": False}, False),
+        ({"examples_per_perturbation": 8}, False),
+        ({"examples_per_perturbation": 32}, True),
+    ],
+)
+def test_which_networks_normalize_over_all_devices(
+    fields, synchronized, tmp_path, monkeypatch
+):
+    """The one that is trained, if so configured; the one that is measured, always."""
+    config = dataclasses.replace(CONFIG, **fields)
+    made = {"step": [], "measure": []}
+    make_program, make_measure = loop.make_program, evaluate.make_measure
+
+    def note(name, make):
+        def noted(config, model, pipeline):
+            made[name].append(model.axis_name)
+            return make(config, model, pipeline)
+
+        return noted
+
+    monkeypatch.setattr(loop, "make_program", note("step", make_program))
+    monkeypatch.setattr(evaluate, "make_measure", note("measure", make_measure))
+    for parallel, axis in (("pmap", "data"), ("jit", None)):
+        devices = devices_of.choose(parallel, 4)
+        pipeline = input_pipeline.create(config, devices=devices)
+        training = loop.Training(config, pipeline, tmp_path / parallel, 1, quiet=True)
+        training.close()
+        assert made["step"].pop() == (axis if synchronized else None)
+        assert made["measure"].pop() == axis
+
+
 def test_a_run_resumes_on_another_number_of_devices(tmp_path, monkeypatch):
     """The state that four devices saved is the one that two begin with, bit for bit."""
     saved, begun = [], []
@@ -218,7 +253,12 @@ def test_a_run_resumes_on_another_number_of_devices(tmp_path, monkeypatch):
                 "32",
             ],
             "examples_per_perturbation must divide the 16 images of a device, or be "
-            "all 64, got 32: use fewer --devices, or --parallel jit.",
+            "all 64, got 32: use fewer --devices.",
+        ),
+        (
+            ["--devices", "2", "--examples-per-perturbation", "32"],
+            "examples_per_perturbation must be None with parallel='jit', which has one "
+            "perturbation for all devices, got 32: use --parallel pmap.",
         ),
         (
             ["--no-synchronized-batch-norm", "--devices", "2"],

@@ -127,7 +127,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(
 ):
     """The other one stops with an error, in time; then one device goes on alone."""
     monkeypatch.setattr(loop, "make_model", make_model)
-    config = dataclasses.replace(CONFIG, epochs=100)
+    config = dataclasses.replace(CONFIG, epochs=30)
     with Pair(tmp_path, "--parallel=pmap", config=config) as pair:
         pair.wait_for("epoch   2")
         pair.processes[victim].kill()
@@ -144,11 +144,13 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(
         record = run(config, Options(out=out, devices=1, quiet=True))
         after = (out / "metrics.csv").read_text().splitlines()
         assert after[: len(before)] == before
-        assert record["epochs"][-1]["step"] == 500
+        assert record["epochs"][-1]["step"] == 150
 
 
-def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=2000)
+def test_sigterm_to_one_process_stops_all_and_both_resume(tmp_path, monkeypatch):
+    """At the same step; the end is that of a run that nothing interrupted."""
+    monkeypatch.setattr(loop, "make_model", make_model)
+    config = dataclasses.replace(CONFIG, epochs=20)
     with Pair(tmp_path, config=config) as pair:
         pair.wait_for("epoch   2")
         pair.processes[1].send_signal(signal.SIGTERM)
@@ -157,12 +159,29 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step(tmp_path):
     step = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert f"stopped after step {step} and saved" in pair.said(0)
     assert not (tmp_path / "run" / "result.json").exists()
+    with Pair(tmp_path, config=config) as pair:
+        assert pair.wait() == [0, 0], pair.said(0)
+        assert f"resumed after step {step} of 100" in pair.said(0)
+    alone = run(config, Options(out=tmp_path / "alone", devices=2, quiet=True))
+    both = json.loads((tmp_path / "run" / "result.json").read_text())
+    for one, other in zip(alone["epochs"], both["epochs"], strict=True):
+        np.testing.assert_allclose(one["train_loss"], other["train_loss"], rtol=1e-3)
 
 
 def test_processes_that_disagree_are_told(tmp_path):
     with Pair(tmp_path, each=[["--seed=1"], ["--seed=2"]]) as pair:
         assert all(pair.wait(END_SECONDS))
         assert "error: the config of process 1 differs from that of" in pair.said(0)
+
+
+def test_an_error_in_one_process_ends_both_in_words(tmp_path):
+    """The folder belongs to another run, which only the first process looks at."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("epochs = 1")
+    with Pair(tmp_path) as pair:
+        assert pair.wait(END_SECONDS) == [1, 1]
+        assert "belongs to a run with another config" in pair.said(0)
+        assert "error: another process of the run cannot begin" in pair.said(1)
 
 
 def test_one_process_agrees_with_itself():
