@@ -267,7 +267,7 @@ def hero_value_and_grad(
       TypeError: an argument has the wrong type, or a weight is complex or integer.
       ValueError: h or gamma is negative or not a scalar, a name is unknown, a mask or
         perturbation has another structure than the weights, there is no such axis, or
-        the examples cannot be divided as asked for.
+        one is missing, or the examples cannot be divided as asked for.
 
     Example:
       >>> import jax.numpy as jnp
@@ -354,10 +354,10 @@ def grad_l1_value_and_grad(
         penalty, and only the gradients that come of it are averaged, in one
         collective operation.
       examples_per_perturbation: m, for m-sharpness whatever the number of devices:
-        every m consecutive examples have a penalty of their own.
-        It divides a device's examples, or is the whole batch. The parts take turns;
-        auxiliary outputs are stacked along a new first axis. Under `jit` of sharded
-        arrays every device would take all of them: use `shard_map` there.
+        every m consecutive examples have a penalty of their own. It divides a
+        device's examples, or is the whole batch. The parts take turns; auxiliary
+        outputs are stacked along a new first axis. Under `jit` of sharded arrays every
+        device would take all of them: use `shard_map` there.
       batch_argnums: positions of the arguments whose arrays have a first axis of
         examples, which `examples_per_perturbation` needs to know.
 
@@ -368,8 +368,8 @@ def grad_l1_value_and_grad(
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
       ValueError: the strength is negative or not a scalar, the mask has another
-        structure than the weights, there is no such axis, or the examples cannot be
-        divided as asked for.
+        structure than the weights, there is no such axis, or one is missing, or the
+        examples cannot be divided as asked for.
 
     Example:
       >>> import jax.numpy as jnp

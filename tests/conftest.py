@@ -23,6 +23,13 @@ def x64() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Free the programs of a module, which would be gigabytes in the end."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(
     tmp_path_factory: pytest.TempPathFactory, worker_id: str

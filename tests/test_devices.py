@@ -116,8 +116,9 @@ def settings(direction, reduction, masks, params):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("masks", MASKS)
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize(
+    ("reduction", "masks"), [("sum", "default"), ("mean", "disjoint")]
+)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_hero_is_that_of_the_whole_batch(direction, reduction, masks):
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
@@ -166,7 +167,7 @@ def test_a_mean_over_the_axis_within_the_loss_changes_nothing(map_name):
         return over(jnp.mean((x - y) ** 2))
 
     within = lambda *args: loss(*args, over=lambda x: lax.pmean(x, "data"))
-    for make in METHODS.values():
+    for make in (METHODS["hero"], METHODS["GRAD-L1"]):
         actual = MAPS[map_name](make(within, axis_name="data"))(params, *batch)
         close(actual, make(loss)(params, *batch))
 
