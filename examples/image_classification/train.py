@@ -121,7 +121,7 @@ def make_value_and_grad(
             **settings,
         )
         return hero
-    # Of strength 0 it is the plain gradient, with the same means over devices and parts.
+    # Of strength 0: the plain gradient, with the same means over devices and parts.
     strength = config.strength if config.method == "grad_l1" else 0.0
     plain = hero_jax.grad_l1_value_and_grad(loss_fn, strength=strength, **settings)
     return lambda *args: (*plain(*args), jnp.float32(0.0))
