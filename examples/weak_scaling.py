@@ -119,7 +119,7 @@ def measure(
             batch_size=count * batch,
             examples_per_perturbation=batch if way == "pmap local" else None,
         )
-        model = make_model(config, pipeline, synchronized=not config.has_parts)
+        model = make_model(config, pipeline, config.normalizes_together)
         program: Any = make_program(config, model, pipeline)
         state, items[count] = program.init(), pipeline.item
         steps[count] = program.step.lower(state, items[count]).compile()

@@ -144,6 +144,11 @@ class Config:
         """Whether images that go through at once have several perturbations."""
         return self.examples_per_perturbation not in (None, self.micro_batch)
 
+    @property
+    def normalizes_together(self) -> bool:
+        """Whether BatchNorm takes its statistics over all devices in training."""
+        return self.synchronized_batch_norm and not self.has_parts
+
 
 _POSITIVE = math.ulp(0.0)
 _RANGES = {

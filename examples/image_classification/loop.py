@@ -46,8 +46,7 @@ class Training:
     def __init__(
         self, config: Config, pipeline: Pipeline, out: Path, keep: int, quiet: bool
     ) -> None:
-        synchronized = config.synchronized_batch_norm and not config.has_parts
-        model = make_model(config, pipeline, synchronized)
+        model = make_model(config, pipeline, config.normalizes_together)
         self._config, self._pipeline, self._out = config, pipeline, out
         self._devices = pipeline.devices
         self._quiet = quiet or not hosts.is_first()

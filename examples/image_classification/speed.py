@@ -33,7 +33,7 @@ def measure(config: Config, pipeline: Pipeline, steps: int) -> dict[str, float]:
       pipeline: its data.
       steps: how many are timed.
     """
-    model = make_model(config, pipeline, config.synchronized_batch_norm)
+    model = make_model(config, pipeline, config.normalizes_together)
     program = make_program(config, model, pipeline)
     epochs = itertools.count()
     items = itertools.chain.from_iterable(map(pipeline.epoch, epochs))

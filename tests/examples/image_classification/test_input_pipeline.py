@@ -205,16 +205,16 @@ def photographs(tmp_path_factory):
     return root
 
 
-def files(photographs, workers=0, **fields):
+def files(photographs, workers=0, devices=None, batch_size=5, **fields):
     config = Config(
         dataset=str(photographs),
         augmentation="resized_crop",
         image_size=16,
         epochs=3,
-        batch_size=5,
+        batch_size=batch_size,
         **fields,
     )
-    return input_pipeline.create(config, workers=workers)
+    return input_pipeline.create(config, workers=workers, devices=devices)
 
 
 def test_photographs_are_decoded_and_unreadable_ones_replaced(photographs, capsys):
@@ -262,19 +262,12 @@ def test_photographs_on_four_devices(photographs, parallel):
     """The batches of an epoch, and the test images."""
 
     def arrays(*way):
-        config = Config(
-            dataset=str(photographs),
-            augmentation="resized_crop",
-            image_size=16,
-            batch_size=4,
-            label_noise=0.5,
-        )
         devices = devices_of.choose(*way)
-        pipeline = input_pipeline.create(config, devices=devices)
+        pipeline = files(photographs, 0, devices, batch_size=4, label_noise=0.5)
         train, test = [*pipeline.epoch(0)], [*pipeline.test_items()]
         for x in jax.tree.leaves((train, test)):
             assert len(x.addressable_shards) == devices.count
-        train = jax.tree.map(lambda x: np.ravel(x), train)
+        train = jax.tree.map(np.ravel, train)
         tests = [pipeline.test_batches(item) for item in test]
         return train, [np.asarray(x.images)[x.real] for x in tests]
 
