@@ -23,9 +23,16 @@ ALLOWED = {
     "bounds": {"_checks"},
     "quant": {"_typing", "_checks", "_tree"},
     "models": {"_checks", "_axis"},
+    "curvature": {"_typing", "_checks", "_tree", "_autodiff", "perturbation"},
+    "landscape": {"_typing", "_checks", "_tree", "curvature"},
 }
 CORE_PACKAGES = {"jax", "optax", "chex", "numpy", "hero_jax"}
-OPTIONAL_PACKAGES = {"quant/files.py": {"safetensors"}, "models": {"flax"}}
+OPTIONAL_PACKAGES = {
+    "quant/files.py": {"safetensors"},
+    "models": {"flax"},
+    "curvature/lanczos.py": {"matfree"},
+    "landscape": {"contourpy"},
+}
 """By file or module: not imported with the package itself."""
 
 
@@ -63,7 +70,7 @@ def test_core_needs_only_the_declared_packages(path):
 def test_import_is_silent_and_pulls_in_no_extras():
     program = (
         "import sys, hero_jax;"
-        "extras = {'flax', 'matplotlib', 'safetensors', 'sklearn', 'tqdm'};"
+        "extras = {'contourpy', 'flax', 'matfree', 'matplotlib', 'safetensors', 'sklearn', 'tqdm'};"
         "sys.exit(', '.join(extras & set(sys.modules)) or 0)"
     )
     done = subprocess.run(

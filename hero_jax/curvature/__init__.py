@@ -1,0 +1,68 @@
+"""Curvature of a loss at trained weights, without ever forming the Hessian.
+
+>>> import jax, jax.numpy as jnp
+>>> from hero_jax import curvature
+>>> x, y = jax.random.normal(jax.random.key(0), (50, 3)), jnp.arange(50.0) / 50
+>>> loss_fn = lambda w, x, y: jnp.mean((jnp.tanh(x @ w) - y) ** 2)
+>>> w = jnp.array([0.1, -0.2, 0.3])
+>>> top = curvature.top_eigenvalues(loss_fn, w, x, y, batch_size=20)
+>>> bool(top.residuals[0] < 1e-5)
+True
+
+Every function takes `loss_fn, params, *args`, with a loss that is a mean over examples,
+over one batch or, with `batch_size`, over a whole data set on the device; other options
+are in :class:`Options`. All but :func:`generalization_gap` are compiled, and work under
+`jax.jit` and `jax.vmap`. The program is kept for the next call with the same `loss_fn`
+object and shapes: hand over what changes, such as BatchNorm statistics, as arguments.
+
+The loss decides what BatchNorm does. With the running statistics it is the loss of the
+deployed network; with those of each batch, in training mode, it is the one that
+training descended, and the mean is over batches of `batch_size`, with statistics each:
+
+>>> def eval_loss(params, batch_stats, images, labels):
+...     variables = {"params": params, "batch_stats": batch_stats}
+...     return cross_entropy(model.apply(variables, images, train=False), labels)
+>>> def train_loss(params, batch_stats, images, labels):
+...     variables = {"params": params, "batch_stats": batch_stats}
+...     logits, _ = model.apply(variables, images, train=True, mutable="batch_stats")
+...     return cross_entropy(logits, labels)
+
+Then `batch_argnums=(2, 3)` says that images and labels count examples. Lanczos and
+probes are loops inside of a program: XLA's own convolutions are slow there on CPUs,
+those of :mod:`hero_jax.models` are not.
+"""
+
+from hero_jax.curvature.eigenvalues import (
+    Eigenpairs,
+    layer_eigenvalues,
+    top_eigenvalues,
+)
+from hero_jax.curvature.gap import Gap, generalization_gap
+from hero_jax.curvature.harm import HarmfulStep, smallest_harmful_step
+from hero_jax.curvature.loss_change import Change, LossChange, loss_change
+from hero_jax.curvature.problem import ComposedLoss, Options
+from hero_jax.curvature.product import hessian_norm, hvp
+from hero_jax.curvature.spectrum import SpectralDensity, spectral_density
+from hero_jax.curvature.trace import Estimate, Trace, trace
+
+__all__ = [
+    "Change",
+    "ComposedLoss",
+    "Eigenpairs",
+    "Estimate",
+    "Gap",
+    "HarmfulStep",
+    "LossChange",
+    "Options",
+    "SpectralDensity",
+    "Trace",
+    "generalization_gap",
+    "hessian_norm",
+    "hvp",
+    "layer_eigenvalues",
+    "loss_change",
+    "smallest_harmful_step",
+    "spectral_density",
+    "top_eigenvalues",
+    "trace",
+]

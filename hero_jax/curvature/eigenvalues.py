@@ -1,0 +1,242 @@
+"""Largest eigenvalues of the Hessian, whole or of one layer, by Lanczos."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Unpack
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from hero_jax import _checks, _tree
+from hero_jax._typing import Mask, Params
+from hero_jax.curvature import lanczos, progress
+from hero_jax.curvature import problem as problems
+from hero_jax.curvature.problem import Options, Problem
+
+Which = Literal["largest", "smallest", "magnitude"]
+
+
+class Eigenpairs(NamedTuple):
+    """Eigenvalues with a certificate each.
+
+    Attributes:
+      values: `[k]`, the one asked for first.
+      vectors: tree of arrays `[k, ...]` like `params`; each vector has length 1.
+      residuals: `||Hv - value v||`, `[k]`: an eigenvalue of the matrix lies within this
+        distance of the value. It does not tell that none was passed over.
+    """
+
+    values: chex.Array
+    vectors: Params
+    residuals: chex.Array
+
+
+def top_eigenvalues(
+    loss_fn: Callable[..., Any],
+    params: Params,
+    *args: Any,
+    k: int = 1,
+    which: Which = "largest",
+    steps: int | None = None,
+    key: chex.PRNGKey | None = None,
+    **options: Unpack[Options],
+) -> Eigenpairs:
+    """Compute the outermost eigenvalues of the Hessian, or of the Gauss-Newton matrix.
+
+    Lanczos from a random start with full reorthogonalization; the basis takes the
+    memory of `steps` copies of the weights. Of an eigenvalue that occurs several times
+    only one is found; values and residuals are NaN where fewer than k are there.
+
+    Args:
+      loss_fn: `(params, *args) -> loss`, a mean over examples.
+      params: weights W, n in all.
+      *args: further arguments of `loss_fn`.
+      k: how many.
+      which: "largest", whose first is Theorem 3's v; "smallest"; or "magnitude".
+      steps: products with the matrix, k to n; by default 20 + 2k, or n. Another k give
+        the residuals.
+      key: of the start vector; `jax.random.key(0)` by default.
+      **options: see :class:`Options`.
+
+    Returns:
+      Values, vectors and residuals.
+
+    Raises:
+      ImportError: matfree is not installed.
+      TypeError: an argument has another type, or the loss is no scalar.
+      ValueError: an argument is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from hero_jax import curvature
+      >>> loss_fn = lambda w: (w[0] ** 2 + 2 * w[1] ** 2 - 3 * w[2] ** 2) / 2
+      >>> top = curvature.top_eigenvalues(loss_fn, jnp.ones(3), k=2)
+      >>> [f"{value:.3f}" for value in top.values]
+      ['2.000', '1.000']
+
+    References:
+      Lanczos, `An iteration method for the solution of the eigenvalue problem
+      <https://doi.org/10.6028/jres.045.026>`_, 1950.
+    """
+    problem = problems.make(loss_fn, params, args, options)
+    _checks.check_positive_integer("k", k)
+    _checks.check_choice("which", which, ("largest", "smallest", "magnitude"))
+    size = sum(x.size for x in jax.tree.leaves(params))
+    steps = check_steps(steps, 20 + 2 * k, size, least=k)
+    total = (steps + k) * problem.num_batches(args)
+    compiled = functools.partial(_top_eigenvalues, problem, k, which, steps)
+    key = jax.random.key(0) if key is None else key
+    result: Eigenpairs = progress.listen(
+        options.get("progress"), total, compiled, params, key, args
+    )
+    return result
+
+
+def layer_eigenvalues(
+    loss_fn: Callable[..., Any],
+    params: Params,
+    *args: Any,
+    mask: Mask | None = None,
+    steps: int = 10,
+    key: chex.PRNGKey | None = None,
+    **options: Unpack[Options],
+) -> dict[str, chex.Array]:
+    """Compute the largest eigenvalue of every layer's own block of the Hessian.
+
+    Each layer takes a Lanczos iteration of its own, and each of its products is one
+    with the whole matrix. Small blocks need few steps: the space is then exhausted.
+
+    Args:
+      loss_fn: `(params, *args) -> loss`, a mean over examples.
+      params: weights W.
+      *args: further arguments of `loss_fn`.
+      mask: which leaves; those of two or more dimensions by default.
+      steps: products with the matrix for each layer.
+      key: of the start vectors; `jax.random.key(0)` by default.
+      **options: see :class:`Options`.
+
+    Returns:
+      Path of the leaf to the largest eigenvalue of `d^2 L / dW_i^2`, as found from
+      below.
+
+    Raises:
+      ImportError: matfree is not installed.
+      TypeError: an argument has another type, or the loss is no scalar.
+      ValueError: an argument is out of range, or no leaf is chosen.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from hero_jax import curvature
+      >>> params = {"a": jnp.ones((1, 2)), "b": jnp.ones((2, 1))}
+      >>> loss_fn = lambda w: jnp.sum((w["a"] @ w["b"]) ** 2) / 2  # (a'b)^2 / 2
+      >>> top = curvature.layer_eigenvalues(loss_fn, params)
+      >>> {path: f"{value:.3f}" for path, value in top.items()}  # |b|^2 and |a|^2
+      {'a': '2.000', 'b': '2.000'}
+
+    References:
+      Dong et al., `HAWQ <https://arxiv.org/abs/1905.03696>`_, 2019.
+    """
+    problem = problems.make(loss_fn, params, args, options)
+    chosen = check_chosen(mask, params)
+    size = sum(x.size for x in jax.tree.leaves(params))
+    _checks.check_positive_integer("steps", steps)
+    steps = min(steps, size)
+    total = steps * len(chosen) * problem.num_batches(args)
+    compiled = functools.partial(_layer_eigenvalues, problem, tuple(chosen), steps)
+    key = jax.random.key(0) if key is None else key
+    values = progress.listen(
+        options.get("progress"), total, compiled, params, key, args
+    )
+    paths = _tree.leaf_paths(params)
+    return {paths[i]: value for i, value in zip(chosen, values, strict=True)}
+
+
+def check_steps(steps: int | None, default: int, size: int, least: int = 1) -> int:
+    """Return the number of Lanczos steps, at least `least` and at most n."""
+    if least > size:
+        raise ValueError(
+            f"k must be at most the number of weights, {size}, got {least}."
+        )
+    if steps is None:
+        return min(default, size)
+    _checks.check_positive_integer("steps", steps)
+    if not least <= steps <= size:
+        raise ValueError(f"steps must be {least} to {size}, got {steps}.")
+    return int(steps)
+
+
+def check_chosen(mask: Mask | None, params: Params) -> list[int]:
+    """Return the positions of the leaves that a mask chooses, at least one."""
+    mask = _tree.weights_only if mask is None else mask
+    resolved = jax.tree.leaves(_tree.resolve_mask("mask", mask, params))
+    chosen = [i for i, keep in enumerate(resolved) if keep]
+    if not chosen:
+        raise ValueError("mask must choose a leaf; by default those of 2 dimensions.")
+    return chosen
+
+
+def only(position: chex.Array, tree: Params) -> Params:
+    """Keep the leaf at a traced position, and put zeros in the place of the others."""
+    leaves, structure = jax.tree.flatten(tree)
+    kept = [jnp.where(position == i, x, 0.0) for i, x in enumerate(leaves)]
+    return jax.tree.unflatten(structure, kept)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _top_eigenvalues(
+    problem: Problem,
+    k: int,
+    which: Which,
+    steps: int,
+    params: Params,
+    key: chex.PRNGKey,
+    args: Sequence[Any],
+) -> Eigenpairs:
+    W = _tree.widen(params)
+    flat = lanczos.Flat.of(W)
+    matvec = flat.matvec(problem.product(W, args))
+    start = jax.random.normal(key, (flat.size,), flat.dtype)
+    space = lanczos.krylov(matvec, start, steps)
+    pairs = lanczos.ritz(space)
+    order = {
+        "largest": -pairs.values,
+        "smallest": pairs.values,
+        "magnitude": -jnp.abs(pairs.values),
+    }[which]
+    chosen = jnp.argsort(jnp.where(pairs.found, order, jnp.inf))[:k]
+    found = pairs.found[chosen]
+    values = jnp.where(found, pairs.values[chosen], jnp.nan)
+    vectors = pairs.vectors[:, chosen].T @ space.basis
+    norms = jax.vmap(_tree.norm)(vectors)
+    vectors /= jnp.where(norms > 0.0, norms, 1.0)[:, None]
+
+    def residual(pair: tuple[chex.Array, chex.Array]) -> chex.Array:
+        value, v = pair
+        return _tree.norm(matvec(v) - value * v)
+
+    residuals = jax.lax.map(residual, (values, vectors))
+    return Eigenpairs(values, jax.vmap(flat.unflatten)(vectors), residuals)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _layer_eigenvalues(
+    problem: Problem,
+    chosen: tuple[int, ...],
+    steps: int,
+    params: Params,
+    key: chex.PRNGKey,
+    args: Sequence[Any],
+) -> chex.Array:
+    W = _tree.widen(params)
+    flat = lanczos.Flat.of(W)
+    product = problem.product(W, args)
+    random = flat.unflatten(jax.random.normal(key, (flat.size,), flat.dtype))
+
+    def of_layer(position: chex.Array) -> chex.Array:
+        block = flat.matvec(lambda v: only(position, product(v)))
+        start = flat.flatten(only(position, random))
+        pairs = lanczos.ritz(lanczos.krylov(block, start, steps))
+        return jnp.max(jnp.where(pairs.found, pairs.values, -jnp.inf))
+
+    return jax.lax.map(of_layer, jnp.array(chosen))

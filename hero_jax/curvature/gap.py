@@ -1,0 +1,83 @@
+"""The generalization gap of a run: training accuracy less test accuracy (Figure 2b)."""
+
+import csv
+import math
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+from hero_jax import _checks
+
+
+class Gap(NamedTuple):
+    """Training accuracy less test accuracy.
+
+    Attributes:
+      mean: over the last epochs.
+      deviation: standard deviation over them; epochs of one run depend on each other,
+        so this is no standard error. NaN for one epoch.
+      by_epoch: of every epoch in the file.
+    """
+
+    mean: float
+    deviation: float
+    by_epoch: list[float]
+
+
+def generalization_gap(
+    path: str | Path,
+    last: int = 50,
+    *,
+    train: str = "train_accuracy",
+    test: str = "test_accuracy",
+) -> Gap:
+    r"""Read the generalization gap of a run from its metrics, a row for every epoch.
+
+    Args:
+      path: CSV file with a line of titles, as `metrics.csv` of the training recipe.
+      last: epochs to average, at least 1; 50 in the paper. All, if there are fewer.
+      train: title of the training accuracy.
+      test: title of the test accuracy.
+
+    Returns:
+      The gap in the units of the file.
+
+    Raises:
+      OSError: the file cannot be read.
+      TypeError: `last` is no integer.
+      ValueError: a column is missing, a value is no number, or there are no rows.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from hero_jax import curvature
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder) / "metrics.csv"
+      ...     _ = path.write_text("train_accuracy,test_accuracy\n1.0,1.0\n1.0,0.5\n")
+      ...     curvature.generalization_gap(path, last=1)
+      Gap(mean=0.5, deviation=nan, by_epoch=[0.0, 0.5])
+
+    References:
+      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Figure 2b.
+    """
+    _checks.check_positive_integer("last", last)
+    path = Path(path)
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        titles, rows = [*(reader.fieldnames or ())], list(reader)
+    for name in (train, test):
+        if name not in titles:
+            raise ValueError(f"{path} has no column {name!r}; it has {titles}.")
+    if not rows:
+        raise ValueError(f"{path} has no rows.")
+    gaps = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            gaps.append(float(row[train]) - float(row[test]))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"line {number} of {path} has no numbers: {train}={row[train]!r}, "
+                f"{test}={row[test]!r}."
+            ) from None
+    chosen = gaps[-last:]
+    deviation = statistics.stdev(chosen) if len(chosen) > 1 else math.nan
+    return Gap(statistics.fmean(chosen), deviation, gaps)

@@ -1,0 +1,275 @@
+"""What is differentiated: a loss, over which examples, and which matrix of it."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from hero_jax import _autodiff, _checks, _tree
+from hero_jax._typing import Grads, Params
+from hero_jax.curvature import progress as progress_
+
+Matrix = Literal["hessian", "gauss_newton"]
+MatVec = Callable[[Params], Params]
+Outputs = TypeVar("Outputs")
+
+
+class Options(TypedDict, total=False):
+    """Options that all diagnostics share.
+
+    Attributes:
+      has_aux: whether `loss_fn` returns `(loss, auxiliary)`; the latter is dropped.
+      matrix: "hessian" (default), or "gauss_newton" for a :class:`ComposedLoss`.
+      batch_size: examples that go through `loss_fn` at once, which must return the mean
+        over them; all by default. The memory is then that of one batch, and the mean
+        over all examples is exact, also if the last batch is smaller. A product costs
+        about three gradients instead of two, which share one linearization.
+      batch_argnums: positions of the arguments of `loss_fn` that have a leading axis of
+        examples, `params` being at 0; all others by default. Only with `batch_size`.
+      progress: `(done, total)`, called on the host whenever a batch has been through a
+        product. Not from inside `jax.jit`.
+    """
+
+    has_aux: bool
+    matrix: Matrix
+    batch_size: int | None
+    batch_argnums: Sequence[int] | None
+    progress: Callable[[int, int], None] | None
+
+
+class ComposedLoss(NamedTuple, Generic[Outputs]):
+    """A loss that knows its network: `criterion(outputs_fn(params, *args), *args)`.
+
+    It is a loss function itself. `matrix="gauss_newton"` needs it: with J the Jacobian
+    of the outputs and C the Hessian of the criterion in them, that matrix is J'CJ. It
+    is positive semidefinite where the criterion is convex, and equals the Hessian where
+    the network is linear or fits perfectly.
+
+    Attributes:
+      outputs_fn: `(params, *args) -> outputs`, such as logits.
+      criterion: `(outputs, *args) -> loss`, a mean over examples.
+
+    References:
+      Schraudolph, `Fast curvature matrix-vector products
+      <https://doi.org/10.1162/08997660260028683>`_, 2002.
+    """
+
+    outputs_fn: Callable[..., Outputs]
+    criterion: Callable[..., chex.Array]
+
+    def __call__(self, params: Params, *args: Any) -> chex.Array:
+        """Return the loss."""
+        return self.criterion(self.outputs_fn(params, *args), *args)
+
+
+class Problem(NamedTuple):
+    """All about a diagnostic but the arrays; hashable."""
+
+    loss_fn: Callable[..., Any]
+    has_aux: bool
+    matrix: Matrix
+    batch_size: int | None
+    batch_argnums: tuple[int, ...]
+    reports: bool
+
+    def loss(self, params: Params, args: Sequence[Any]) -> chex.Array:
+        """Return the loss of one batch, a scalar of float32 or wider."""
+        value = self.loss_fn(params, *args)
+        if self.has_aux:
+            value, _ = value
+        _check_scalar(value)
+        return jnp.asarray(value, _tree.wide_dtype(jnp.result_type(value)))
+
+    def mean(
+        self, function: Callable[[Sequence[Any]], Any], args: Sequence[Any]
+    ) -> Any:
+        """Average a function of a batch over all examples, one batch at a time."""
+        batch_size = self.batch_size
+        if batch_size is None or self.num_batches(args) == 1:
+            return function(args)
+        size = number_of_examples(args, self.batch_argnums)
+        whole, left = divmod(size, batch_size)
+
+        def weighted(count: int, part: Callable[[chex.Array], chex.Array]) -> Any:
+            return jax.tree.map(
+                lambda x: x * jnp.asarray(count / size, x.dtype),
+                function(self._replaced(args, part)),
+            )
+
+        def body(total: Any, k: chex.Array) -> tuple[Any, None]:
+            start = k * batch_size
+            of_batch = weighted(
+                batch_size,
+                lambda x: lax.dynamic_slice_in_dim(x, start, batch_size),
+            )
+            return jax.tree.map(jnp.add, total, of_batch), None
+
+        last = whole * batch_size
+        if left:
+            total = weighted(left, lambda x: x[last:])
+        else:
+            shapes = jax.eval_shape(lambda: weighted(1, lambda x: x[:batch_size]))
+            total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return lax.scan(body, total, jnp.arange(whole))[0]
+
+    def _replaced(
+        self, args: Sequence[Any], part: Callable[[chex.Array], chex.Array]
+    ) -> list[Any]:
+        return [
+            jax.tree.map(lambda x: part(jnp.asarray(x)), arg)
+            if position in self.batch_argnums
+            else arg
+            for position, arg in enumerate(args, start=1)
+        ]
+
+    def mean_loss(self, params: Params, args: Sequence[Any]) -> chex.Array:
+        """Return the loss over all examples."""
+        return self.mean(lambda batch: self.loss(params, batch), args)
+
+    def loss_and_gradient(
+        self, params: Params, args: Sequence[Any]
+    ) -> tuple[chex.Array, Grads]:
+        """Return loss and gradient over all examples."""
+        loss, gradient = self.mean(
+            lambda batch: jax.value_and_grad(self.loss)(params, batch), args
+        )
+        return loss, gradient
+
+    def product(self, params: Params, args: Sequence[Any]) -> MatVec:
+        """Return the function `v -> Av` with the matrix of all examples."""
+        if self.num_batches(args) == 1:
+            return self._reporting(self._product_of_batch(params, args))
+
+        def matvec(v: Params) -> Params:
+            return self.mean(
+                lambda batch: self._reporting(self._product_of_batch(params, batch))(v),
+                args,
+            )
+
+        return matvec
+
+    def num_batches(self, args: Sequence[Any]) -> int:
+        """Return how many batches there are."""
+        if self.batch_size is None:
+            return 1
+        size = number_of_examples(args, self.batch_argnums)
+        return math.ceil(size / self.batch_size)
+
+    def _product_of_batch(self, params: Params, args: Sequence[Any]) -> MatVec:
+        if self.matrix == "gauss_newton":
+            return _gauss_newton(self.loss_fn, params, args)
+        _, hvp, _ = _autodiff.gradient_and_hvp(
+            lambda W: (jax.grad(self.loss)(W, args), None), params
+        )
+        return hvp
+
+    def _reporting(self, matvec: MatVec) -> MatVec:
+        if not self.reports:
+            return matvec
+
+        def reporting(v: Params) -> Params:
+            result = matvec(v)
+            progress_.tick_after(result)
+            return result
+
+        return reporting
+
+
+def _gauss_newton(loss: Any, params: Params, args: Sequence[Any]) -> MatVec:
+    """Return the product J'CJ v.
+
+    J v is taken as the transpose of the linear function `u -> J'u`, which asks for
+    nothing but reverse mode of the network: its convolutions may have no other.
+    """
+    outputs, pull = jax.vjp(lambda W: loss.outputs_fn(W, *args), params)
+    _, push = jax.vjp(lambda u: pull(u)[0], jax.tree.map(jnp.zeros_like, outputs))
+    _, curve, _ = _autodiff.gradient_and_hvp(
+        lambda y: (jax.grad(lambda y: loss.criterion(y, *args))(y), None), outputs
+    )
+    return lambda v: pull(curve(push(v)[0]))[0]
+
+
+def make(
+    loss_fn: Callable[..., Any],
+    params: Params,
+    args: Sequence[Any],
+    options: Options,
+) -> Problem:
+    """Check what all diagnostics share."""
+    _checks.check_callable("loss_fn", loss_fn, "(params, *args) -> loss")
+    _tree.check_real("params", params)
+    if not jax.tree.leaves(params):
+        raise ValueError("params must have at least one array, got an empty tree.")
+    if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+        raise TypeError(
+            f"unknown options {unknown}; known are {sorted(Options.__annotations__)}."
+        )
+    matrix = options.get("matrix", "hessian")
+    _checks.check_choice("matrix", matrix, ("hessian", "gauss_newton"))
+    if matrix == "gauss_newton" and not isinstance(loss_fn, ComposedLoss):
+        raise TypeError(
+            "matrix='gauss_newton' needs loss_fn to be a ComposedLoss, which tells the "
+            f"network from the criterion, got {type(loss_fn).__name__}."
+        )
+    batch_size = options.get("batch_size")
+    batch_argnums = options.get("batch_argnums")
+    if batch_argnums is None:
+        batch_argnums = range(1, len(args) + 1)
+    elif batch_size is None:
+        raise ValueError("batch_argnums goes with batch_size, which is None.")
+    problem = Problem(
+        loss_fn,
+        options.get("has_aux", False),
+        matrix,
+        batch_size,
+        tuple(batch_argnums),
+        options.get("progress") is not None,
+    )
+    if batch_size is not None:
+        _checks.check_positive_integer("batch_size", batch_size)
+        number_of_examples(args, problem.batch_argnums)
+    return problem
+
+
+def number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> int:
+    """Return the length of the leading axis that these arguments share."""
+    sizes = set()
+    for position in batch_argnums:
+        if not 1 <= position <= len(args):
+            raise ValueError(
+                "batch_argnums must be positions of the arguments behind params, 1 to "
+                f"{len(args)}, got {position}."
+            )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(args[position - 1]):
+            if np.ndim(leaf) == 0:
+                raise ValueError(
+                    f"argument {position}{jax.tree_util.keystr(path)} must have a "
+                    "leading axis of examples, got a scalar: name those that have one "
+                    "by batch_argnums."
+                )
+            sizes.add(np.shape(leaf)[0])
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            "the arguments named by batch_argnums must have the same number of "
+            f"examples, at least one, got {sorted(sizes)}: name those that have a "
+            "leading axis of examples by batch_argnums."
+        )
+    return int(sizes.pop())
+
+
+def _check_scalar(value: Any) -> None:
+    shape = getattr(value, "shape", None)
+    if isinstance(value, tuple):
+        raise TypeError(
+            "loss_fn must return a scalar, got a tuple: is has_aux=True missing?"
+        )
+    if shape != () and not isinstance(value, float):
+        raise TypeError(
+            "loss_fn must return a scalar, got "
+            f"{type(value).__name__ if shape is None else f'shape {shape}'}."
+        )

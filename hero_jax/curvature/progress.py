@@ -1,0 +1,51 @@
+"""Telling the host, from inside a compiled program, how far it has got."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+class _Tally:
+    """Who is told, and what."""
+
+    def __init__(self, callback: Callable[[int, int], None], total: int) -> None:
+        self.callback, self.done, self.total = callback, 0, total
+
+
+# The program is compiled once, for whoever listens: it finds the listener here.
+_listening: list[_Tally] = []
+
+
+def tick_after(result: Any) -> None:
+    """Count one more step, as soon as its result is there; for use when traced."""
+    largest = max(jax.tree.leaves(result), key=lambda x: x.size)
+    jax.debug.callback(_tick, largest.ravel()[:1])
+
+
+def _tick(_: Any) -> None:
+    if _listening:
+        tally = _listening[-1]
+        tally.done += 1
+        tally.callback(tally.done, tally.total)
+
+
+def listen(
+    callback: Callable[[int, int], None] | None,
+    total: int,
+    function: Callable[..., Any],
+    *args: Any,
+) -> Any:
+    """Call a compiled function of arrays and tell the callback how far it is."""
+    if callback is None or any(
+        isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)
+    ):
+        return function(*args)
+    _listening.append(_Tally(callback, total))
+    try:
+        result = function(*args)
+        jax.block_until_ready(result)
+        jax.effects_barrier()
+        return result
+    finally:
+        _listening.pop()

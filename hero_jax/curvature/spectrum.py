@@ -1,0 +1,145 @@
+"""Density of the Hessian's eigenvalues, by stochastic Lanczos quadrature."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Unpack
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from hero_jax import _checks, _tree
+from hero_jax._typing import Params
+from hero_jax.curvature import lanczos, progress
+from hero_jax.curvature import problem as problems
+from hero_jax.curvature.eigenvalues import check_steps
+from hero_jax.curvature.problem import Options, Problem
+from hero_jax.curvature.trace import Estimate
+
+
+class SpectralDensity(NamedTuple):
+    """A few weighted points in the place of n eigenvalues, from every probe.
+
+    Attributes:
+      nodes: `[probes, steps]`; the outer ones are close to eigenvalues.
+      weights: share of the eigenvalues that each node stands for, `[probes, steps]`;
+        those of a probe add up to 1. Zero where a probe had fewer nodes.
+    """
+
+    nodes: chex.Array
+    weights: chex.Array
+
+    def moment(self, power: int) -> Estimate:
+        """Estimate the mean of so high a power of the eigenvalues, `tr(H^p) / n`."""
+        return _over_probes(jnp.sum(self.weights * self.nodes**power, axis=1))
+
+    def on_grid(self, grid: chex.Array, width: float) -> Estimate:
+        """Smooth by Gaussians of standard deviation `width`.
+
+        Args:
+          grid: points `[G]`, in units of the eigenvalues.
+          width: above 0; a hundredth of the range shows bulk and outliers.
+
+        Returns:
+          Share of the eigenvalues per unit, `[G]`, and its standard error.
+        """
+        grid = jnp.asarray(grid, self.nodes.dtype)
+        if not width > 0.0:
+            raise ValueError(f"width must be above 0, got {width}.")
+
+        def of_probe(probe: tuple[chex.Array, chex.Array]) -> chex.Array:
+            nodes, weights = probe
+            distance = (grid[:, None] - nodes[None, :]) / width
+            bells = jnp.exp(-0.5 * distance**2) / (width * (2.0 * jnp.pi) ** 0.5)
+            return bells @ weights
+
+        return _over_probes(jax.lax.map(of_probe, (self.nodes, self.weights)))
+
+
+def spectral_density(
+    loss_fn: Callable[..., Any],
+    params: Params,
+    *args: Any,
+    num_samples: int = 4,
+    steps: int | None = None,
+    key: chex.PRNGKey | None = None,
+    **options: Unpack[Options],
+) -> SpectralDensity:
+    """Estimate how the eigenvalues of the Hessian, or Gauss-Newton matrix, are spread.
+
+    Stochastic Lanczos quadrature: each probe's Lanczos iteration gives a Gauss rule,
+    exact for polynomials up to degree `2 steps - 1` of the probe's own measure.
+
+    Args:
+      loss_fn: `(params, *args) -> loss`, a mean over examples.
+      params: weights W, n in all.
+      *args: further arguments of `loss_fn`.
+      num_samples: probes.
+      steps: products with the matrix for each probe, 1 to n; by default 40, or n. They
+        resolve the bulk; the outliers are there after few.
+      key: of the probes; `jax.random.key(0)` by default.
+      **options: see :class:`Options`.
+
+    Returns:
+      Nodes and weights, to be smoothed by `on_grid`.
+
+    Raises:
+      ImportError: matfree is not installed.
+      TypeError: an argument has another type, or the loss is no scalar.
+      ValueError: an argument is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from hero_jax import curvature
+      >>> eigenvalues = jnp.array([0.0, 0.0, 0.0, 1.0])
+      >>> loss_fn = lambda w: jnp.sum(eigenvalues * w**2) / 2
+      >>> density = curvature.spectral_density(loss_fn, jnp.ones(4), steps=2)
+      >>> print(f"{density.moment(1).value:.2f}")  # the mean eigenvalue
+      0.25
+
+    References:
+      Ubaru et al., `Fast estimation of tr(f(A)) <https://doi.org/10.1137/16M1104974>`_,
+      2017; Ghorbani et al., `An investigation into neural net optimization
+      <https://arxiv.org/abs/1901.10159>`_, 2019.
+    """
+    problem = problems.make(loss_fn, params, args, options)
+    _checks.check_positive_integer("num_samples", num_samples)
+    size = sum(x.size for x in jax.tree.leaves(params))
+    steps = check_steps(steps, 40, size)
+    total = num_samples * steps * problem.num_batches(args)
+    compiled = functools.partial(_spectral_density, problem, num_samples, steps)
+    key = jax.random.key(0) if key is None else key
+    result: SpectralDensity = progress.listen(
+        options.get("progress"), total, compiled, params, key, args
+    )
+    return result
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _spectral_density(
+    problem: Problem,
+    num_samples: int,
+    steps: int,
+    params: Params,
+    key: chex.PRNGKey,
+    args: Sequence[Any],
+) -> SpectralDensity:
+    W = _tree.widen(params)
+    flat = lanczos.Flat.of(W)
+    matvec = flat.matvec(problem.product(W, args))
+
+    def of_probe(key: chex.PRNGKey) -> tuple[chex.Array, chex.Array]:
+        # Signs, all of one length: moments then have the variance of Hutchinson.
+        start = jax.random.rademacher(key, (flat.size,), flat.dtype)
+        pairs = lanczos.ritz(lanczos.krylov(matvec, start, steps))
+        weights = jnp.where(pairs.found, pairs.vectors[0] ** 2, 0.0)
+        return jnp.where(pairs.found, pairs.values, 0.0), weights
+
+    return SpectralDensity(*jax.lax.map(of_probe, jax.random.split(key, num_samples)))
+
+
+def _over_probes(samples: chex.Array) -> Estimate:
+    """Return mean and standard error over the first axis; NaN error of one probe."""
+    count = samples.shape[0]
+    spread = jnp.std(samples, axis=0, ddof=1) if count > 1 else jnp.nan
+    return Estimate(samples.mean(0), spread / count**0.5)

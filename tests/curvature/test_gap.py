@@ -1,0 +1,49 @@
+"""The generalization gap of a metrics file."""
+
+import math
+import statistics
+
+import pytest
+
+from hero_jax import curvature
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    path = tmp_path / "metrics.csv"
+    rows = [(0.5, 0.5), (0.75, 0.5), (1.0, 0.5), (1.0, 0.625)]
+    lines = [f"{i},{a},{b}" for i, (a, b) in enumerate(rows, 1)]
+    path.write_text("\n".join(["epoch,train_accuracy,test_accuracy", *lines]) + "\n")
+    return path
+
+
+def test_gap_of_the_last_epochs(metrics):
+    gap = curvature.generalization_gap(metrics, last=2)
+    assert gap.by_epoch == [0.0, 0.25, 0.5, 0.375]
+    assert gap.mean == 0.4375
+    assert gap.deviation == statistics.stdev([0.5, 0.375])
+    assert curvature.generalization_gap(metrics).mean == 0.28125  # 50 or fewer
+    assert math.isnan(curvature.generalization_gap(metrics, last=1).deviation)
+
+
+def test_other_columns(metrics):
+    gap = curvature.generalization_gap(metrics, last=1, train="epoch")
+    assert gap.mean == 4 - 0.625
+
+
+def test_files_that_are_not_metrics(metrics, tmp_path):
+    with pytest.raises(ValueError, match=r"no column 'loss'; it has \['epoch'"):
+        curvature.generalization_gap(metrics, train="loss")
+    with pytest.raises(ValueError, match="last must be an integer >= 1, got 0"):
+        curvature.generalization_gap(metrics, last=0)
+    with pytest.raises(OSError, match="nowhere"):
+        curvature.generalization_gap(tmp_path / "nowhere.csv")
+    metrics.write_text("train_accuracy,test_accuracy\n0.5,0.5\n0.5,\n")
+    with pytest.raises(ValueError, match=r"line 3 of .* test_accuracy=''"):
+        curvature.generalization_gap(metrics)
+    metrics.write_text("train_accuracy,test_accuracy\n")
+    with pytest.raises(ValueError, match="has no rows"):
+        curvature.generalization_gap(metrics)
+    metrics.write_text("")
+    with pytest.raises(ValueError, match="has no column"):
+        curvature.generalization_gap(metrics)

@@ -1,0 +1,128 @@
+"""Traces against those of the dense Hessian, and how honest their errors are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from hero_jax import curvature
+from tests import problems
+from tests.curvature.dense import diagonal_loss
+
+KEYS = 400
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def estimates(dense, deflation, num_samples=8):
+    """Traces by many keys."""
+
+    @jax.jit
+    @jax.vmap
+    def of(key):
+        tr = curvature.trace(
+            problems.mlp_loss,
+            dense.params,
+            *dense.args,
+            num_samples=num_samples,
+            deflation=deflation,
+            key=key,
+        )
+        return tr.whole, tr.layers
+
+    return of(jax.random.split(jax.random.key(0), KEYS))
+
+
+@pytest.mark.parametrize("deflation", [0, 6])
+def test_mean_and_standard_error_are_calibrated(dense, deflation):
+    whole, layers = estimates(dense, deflation)
+    expected = [np.trace(dense.H)] + [np.trace(dense.H[i, i]) for i in dense.slices]
+    for estimate, truth in zip([whole, *layers.values()], expected, strict=True):
+        values = np.asarray(estimate.value)
+        error = values.std(ddof=1) / KEYS**0.5
+        # unbiased: inside 4 standard errors over all keys
+        assert abs(values.mean() - truth) < 4 * error + 1e-12
+        if values.std() < 1e-9:  # a leaf of one weight: its probe is exact
+            continue
+        # the mean square of the reported error is the variance: 15 % are 4 deviations
+        ratio = np.mean(np.asarray(estimate.stderr) ** 2) / values.var(ddof=1)
+        assert 0.7 < ratio < 1.4
+    # 95 % intervals of Student's t cover the truth 95 % of the time, but for the
+    # probes not being normal
+    half = stats.t.ppf(0.975, df=7) * np.asarray(whole.stderr)
+    coverage = np.mean(np.abs(np.asarray(whole.value) - expected[0]) < half)
+    assert 0.9 < coverage < 0.985
+
+
+def test_deflation_lowers_the_error_at_the_same_cost():
+    """On a spectrum like that of a network: a few outliers, and a bulk near zero."""
+    eigenvalues = [50.0, 30.0, 10.0] + [0.1] * 97
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(100, 100)))
+    H = jnp.asarray(basis * eigenvalues @ basis.T)
+    loss = lambda w: w @ H @ w / 2
+    w = jnp.ones(100)
+    plain = curvature.trace(loss, w, num_samples=26).whole
+    deflated = curvature.trace(loss, w, num_samples=20, deflation=6).whole
+    assert plain.stderr > 1.0
+    assert deflated.stderr < 1e-2 * plain.stderr
+    np.testing.assert_allclose(deflated.value, np.sum(eigenvalues), rtol=1e-3)
+
+
+def test_deflation_by_the_whole_space_is_exact(dense):
+    size = dense.W.size
+    tr = curvature.trace(
+        problems.mlp_loss, dense.params, *dense.args, num_samples=2, deflation=size
+    )
+    np.testing.assert_allclose(tr.whole.value, np.trace(dense.H), rtol=1e-8)
+    blocks = [np.trace(dense.H[i, i]) for i in dense.slices]
+    values = [e.value for e in tr.layers.values()]
+    np.testing.assert_allclose(values, blocks, rtol=1e-6, atol=1e-8)
+    assert tr.whole.stderr < 1e-8
+
+
+@pytest.mark.parametrize("deflation", [0, 3])
+def test_batches_change_nothing(dense, deflation):
+    whole, parts = (
+        curvature.trace(
+            problems.mlp_loss,
+            dense.params,
+            *dense.args,
+            num_samples=4,
+            deflation=deflation,
+            batch_size=batch_size,
+        )
+        for batch_size in (None, 3)
+    )
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_averages_are_per_weight():
+    tr = curvature.trace(
+        lambda w: jnp.sum(w["a"] ** 2), {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
+    )
+    assert tr.sizes == {"a": 6, "b": 4}
+    assert tr.averages["a"].value == 2.0
+    assert tr.averages["b"].value == 0.0
+
+
+def test_deflation_where_the_space_ends_early():
+    for eigenvalues in ([0.0] * 4, [2.0] * 4, [5.0, 0.0, 0.0, 0.0]):
+        tr = curvature.trace(diagonal_loss(eigenvalues), jnp.ones(4), deflation=4)
+        assert np.isfinite(tr.whole.stderr)
+        assert abs(tr.whole.value - sum(eigenvalues)) < 4 * tr.whole.stderr + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_samples": 0}, "num_samples must be an integer >= 1"),
+        ({"num_samples": 1}, "num_samples must be at least 2"),
+        ({"deflation": 4}, "deflation must be 1 to 3, got 4"),
+        ({"deflation": -1}, "deflation must be an integer >= 1"),
+    ],
+)
+def test_arguments_out_of_range(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        curvature.trace(lambda w: jnp.sum(w**2), jnp.ones(3), **kwargs)
