@@ -70,7 +70,8 @@ def test_core_needs_only_the_declared_packages(path):
 def test_import_is_silent_and_pulls_in_no_extras():
     program = (
         "import sys, hero_jax;"
-        "extras = {'contourpy', 'flax', 'matfree', 'matplotlib', 'safetensors', 'sklearn', 'tqdm'};"
+        "extras = {'contourpy', 'flax', 'matfree', 'matplotlib', 'safetensors',"
+        "          'sklearn', 'tqdm'};"
         "sys.exit(', '.join(extras & set(sys.modules)) or 0)"
     )
     done = subprocess.run(
