@@ -160,13 +160,26 @@ def batches(num_examples: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
 
 
 class ConvNet(nn.Module):
-    """Four 3x3 convolutions with batch normalization, then a linear classifier."""
+    """Four 3x3 convolutions with batch normalization, then a linear classifier.
+
+    Attributes:
+      conv_general_dilated: another convolution than XLA's, such as that of
+        `hero_jax.models`, which CPUs want inside of loops.
+    """
+
+    conv_general_dilated: Callable[..., chex.Array] | None = None
 
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
         """Map images `[B, 8, 8, 1]` to logits `[B, 10]`."""
         for features, stride in ((16, 1), (32, 2), (32, 1), (64, 2)):
-            x = nn.Conv(features, (3, 3), strides=stride, use_bias=False)(x)
+            x = nn.Conv(
+                features,
+                (3, 3),
+                strides=stride,
+                use_bias=False,
+                conv_general_dilated=self.conv_general_dilated,
+            )(x)
             x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         return nn.Dense(NUM_CLASSES)(x.mean(axis=(1, 2)))
 
@@ -207,7 +220,12 @@ def make_program(method: Method, num_steps: int) -> Program:
 
 
 def train(
-    program: Program, data: Data, epochs: int, seed: int, progress: tqdm
+    program: Program,
+    data: Data,
+    epochs: int,
+    seed: int,
+    progress: tqdm,
+    after_epoch: Callable[[TrainState], None] | None = None,
 ) -> TrainState:
     """Train from scratch; wait for the device once per epoch only."""
     state = program.init(seed)
@@ -225,6 +243,8 @@ def train(
                 refresh=False,
             )
             progress.update(steps * BATCH_SIZE)
+            if after_epoch is not None:
+                after_epoch(state)
     return state
 
 

@@ -41,7 +41,7 @@ from hero_jax.curvature.gap import Gap, generalization_gap
 from hero_jax.curvature.harm import HarmfulStep, smallest_harmful_step
 from hero_jax.curvature.loss_change import Change, LossChange, loss_change
 from hero_jax.curvature.problem import ComposedLoss, Options
-from hero_jax.curvature.product import hessian_norm, hvp
+from hero_jax.curvature.product import hessian_norm, hvp, loss_and_gradient
 from hero_jax.curvature.spectrum import SpectralDensity, spectral_density
 from hero_jax.curvature.trace import Estimate, Trace, trace
 
@@ -60,6 +60,7 @@ __all__ = [
     "hessian_norm",
     "hvp",
     "layer_eigenvalues",
+    "loss_and_gradient",
     "loss_change",
     "smallest_harmful_step",
     "spectral_density",

@@ -28,6 +28,8 @@ def generalization_gap(
     path: str | Path,
     last: int = 50,
     *,
+    label_noise: float = 0.0,
+    num_classes: int = 10,
     train: str = "train_accuracy",
     test: str = "test_accuracy",
 ) -> Gap:
@@ -36,6 +38,11 @@ def generalization_gap(
     Args:
       path: CSV file with a line of titles, as `metrics.csv` of the training recipe.
       last: epochs to average, at least 1; 50 in the paper. All, if there are fewer.
+      label_noise: share p of the training labels that were redrawn from all K classes,
+        0 to 1. Test labels with the same noise would agree with the network on
+        `(1 - p) accuracy + p / K` of the images, which then takes the place of the test
+        accuracy: both ends of the gap are of one distribution.
+      num_classes: K.
       train: title of the training accuracy.
       test: title of the test accuracy.
 
@@ -44,8 +51,9 @@ def generalization_gap(
 
     Raises:
       OSError: the file cannot be read.
-      TypeError: `last` is no integer.
-      ValueError: a column is missing, a value is no number, or there are no rows.
+      TypeError: `last` or `num_classes` is no integer.
+      ValueError: an argument is out of range, a column is missing, a value is no
+        number, or there are no rows.
 
     Example:
       >>> import pathlib, tempfile
@@ -60,6 +68,9 @@ def generalization_gap(
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Figure 2b.
     """
     _checks.check_positive_integer("last", last)
+    _checks.check_positive_integer("num_classes", num_classes)
+    if not 0.0 <= label_noise <= 1.0:
+        raise ValueError(f"label_noise must be 0 to 1, got {label_noise}.")
     path = Path(path)
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
@@ -72,7 +83,8 @@ def generalization_gap(
     gaps = []
     for number, row in enumerate(rows, start=2):
         try:
-            gaps.append(float(row[train]) - float(row[test]))
+            accuracy = (1.0 - label_noise) * float(row[test])
+            gaps.append(float(row[train]) - accuracy - label_noise / num_classes)
         except (TypeError, ValueError):
             raise ValueError(
                 f"line {number} of {path} has no numbers: {train}={row[train]!r}, "

@@ -1,5 +1,6 @@
 """What is differentiated: a loss, over which examples, and which matrix of it."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
@@ -42,7 +43,8 @@ class Options(TypedDict, total=False):
     progress: Callable[[int, int], None] | None
 
 
-class ComposedLoss(NamedTuple, Generic[Outputs]):
+@dataclasses.dataclass(frozen=True)
+class ComposedLoss(Generic[Outputs]):
     """A loss that knows its network: `criterion(outputs_fn(params, *args), *args)`.
 
     It is a loss function itself. `matrix="gauss_newton"` needs it: with J the Jacobian

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from hero_jax import _checks, _tree, perturbation
-from hero_jax._typing import Params, Perturbation
+from hero_jax._typing import Grads, Params, Perturbation
 from hero_jax.curvature import problem as problems
 from hero_jax.curvature import progress
 from hero_jax.curvature.problem import Options, Problem
@@ -58,6 +58,41 @@ def hvp(
     return progress.listen(
         options.get("progress"), total, compiled, params, vector, args
     )
+
+
+def loss_and_gradient(
+    loss_fn: Callable[..., Any],
+    params: Params,
+    *args: Any,
+    **options: Unpack[Options],
+) -> tuple[chex.Array, Grads]:
+    """Compute loss and gradient, over a data set where there is a `batch_size`.
+
+    Args:
+      loss_fn: `(params, *args) -> loss`, a mean over examples.
+      params: weights W.
+      *args: further arguments of `loss_fn`.
+      **options: see :class:`Options`; `progress` counts nothing here.
+
+    Returns:
+      `L(W)` and `g`, with the structure of `params`, float32 or wider.
+
+    Raises:
+      TypeError: an argument has another type, or the loss is no scalar.
+      ValueError: an option is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from hero_jax import curvature
+      >>> loss_fn = lambda w, x: jnp.mean(w * x)
+      >>> x = jnp.array([1.0, 2.0, 6.0])
+      >>> loss, g = curvature.loss_and_gradient(loss_fn, jnp.ones(()), x, batch_size=2)
+      >>> print(loss, g)
+      3.0 3.0
+    """
+    problem = problems.make(loss_fn, params, args, options)
+    loss, g = _loss_and_gradient(problem, params, args)
+    return loss, g
 
 
 def hessian_norm(
@@ -134,6 +169,13 @@ def check_vector(name: str, vector: Params, params: Params) -> None:
     """Raise unless `vector` is a tree of real arrays like `params`."""
     _tree.check_real(name, vector)
     _tree.check_same_structure(name, vector, "params", params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _loss_and_gradient(
+    problem: Problem, params: Params, args: Sequence[Any]
+) -> tuple[chex.Array, Grads]:
+    return problem.loss_and_gradient(_tree.widen(params), args)
 
 
 @functools.partial(jax.jit, static_argnums=0)

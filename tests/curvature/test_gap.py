@@ -31,6 +31,16 @@ def test_other_columns(metrics):
     assert gap.mean == 4 - 0.625
 
 
+def test_label_noise_is_that_of_a_test_set_with_the_same_noise(metrics):
+    # 40 % redrawn over 4 classes: a right answer stays right with 0.6 + 0.1, and a
+    # wrong one becomes right with 0.1.
+    gap = curvature.generalization_gap(metrics, 1, label_noise=0.4, num_classes=4)
+    expected = 1.0 - (0.625 * 0.7 + 0.375 * 0.1)
+    assert math.isclose(gap.mean, expected)
+    with pytest.raises(ValueError, match=r"label_noise must be 0 to 1, got 1\.5"):
+        curvature.generalization_gap(metrics, label_noise=1.5)
+
+
 def test_files_that_are_not_metrics(metrics, tmp_path):
     with pytest.raises(ValueError, match=r"no column 'loss'; it has \['epoch'"):
         curvature.generalization_gap(metrics, train="loss")

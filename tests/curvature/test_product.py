@@ -222,3 +222,13 @@ def test_zero_and_nonfinite_gradients():
     assert jnp.isnan(curvature.hessian_norm(lambda w: jnp.nan * jnp.sum(w**2), w))
     z = perturbation.layerwise(w, jnp.zeros(3))
     assert curvature.hessian_norm(lambda w: jnp.sum(w**2), w, direction=z) == 0.0
+
+
+@pytest.mark.parametrize("batch_size", [None, 2, 3, 7])
+def test_loss_and_gradient_over_all_examples(dense, batch_size):
+    loss, g = curvature.loss_and_gradient(
+        problems.mlp_loss, dense.params, *dense.args, batch_size=batch_size
+    )
+    expected = problems.mlp_loss(dense.params, *dense.args)
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    np.testing.assert_allclose(ravel_pytree(g)[0], dense.g, rtol=1e-10)

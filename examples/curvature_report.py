@@ -1,0 +1,180 @@
+"""Look at the curvature around trained networks, and write a report.
+
+Takes weights that the quick start saved, or folders of finished runs of the training
+recipe; without any, trains SGD, first-order-only and HERO on the digits first.
+
+    python examples/curvature_report.py                     # 3 minutes on 2 cores
+    python examples/quickstart.py --save-weights --out out
+    python examples/curvature_report.py out/weights/*_seed0.safetensors
+    python examples/curvature_report.py runs/NAME/seed_0 --data-dir DIR
+
+The report is `report.md` with its pictures beside it: largest and lowest eigenvalue,
+trace, ||Hz||, spectrum, the contour of a loss 0.1 higher and its area (Figure 3),
+||Hz|| and generalization gap over training where there are metrics (Figure 2), Theorem
+3 beside the smallest harmful perturbations, and the sensitivity of every layer to
+quantization. The numbers are in `report.json` and, as arrays, `report.npz`.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import quickstart
+from diagnostics import figures, networks, text
+from diagnostics.measure import Settings, common_scale, measure, surfaces
+from image_classification.results import (
+    environment,
+    replace_file,
+    write_json,
+    write_text,
+)
+from matplotlib.figure import Figure
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read and check the command line, and load the networks it names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("networks", nargs="*", type=Path, help="files of weights or folders of runs")
+    add("--out", type=Path, default=Path("curvature_report"), help="folder to write")
+    add(
+        "--statistics",
+        choices=("running", "batch"),
+        default="running",
+        help="of BatchNorm: as deployed, or of the images at hand, anew at every point",
+    )
+    add(
+        "--h",
+        type=float,
+        default=quickstart.MEASURED_STEP,
+        help="step of the finite difference in ||Hz||",
+    )
+    add("--bits", type=int, default=4, help="of the quantization that is looked at")
+    add("--loss-increase", type=float, default=0.1, help="c of Theorem 3 and Figure 3")
+    add("--images", type=int, default=1000, help="of a run of the recipe")
+    add("--batch-size", type=int, default=250, help="images that go through at once")
+    add("--surface-images", type=int, default=1000, help="to average surfaces over")
+    add("--probes", type=int, default=32, help="of the trace")
+    add("--density-steps", type=int, default=40, help="of the spectrum")
+    add("--grid", type=int, default=31, help="points along an axis of contours; odd")
+    add("--gap-epochs", type=int, default=50, help="last epochs of the gap")
+    add("--seed", type=int, default=0, help="of probes and directions")
+    add("--data-dir", type=Path, help="of TensorFlow data sets")
+    add("--label-noise", type=float, default=0.4, help="of networks of the quick start")
+    add("--epochs", type=int, default=40, help="of training, if there is any")
+    add("--quiet", action="store_true", help="show no progress bars")
+    options = parser.parse_args(arguments)
+    quickstart.check_training_options(parser, options)
+    for name in (
+        "images",
+        "batch_size",
+        "surface_images",
+        "density_steps",
+        "gap_epochs",
+    ):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.grid < 3 or options.grid % 2 == 0:
+        parser.error(f"--grid must be odd, at least 3, got {options.grid}")
+    if options.probes < 2:
+        parser.error(f"--probes must be at least 2, got {options.probes}")
+    if not 2 <= options.bits <= 8:
+        parser.error(f"--bits must be 2 to 8, got {options.bits}")
+    for name in ("h", "loss_increase"):
+        if not getattr(options, name) > 0.0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0")
+    try:
+        loaded = [load(path, options) for path in options.networks]
+    except (OSError, TypeError, ValueError) as error:
+        parser.error(str(error))
+    if len({network.name for network in loaded}) < len(loaded):
+        loaded = [
+            network._replace(name=str(path))
+            for network, path in zip(loaded, options.networks, strict=True)
+        ]
+    options.loaded = loaded
+    return options
+
+
+def load(path: Path, options: argparse.Namespace) -> networks.Network:
+    """Read a file of the quick start or the folder of a run."""
+    if path.is_dir():
+        return networks.of_run(path, options.data_dir, options.images)
+    return networks.of_quickstart(path, options.label_noise)
+
+
+def draw(
+    records: list[dict[str, Any]],
+    arrays: list[dict[str, np.ndarray]],
+    settings: Settings,
+) -> dict[str, Figure]:
+    """Return the pictures by name."""
+    drawn = {
+        "contours": figures.contours(records, arrays, settings.loss_increase),
+        "slices": figures.slices(records, arrays),
+        "perturbation": figures.perturbation(records, arrays),
+        "spectrum": figures.spectrum(records, arrays),
+        "curves": figures.curves(records, arrays),
+        "layers": figures.layers(records, settings.bits),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def report(
+    chosen: Sequence[networks.Network], settings: Settings, out: Path
+) -> dict[str, Any]:
+    """Measure networks, draw, and write all files; return the record."""
+    start = time.perf_counter()
+    found = [measure(network, settings) for network in chosen]
+    scale = common_scale(found)
+    records, arrays = [], []
+    for network, measured in zip(chosen, found, strict=True):
+        around, area = surfaces(network, measured, scale, settings)
+        arrays.append(measured.arrays | around)
+        records.append(
+            measured.record | {"area": area.area, "area_is_closed": area.is_closed}
+        )
+    record: dict[str, Any] = {
+        "environment": environment(),
+        "settings": settings._asdict(),
+        "networks": records,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    drawn = draw(records, arrays, settings)
+    for name, figure in drawn.items():
+        replace_file(out / f"{name}.png", functools.partial(figure.savefig, dpi=120))
+    flat: dict[str, Any] = {
+        f"{network.name}/{name}": values
+        for network, each in zip(chosen, arrays, strict=True)
+        for name, values in each.items()
+    }
+    replace_file(out / "report.npz", lambda path: np.savez(path, **flat))
+    write_json(out / "report.json", record)
+    words = text.report(records, settings, record["environment"], [*drawn])
+    write_text(out / "report.md", words)
+    print(words)
+    print(f"Wrote report.md to {out} ({record['seconds']} s).")
+    return record
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the command; return the record."""
+    options = parse(arguments)
+    chosen = options.loaded
+    if not chosen:
+        paths = networks.train(
+            options.epochs, options.label_noise, options.out / "weights", options.quiet
+        )
+        chosen = [networks.of_quickstart(p, options.label_noise) for p in paths]
+    settings = Settings(*(getattr(options, name) for name in Settings._fields))
+    return report(chosen, settings, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What `examples/curvature_report.py` measures, draws and writes."""

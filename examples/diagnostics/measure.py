@@ -1,0 +1,344 @@
+"""The numbers of a report, for one network at a time."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from hero_jax import bounds, curvature, landscape, perturbation, quant
+
+from .networks import Network, Statistics, make_accuracy, make_loss
+
+DIRECTIONS = ("random", "z", "top eigenvector", "quantization error")
+"""Of one-dimensional slices."""
+
+
+class Settings(NamedTuple):
+    """What is measured, the same for all networks.
+
+    Attributes:
+      statistics: of BatchNorm.
+      h: step of the finite difference in `||Hz||`.
+      bits: of the quantization that is looked at.
+      loss_increase: c of Theorem 3 and of the contour.
+      batch_size: images that go through the network at once.
+      surface_images: how many the surfaces are averaged over.
+      probes: of the trace.
+      density_steps: of each of four probes of the spectrum.
+      grid: points along each axis of the contours.
+      seed: of probes and directions.
+      gap_epochs: last epochs over which the generalization gap is averaged.
+      quiet: whether to show no progress bars.
+    """
+
+    statistics: Statistics
+    h: float
+    bits: int
+    loss_increase: float
+    batch_size: int
+    surface_images: int
+    probes: int
+    density_steps: int
+    grid: int
+    seed: int
+    gap_epochs: int
+    quiet: bool
+
+
+class Measured(NamedTuple):
+    """What was found of a network.
+
+    Attributes:
+      record: numbers for JSON.
+      arrays: for npz.
+      directions: of the slices, by name, as long as the weights.
+      plane: the two random directions of the contour, filter-normalized.
+      harmful: of the directions of slices and plane, the smallest relative step that
+        raises the loss of the images of the surfaces by 0.1, infinite if none does.
+    """
+
+    record: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    directions: dict[str, chex.ArrayTree]
+    plane: tuple[chex.ArrayTree, chex.ArrayTree]
+    harmful: dict[str, float]
+
+
+@contextmanager
+def bar(
+    network: Network, what: str, unit: str, quiet: bool
+) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar; give the function that moves it."""
+    with tqdm(desc=f"{network.name}: {what}", unit=unit, disable=quiet) as shown:
+
+        def progress(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        yield progress
+
+
+def measure(network: Network, settings: Settings) -> Measured:
+    """Measure curvature, sensitivity to quantization and Theorem 3's bounds."""
+    loss_fn = make_loss(network.model, settings.statistics)
+    accuracy = jax.jit(make_accuracy(network.model, settings.statistics))
+    W, args = network.params, (network.batch_stats, *network.train)
+    options: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "batch_argnums": (2, 3),
+    }
+    key = jax.random.key(settings.seed)
+    seconds: dict[str, float] = {}
+
+    def timed(
+        what: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        start = time.perf_counter()
+        with bar(network, what, "batches", settings.quiet) as progress:
+            result = function(*args, **kwargs, **options, progress=progress)
+        seconds[what] = round(time.perf_counter() - start, 2)
+        return result
+
+    top = timed("top eigenvalue", curvature.top_eigenvalues, loss_fn, W, *args)
+    low = timed(
+        "lowest eigenvalue",
+        curvature.top_eigenvalues,
+        loss_fn,
+        W,
+        *args,
+        which="smallest",
+    )
+    tr = timed(
+        "trace",
+        curvature.trace,
+        loss_fn,
+        W,
+        *args,
+        num_samples=settings.probes,
+        deflation=20,
+        key=key,
+    )
+    density = timed(
+        "spectrum",
+        curvature.spectral_density,
+        loss_fn,
+        W,
+        *args,
+        steps=settings.density_steps,
+        key=key,
+    )
+    gauss_newton = timed(
+        "Gauss-Newton",
+        curvature.top_eigenvalues,
+        loss_fn,
+        W,
+        *args,
+        matrix="gauss_newton",
+    )
+    layers = timed("layers", curvature.layer_eigenvalues, loss_fn, W, *args)
+    Hz = timed("Hz", curvature.hessian_norm, loss_fn, W, *args)
+    Hz_h = timed("Hz, h", curvature.hessian_norm, loss_fn, W, *args, h=settings.h)
+    moved = quant.fake_quantize(W, settings.bits)
+    change = timed("quantization", curvature.loss_change, loss_fn, W, moved, *args)
+
+    loss, g = curvature.loss_and_gradient(loss_fn, W, *args, **options)
+    directions = _directions(W, g, top, moved, key)
+    plane_keys = jax.random.split(jax.random.fold_in(key, 1))
+    plane = tuple(landscape.random_direction(k, W) for k in plane_keys)
+    harmful = {
+        name: curvature.smallest_harmful_step(
+            loss_fn,
+            W,
+            d,
+            *args,
+            loss_increase=settings.loss_increase,
+            max_step=4.0,
+            num_steps=60,
+            **options,
+        )
+        for name, d in (directions | dict(zip("xy", plane, strict=True))).items()
+    }
+    v = float(jnp.maximum(top.values[0], 0.0))
+    leaves = [np.ravel(x) for x in jax.tree.leaves(W)]
+    nonzero = int(sum(np.count_nonzero(x) for x in leaves))
+    g_all = np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]).astype(np.float64)
+    c = settings.loss_increase
+    record = {
+        "name": network.name,
+        "weights": sum(x.size for x in leaves),
+        "loss": float(loss),
+        "train_accuracy": float(accuracy(W, *args)),
+        "test_accuracy": float(accuracy(W, network.batch_stats, *network.test)),
+        "gradient_norm": float(np.linalg.norm(g_all)),
+        "top_eigenvalue": float(top.values[0]),
+        "top_residual": float(top.residuals[0]),
+        "lowest_eigenvalue": float(low.values[0]),
+        "gauss_newton_eigenvalue": float(gauss_newton.values[0]),
+        "trace": _estimate(tr.whole),
+        "hessian_norm": float(Hz),
+        "hessian_norm_h": float(Hz_h),
+        "layers": {
+            path: {
+                "size": tr.sizes[path],
+                "trace": _estimate(tr.layers[path]),
+                "average_trace": _estimate(tr.averages[path]),
+                "top_eigenvalue": float(layers[path]),
+                "quantization": _change(change.layers[path]),
+            }
+            for path in layers
+        },
+        "quantization": _change(change.whole),
+        "theorem_3": {
+            "l2_bound": float(bounds.l2_bound(np.linalg.norm(g_all), v, c)),
+            "linf_bound": float(bounds.linf_bound(np.abs(g_all).sum(), v, c, nonzero)),
+            "measured": {
+                name: {"l2": float(found.l2_norm), "linf": float(found.linf_norm)}
+                for name, found in harmful.items()
+                if name in directions
+            },
+        },
+        "seconds": seconds,
+    }
+    arrays = {
+        "density_nodes": np.asarray(density.nodes),
+        "density_weights": np.asarray(density.weights),
+    }
+    if network.metrics is not None:
+        gap = curvature.generalization_gap(
+            network.metrics,
+            settings.gap_epochs,
+            label_noise=network.label_noise,
+            num_classes=_num_classes(network, loss_fn),
+        )
+        record["gap"] = {"mean": gap.mean, "deviation": gap.deviation}
+        arrays["gap"] = np.array(gap.by_epoch)
+        arrays["hessian_norm"] = _column(network.metrics, "hessian_norm")
+    steps = {name: float(found.step) for name, found in harmful.items()}
+    return Measured(record, arrays, directions, (plane[0], plane[1]), steps)
+
+
+def surfaces(
+    network: Network, found: Measured, scale: dict[str, float], settings: Settings
+) -> tuple[dict[str, np.ndarray], landscape.Area]:
+    """Evaluate slices, contour and accuracy under perturbation, at a common scale.
+
+    Args:
+      network: whose surroundings are looked at.
+      found: its directions.
+      scale: largest step along every direction, and "plane" of the contour.
+      settings: of the report.
+
+    Returns:
+      Arrays for npz, and the area within the contour.
+    """
+    loss_fn = make_loss(network.model, settings.statistics)
+    accuracy = make_accuracy(network.model, settings.statistics)
+    some = slice(None, settings.surface_images)
+    args = (network.batch_stats, *(x[some] for x in network.train))
+    tests = (network.batch_stats, *(x[some] for x in network.test))
+    options: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "batch_argnums": (2, 3),
+    }
+
+    def surface(
+        what: str, function: Any, directions: Any, axes: Any, *args: Any
+    ) -> Any:
+        with bar(network, what, "points", settings.quiet) as progress:
+            result = landscape.loss_surface(
+                function,
+                network.params,
+                directions,
+                axes,
+                *args,
+                **options,
+                progress=progress,
+            )
+        return np.asarray(result)
+
+    arrays = {}
+    for name, direction in found.directions.items():
+        axis = np.linspace(-scale[name], scale[name], 41)
+        arrays[f"slice {name} axis"] = axis
+        values = surface(f"slice, {name}", loss_fn, [direction], [axis], *args)
+        arrays[f"slice {name}"] = values
+    axis = np.linspace(-scale["plane"], scale["plane"], settings.grid)
+    contour = surface("contour", loss_fn, found.plane, (axis, axis), *args)
+    area = landscape.area_within((axis, axis), contour, settings.loss_increase)
+    own = 1.6 * max(_finite(found.harmful[name]) for name in "xy")
+    if own < 0.7 * scale["plane"]:  # few points of the common grid lie within
+        near = np.linspace(-own, own, settings.grid)
+        values = surface("area", loss_fn, found.plane, (near, near), *args)
+        area = landscape.area_within((near, near), values, settings.loss_increase)
+    sizes = np.linspace(0.0, scale["plane"], 21)
+    key = jax.random.fold_in(jax.random.key(settings.seed), 2)
+    arrays |= {
+        "contour axis": axis,
+        "contour": contour,
+        "perturbation axis": sizes,
+        "perturbation accuracy": np.stack(
+            [
+                surface(
+                    f"accuracy, direction {i}",
+                    accuracy,
+                    [landscape.random_direction(k, network.params)],
+                    [sizes],
+                    *tests,
+                )
+                for i, k in enumerate(jax.random.split(key, 5), start=1)
+            ]
+        ),
+    }
+    return arrays, area
+
+
+def common_scale(found: list[Measured]) -> dict[str, float]:
+    """Return how far to go along every direction, so that all networks are in view."""
+    scale = {
+        name: 1.6 * max(_finite(m.harmful[name]) for m in found) for name in DIRECTIONS
+    }
+    scale["plane"] = 1.6 * max(_finite(m.harmful[axis]) for m in found for axis in "xy")
+    return scale
+
+
+def _finite(step: float) -> float:
+    return step if np.isfinite(step) else 1.0
+
+
+def _directions(
+    W: Any, g: Any, top: curvature.Eigenpairs, moved: Any, key: chex.PRNGKey
+) -> dict[str, Any]:
+    """Return the directions of the slices, each as long as the weights."""
+    raw = (
+        landscape.random_direction(key, W),
+        perturbation.layerwise(W, g),
+        jax.tree.map(lambda x: x[0], top.vectors),
+        jax.tree.map(jnp.subtract, moved, W),
+    )
+    each = zip(DIRECTIONS, raw, strict=True)
+    return {name: landscape.scaled(d, W) for name, d in each}
+
+
+def _num_classes(network: Network, loss_fn: curvature.ComposedLoss[Any]) -> int:
+    args = (network.batch_stats, *network.train)
+    shape = jax.eval_shape(loss_fn.outputs_fn, network.params, *args)
+    return int(shape.shape[-1])
+
+
+def _estimate(x: curvature.Estimate) -> dict[str, float]:
+    return {"value": float(x.value), "stderr": float(x.stderr)}
+
+
+def _change(x: curvature.Change) -> dict[str, float]:
+    return {name: float(value) for name, value in x._asdict().items()}
+
+
+def _column(path: Any, name: str) -> np.ndarray:
+    table = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)
+    return np.asarray(table[name])
