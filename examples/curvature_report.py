@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("networks", nargs="*", type=Path, help="files of weights or folders of runs")
-    add("--out", type=Path, default=Path("curvature_report"), help="folder to write")
+    add("--out", type=Path, default=Path("curvature_results"), help="folder to write")
     add(
         "--statistics",
         choices=("running", "batch"),
@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--probes", type=int, default=32, help="of the trace")
     add("--density-steps", type=int, default=40, help="of the spectrum")
     add("--grid", type=int, default=31, help="points along an axis of contours; odd")
-    add("--gap-epochs", type=int, default=50, help="last epochs of the gap")
+    add("--gap-epochs", type=int, default=10, help="last epochs of the gap")
     add("--seed", type=int, default=0, help="of probes and directions")
     add("--data-dir", type=Path, help="of TensorFlow data sets")
     add("--label-noise", type=float, default=0.4, help="of networks of the quick start")

@@ -21,10 +21,10 @@ def report(
         f"statistics. `{environment['command']}`, jax {environment['jax']}, "
         f"{environment['device']}, {environment['date']}.",
         _summary(records, settings),
-        "‖Hv - λv‖ certifies the eigenvalue: one lies within that distance. Areas and "
-        f"steps are those of the first {settings.surface_images} images at most; the "
-        "area is in units of filter-normalized directions, and ≥ where the region "
-        "reaches the edge of the grid.",
+        "‖Hv - λv‖ certifies the eigenvalue: one lies within that distance. Contours "
+        f"and slices take {settings.surface_images} images at most. The area is in "
+        "units of filter-normalized directions, and ≥ where the region reaches the "
+        "edge of the grid. The gap is that to a test set with the same label noise.",
         _figure("contours", "Loss above that of the weights", pictures),
         _figure("slices", "Loss along four directions", pictures),
         _figure("perturbation", "Accuracy against perturbation", pictures),
@@ -74,7 +74,7 @@ def _summary(records: list[Record], settings: Settings) -> str:
     row(f"loss change at {settings.bits} bits", lambda r: _measured(r["quantization"]))
     row("predicted", lambda r: _predicted(r["quantization"]))
     if any("gap" in record for record in records):
-        row(f"gap, last {settings.gap_epochs} epochs", _gap)
+        row(f"gap, last {settings.gap_epochs} epochs at most", _gap)
     return markdown(rows)
 
 

@@ -28,8 +28,8 @@ class Options(TypedDict, total=False):
       matrix: "hessian" (default), or "gauss_newton" for a :class:`ComposedLoss`.
       batch_size: examples that go through `loss_fn` at once, which must return the mean
         over them; all by default. The memory is then that of one batch, and the mean
-        over all examples is exact, also if the last batch is smaller. A product costs
-        about three gradients instead of two, which share one linearization.
+        over all examples is exact, also if the last batch is smaller. Every product
+        computes the gradient again, which those over a single batch share.
       batch_argnums: positions of the arguments of `loss_fn` that have a leading axis of
         examples, `params` being at 0; all others by default. Only with `batch_size`.
       progress: `(done, total)`, called on the host whenever a batch has been through a
@@ -83,6 +83,11 @@ class Problem(NamedTuple):
         """Return the loss of one batch, a scalar of float32 or wider."""
         value = self.loss_fn(params, *args)
         if self.has_aux:
+            if not isinstance(value, tuple) or len(value) != 2:
+                raise TypeError(
+                    "loss_fn must return (loss, auxiliary) with has_aux=True, got "
+                    f"{type(value).__name__}."
+                )
             value, _ = value
         _check_scalar(value)
         return jnp.asarray(value, _tree.wide_dtype(jnp.result_type(value)))

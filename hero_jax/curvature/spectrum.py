@@ -33,7 +33,7 @@ class SpectralDensity(NamedTuple):
         """Estimate the mean of so high a power of the eigenvalues, `tr(H^p) / n`."""
         return _over_probes(jnp.sum(self.weights * self.nodes**power, axis=1))
 
-    def on_grid(self, grid: chex.Array, width: float) -> Estimate:
+    def on_grid(self, grid: chex.Array, width: chex.Numeric) -> Estimate:
         """Smooth by Gaussians of standard deviation `width`.
 
         Args:
@@ -44,7 +44,7 @@ class SpectralDensity(NamedTuple):
           Share of the eigenvalues per unit, `[G]`, and its standard error.
         """
         grid = jnp.asarray(grid, self.nodes.dtype)
-        if not width > 0.0:
+        if not isinstance(width, jax.core.Tracer) and not width > 0.0:
             raise ValueError(f"width must be above 0, got {width}.")
 
         def of_probe(probe: tuple[chex.Array, chex.Array]) -> chex.Array:

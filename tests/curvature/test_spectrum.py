@@ -1,5 +1,6 @@
 """Densities against the eigenvalues of the dense Hessian."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -54,6 +55,13 @@ def test_density_on_a_grid_has_mass_one_and_its_bells_at_the_eigenvalues():
         near = np.abs(grid - eigenvalue) < 0.45
         np.testing.assert_allclose(np.sum(curve.value[near]) * step, share, rtol=1e-3)
     np.testing.assert_allclose(curve.stderr, 0.0, atol=1e-9)
+
+
+def test_smoothing_inside_jit():
+    density = curvature.spectral_density(diagonal_loss([1.0, 2.0]), jnp.ones(2))
+    grid = jnp.linspace(0.0, 3.0, 5)
+    smooth = jax.jit(lambda width: density.on_grid(grid, width).value)
+    np.testing.assert_allclose(smooth(0.5), density.on_grid(grid, 0.5).value)
 
 
 def test_one_probe_has_no_standard_error():

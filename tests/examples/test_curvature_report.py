@@ -1,0 +1,242 @@
+"""The report on curvature, of small networks, against matrices written out."""
+
+import json
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import curvature_cost  # noqa: E402
+import curvature_report  # noqa: E402
+import quickstart  # noqa: E402
+from diagnostics import networks  # noqa: E402
+from diagnostics.measure import Settings  # noqa: E402
+
+from hero_jax import landscape  # noqa: E402
+
+SETTINGS = Settings(
+    statistics="running",
+    h=0.5,
+    bits=3,
+    loss_increase=0.1,
+    batch_size=30,
+    surface_images=20,
+    probes=200,
+    density_steps=10,
+    grid=9,
+    seed=0,
+    gap_epochs=2,
+    quiet=True,
+)
+
+
+class Tiny(nn.Module):
+    """A network whose Hessian can be written out."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(3)(x.reshape(len(x), -1))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(4)(jnp.tanh(x))
+
+
+def tiny(seed, metrics=None, scale=1.0):
+    rng = np.random.default_rng(seed)
+    images = jnp.asarray(rng.normal(size=(30, 2, 2, 1)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 4, size=30))
+    variables = Tiny().init(jax.random.key(seed), images, train=False)
+    params = jax.tree.map(lambda x: scale * x, variables["params"])
+    return networks.Network(
+        f"net{seed}",
+        Tiny(),
+        params,
+        variables["batch_stats"],
+        (images, labels),
+        (images[:20], labels[:20]),
+        0.4,
+        metrics,
+    )
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report on two networks, of which one has metrics."""
+    out = tmp_path_factory.mktemp("report")
+    metrics = out / "metrics.csv"
+    metrics.write_text(
+        "train_accuracy,test_accuracy,hessian_norm\n0.5,0.5,2.0\n0.9,0.5,1.0\n"
+    )
+    chosen = [tiny(0, metrics), tiny(1, scale=3.0)]
+    return chosen, curvature_report.report(chosen, SETTINGS, out), out
+
+
+def test_numbers_are_those_of_the_hessian_written_out(report):
+    chosen, record, _ = report
+    for network, found in zip(chosen, record["networks"], strict=True):
+        flat, unravel = ravel_pytree(network.params)
+        loss_fn = networks.make_loss(network.model, "running")
+        loss = lambda w, f=loss_fn, n=network, u=unravel: f(
+            u(w), n.batch_stats, *n.train
+        )
+        values = np.linalg.eigvalsh(jax.hessian(loss)(flat))
+        gradient = np.asarray(jax.grad(loss)(flat))
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+        close(found["loss"], loss(flat))
+        close(found["gradient_norm"], np.linalg.norm(gradient))
+        close(found["top_eigenvalue"], values[-1])
+        close(found["lowest_eigenvalue"], values[0])
+        trace = found["trace"]
+        assert abs(trace["value"] - values.sum()) < 5 * trace["stderr"] + 1e-3
+        logits = loss_fn.outputs_fn(network.params, network.batch_stats, *network.test)
+        accuracy = np.mean(np.argmax(logits, -1) == np.asarray(network.test[1]))
+        close(found["test_accuracy"], accuracy)
+        for name, measured in found["theorem_3"]["measured"].items():
+            assert measured["l2"] > 0.0, name
+        changes = [x["quantization"] for x in found["layers"].values()]
+        assert [*found["layers"]] == ["Dense_0/kernel", "Dense_1/kernel"]
+        assert all(np.isfinite([*change.values()]).all() for change in changes)
+
+
+def test_files_are_complete(report):
+    chosen, record, out = report
+    assert json.loads((out / "report.json").read_text()) == json.loads(
+        json.dumps(record)
+    )
+    words = (out / "report.md").read_text()
+    for name in ("contours", "slices", "perturbation", "spectrum", "curves", "layers"):
+        assert f"]({name}.png)" in words
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    with np.load(out / "report.npz") as arrays:
+        for network in chosen:
+            axis, contour = (
+                arrays[f"{network.name}/{name}"] for name in ("contour axis", "contour")
+            )
+            assert contour.shape == (9, 9)
+            common = landscape.area_within((axis, axis), contour, 0.1)
+            found = next(x for x in record["networks"] if x["name"] == network.name)
+            # measured on a finer grid, where that of the picture is too coarse for it
+            np.testing.assert_allclose(found["area"], common.area, rtol=0.3)
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_the_gap_knows_of_label_noise(report):
+    _, record, _ = report
+    first, second = record["networks"]
+    # 0.7 - (0.6 * 0.5 + 0.4 / 4) on average
+    np.testing.assert_allclose(first["gap"]["mean"], 0.3)
+    assert "gap" not in second
+
+
+def test_batch_statistics_are_those_of_the_images_at_hand():
+    network = tiny(0)
+    args = (network.params, network.batch_stats, *network.train)
+    batch = networks.make_loss(network.model, "batch")(*args)
+    _, new = network.model.apply(
+        {"params": network.params, "batch_stats": network.batch_stats},
+        network.train[0],
+        train=True,
+        mutable=["batch_stats"],
+    )
+    # momentum 0.99: a hundred times the step of the running statistics
+    own = jax.tree.map(
+        lambda old, new: old + 100.0 * (new - old),
+        network.batch_stats,
+        new["batch_stats"],
+    )
+    running = networks.make_loss(network.model, "running")
+    assert abs(batch - running(*args)) > 1e-3
+    np.testing.assert_allclose(
+        batch, running(network.params, own, *network.train), rtol=1e-3
+    )
+
+
+@pytest.mark.slow
+def test_networks_of_the_quick_start_are_trained_and_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "TRAINED_METHODS", ("SGD",))
+    (path,) = networks.train(2, 0.4, tmp_path, quiet=True)
+    network = networks.of_quickstart(path, 0.4)
+    data = quickstart.load_data(0.4, 0)
+    state = quickstart.TrainState(network.params, network.batch_stats, None)
+    last = (tmp_path / "sgd_seed0.csv").read_text().splitlines()[-1].split(",")
+    accuracy = quickstart.evaluate(state, data, 32)
+    np.testing.assert_allclose(float(last[2]), accuracy, rtol=1e-6)
+    fast = networks.make_accuracy(network.model, "running")
+    np.testing.assert_allclose(
+        fast(network.params, network.batch_stats, *network.test), accuracy, atol=2e-3
+    )
+    np.testing.assert_array_equal(network.train[1], data.train_labels)
+    assert network.metrics == path.with_suffix(".csv")
+
+
+def test_runs_of_the_recipe_are_read_with_their_data(tmp_path, monkeypatch):
+    from image_classification import loop, run, train
+    from image_classification.config import Config
+
+    from tests.examples.image_classification import small
+
+    for module in (loop, train):
+        monkeypatch.setattr(module, "make_model", small.make_model)
+    config = Config(
+        dataset="digits",
+        train_size=200,
+        test_size=100,
+        label_noise=0.5,
+        augmentation="none",
+        method="sgd",
+        epochs=1,
+        batch_size=64,
+        bits=(4,),
+        curvature_batches=1,
+    )
+    folder = tmp_path / "digits" / "seed_0"
+    record = run.run(config, run.Options(out=folder, quiet=True, devices=1))
+    network = networks.of_run(folder, None, 100)
+    assert network.name == "digits/seed_0"
+    assert network.label_noise == 0.5
+    accuracy = networks.make_accuracy(network.model, "running")
+    found = accuracy(network.params, network.batch_stats, *network.test)
+    np.testing.assert_allclose(found, record["test_accuracy"], rtol=1e-6)
+    assert network.train[0].shape == (100, 8, 8, 1)
+    assert network.metrics == folder / "metrics.csv"
+    loss = networks.make_loss(network.model, "running")
+    assert np.isfinite(loss(network.params, network.batch_stats, *network.train))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid", "4"], "--grid must be odd, at least 3, got 4"),
+        (["--probes", "1"], "--probes must be at least 2, got 1"),
+        (["--bits", "9"], "--bits must be 2 to 8, got 9"),
+        (["--h", "0"], "--h must be above 0"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["nowhere.safetensors"], "nowhere.safetensors"),
+        (["EMPTY"], "config.toml"),
+    ],
+)
+def test_bad_command_lines(arguments, message, tmp_path, capsys):
+    arguments = [x.replace("EMPTY", str(tmp_path)) for x in arguments]
+    with pytest.raises(SystemExit):
+        curvature_report.main([*arguments, f"--out={tmp_path}"])
+    assert message in capsys.readouterr().err
+
+
+def test_costs_are_counted_in_gradients(tmp_path, monkeypatch):
+    monkeypatch.setattr(curvature_cost.models, "create", lambda *_, **__: Tiny())
+    monkeypatch.setattr(curvature_cost, "STEPS", (10,))
+    out = tmp_path / "cost.json"
+    options = ["--images=20", "--size=2", "--batch-size=8", f"--out={out}"]
+    record = curvature_cost.main(options)
+    rows = json.loads(out.read_text())["rows"]
+    assert rows == record["rows"]
+    assert rows["Hessian-vector product"]["products"] == 1
+    assert rows["trace, 8 probes, deflation 8"]["products"] == 16
+    assert all(row["gradients"] > 0.0 for row in rows.values())
