@@ -188,7 +188,7 @@ def _split(scope: Scope, args: Sequence[Any], devices: int) -> tuple[int | None,
 
 
 def _number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> int:
-    sizes = set()
+    named = {}
     for position in batch_argnums:
         if position >= len(args):
             raise TypeError(
@@ -196,12 +196,8 @@ def _number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> in
                 f"given: got {len(args)} positional arguments. Pass the examples by "
                 "position."
             )
+        named[position] = args[position]
         for path, leaf in jax.tree_util.tree_leaves_with_path(args[position]):
-            if np.ndim(leaf) == 0:
-                raise ValueError(
-                    f"argument {position}{jax.tree_util.keystr(path)} must have a "
-                    "leading axis of examples, as batch_argnums says, got a scalar."
-                )
             if _axis.is_sharded(leaf):
                 raise ValueError(
                     "examples_per_perturbation takes the parts of a batch in turns, "
@@ -209,13 +205,7 @@ def _number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> in
                     f"over Explicit axes, {jax.typeof(leaf)}: use jax.shard_map, with "
                     "axis_name."
                 )
-            sizes.add(np.shape(leaf)[0])
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(
-            "the arguments named by batch_argnums must have the same number of "
-            f"examples, at least one, got {sorted(sizes)}."
-        )
-    return int(sizes.pop())
+    return _tree.number_of_examples(named)
 
 
 def _mean_over_chunks(

@@ -1,5 +1,6 @@
 """What `optax.tree` lacks: overflow-safe norms, boolean masks, names of leaves."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -123,6 +124,32 @@ def check_same_structure(
                 f"{name} must have the shapes of {like_name}: expected {np.shape(y)} "
                 f"at {path}, got {np.shape(x)}."
             )
+
+
+def number_of_examples(args: Mapping[int, chex.ArrayTree]) -> int:
+    """Return the length of the leading axis that all leaves share.
+
+    Args:
+      args: trees by their positions among the arguments, as `batch_argnums` named them.
+
+    Raises:
+      ValueError: a leaf is a scalar, or the lengths differ or are zero.
+    """
+    sizes = set()
+    for position, tree in args.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if np.ndim(leaf) == 0:
+                raise ValueError(
+                    f"argument {position}{jax.tree_util.keystr(path)} must have a "
+                    "leading axis of examples, as batch_argnums says, got a scalar."
+                )
+            sizes.add(np.shape(leaf)[0])
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            "the arguments named by batch_argnums must have the same number of "
+            f"examples, at least one, got {sorted(sizes)}."
+        )
+    return int(sizes.pop())
 
 
 def weights_only(params: Params) -> chex.ArrayTree:

@@ -176,8 +176,7 @@ def layers(records: list[Record], bits: int) -> Figure:
     panels[2].axvline(0.0, color="k", lw=0.5)
     for axes in panels:
         axes.grid(alpha=0.3, axis="x")
-    panels[0].legend(fontsize="small")
-    panels[2].legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=len(records) + 1)
     return figure
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Unpack
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hero_jax import _checks, _tree
 from hero_jax._typing import Mask, Params
@@ -82,7 +83,7 @@ def top_eigenvalues(
     problem = problems.make(loss_fn, params, args, options)
     _checks.check_positive_integer("k", k)
     _checks.check_choice("which", which, ("largest", "smallest", "magnitude"))
-    size = sum(x.size for x in jax.tree.leaves(params))
+    size = sum(np.size(x) for x in jax.tree.leaves(params))
     steps = check_steps(steps, 20 + 2 * k, size, least=k)
     total = (steps + k) * problem.num_batches(args)
     compiled = functools.partial(_top_eigenvalues, problem, k, which, steps)
@@ -139,7 +140,7 @@ def layer_eigenvalues(
     """
     problem = problems.make(loss_fn, params, args, options)
     chosen = check_chosen(mask, params)
-    size = sum(x.size for x in jax.tree.leaves(params))
+    size = sum(np.size(x) for x in jax.tree.leaves(params))
     _checks.check_positive_integer("steps", steps)
     steps = min(steps, size)
     total = steps * len(chosen) * problem.num_batches(args)

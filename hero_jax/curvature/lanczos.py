@@ -134,7 +134,8 @@ def ritz(space: Krylov) -> Ritz:
     """Return the eigenpairs of T, those of the part found first."""
     T, found = space.tridiagonal, space.found
     # Far outside of the spectrum, the decoupled rest sorts behind the part found.
-    beyond = 4.0 * jnp.abs(T).max() + 1.0
+    largest = jnp.abs(T).max()
+    beyond = jnp.where(largest == 0.0, 1.0, 4.0 * largest)
     filled = T + jnp.diag(jnp.where(found, 0.0, beyond).astype(T.dtype))
     values, vectors = jnp.linalg.eigh(filled)
     count = found.sum()

@@ -8,7 +8,6 @@ from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from hero_jax import _autodiff, _checks, _tree
@@ -239,34 +238,26 @@ def make(
     )
     if batch_size is not None:
         _checks.check_positive_integer("batch_size", batch_size)
-        number_of_examples(args, problem.batch_argnums)
+        try:
+            number_of_examples(args, problem.batch_argnums)
+        except ValueError as error:
+            if options.get("batch_argnums") is not None:
+                raise
+            raise ValueError(
+                f"{error} Without batch_argnums those are all arguments behind params."
+            ) from None
     return problem
 
 
 def number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> int:
     """Return the length of the leading axis that these arguments share."""
-    sizes = set()
     for position in batch_argnums:
         if not 1 <= position <= len(args):
             raise ValueError(
                 "batch_argnums must be positions of the arguments behind params, 1 to "
                 f"{len(args)}, got {position}."
             )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(args[position - 1]):
-            if np.ndim(leaf) == 0:
-                raise ValueError(
-                    f"argument {position}{jax.tree_util.keystr(path)} must have a "
-                    "leading axis of examples, got a scalar: name those that have one "
-                    "by batch_argnums."
-                )
-            sizes.add(np.shape(leaf)[0])
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(
-            "the arguments named by batch_argnums must have the same number of "
-            f"examples, at least one, got {sorted(sizes)}: name those that have a "
-            "leading axis of examples by batch_argnums."
-        )
-    return int(sizes.pop())
+    return _tree.number_of_examples({k: args[k - 1] for k in batch_argnums})
 
 
 def _check_scalar(value: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Unpack
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hero_jax import _checks, _tree
 from hero_jax._typing import Params
@@ -104,7 +105,7 @@ def spectral_density(
     """
     problem = problems.make(loss_fn, params, args, options)
     _checks.check_positive_integer("num_samples", num_samples)
-    size = sum(x.size for x in jax.tree.leaves(params))
+    size = sum(np.size(x) for x in jax.tree.leaves(params))
     steps = check_steps(steps, 40, size)
     total = num_samples * steps * problem.num_batches(args)
     compiled = functools.partial(_spectral_density, problem, num_samples, steps)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Unpack
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hero_jax import _checks, _tree
 from hero_jax._typing import Params
@@ -107,7 +108,7 @@ def trace(
     _checks.check_positive_integer("num_samples", num_samples)
     if num_samples < 2:
         raise ValueError("num_samples must be at least 2 to know an error, got 1.")
-    sizes = [x.size for x in jax.tree.leaves(params)]
+    sizes = [int(np.size(x)) for x in jax.tree.leaves(params)]
     if deflation:
         try:
             check_steps(deflation, 0, sum(sizes))
