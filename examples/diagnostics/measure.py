@@ -162,7 +162,7 @@ def measure(network: Network, settings: Settings) -> Measured:
             num_steps=60,
             **options,
         )
-        for name, d in (directions | dict(zip("xy", plane, strict=True))).items()
+        for name, d in (directions | _both_ways(plane)).items()
     }
     v = float(jnp.maximum(top.values[0], 0.0))
     leaves = [np.ravel(x) for x in jax.tree.leaves(W)]
@@ -271,11 +271,12 @@ def surfaces(
     axis = np.linspace(-scale["plane"], scale["plane"], settings.grid)
     contour = surface("contour", loss_fn, found.plane, (axis, axis), *args)
     area = landscape.area_within((axis, axis), contour, settings.loss_increase)
-    own = 1.6 * max(_finite(found.harmful[name]) for name in "xy")
+    own = _reach(found)
     if own < 0.7 * scale["plane"]:  # few points of the common grid lie within
         near = np.linspace(-own, own, settings.grid)
         values = surface("area", loss_fn, found.plane, (near, near), *args)
-        area = landscape.area_within((near, near), values, settings.loss_increase)
+        finer = landscape.area_within((near, near), values, settings.loss_increase)
+        area = finer if finer.is_closed else area
     sizes = np.linspace(0.0, scale["plane"], 21)
     key = jax.random.fold_in(jax.random.key(settings.seed), 2)
     arrays |= {
@@ -303,8 +304,19 @@ def common_scale(found: list[Measured]) -> dict[str, float]:
     scale = {
         name: 1.6 * max(_finite(m.harmful[name]) for m in found) for name in DIRECTIONS
     }
-    scale["plane"] = 1.6 * max(_finite(m.harmful[axis]) for m in found for axis in "xy")
+    scale["plane"] = max(_reach(m) for m in found)
     return scale
+
+
+def _reach(found: Measured) -> float:
+    """Return how far the contour goes along its axes, and some more."""
+    return 1.6 * max(_finite(found.harmful[name]) for name in ("x", "-x", "y", "-y"))
+
+
+def _both_ways(plane: tuple[chex.ArrayTree, ...]) -> dict[str, chex.ArrayTree]:
+    ways = dict(zip("xy", plane, strict=True))
+    back = {f"-{name}": jax.tree.map(jnp.negative, d) for name, d in ways.items()}
+    return ways | back
 
 
 def _finite(step: float) -> float:
