@@ -4,9 +4,10 @@
     python examples/curvature_cost.py --npz cifar10.npz    # of that file
 
 Everything is over the same images: one gradient, one product with the Hessian, the
-largest eigenvalue to a relative residual of 1e-3 with the fewest steps of 10, 20 and 40, and the trace by 16 probes, and by 8 probes after a deflation by 8. Initial weights
-unless a run of the training recipe is named; the cost does not depend on them, but the
-residual and the standard errors do.
+largest eigenvalue to a relative residual of 1e-3 with the fewest steps of 10, 20 and
+40, and the trace by 16 probes, and by 8 probes after a deflation by 8. The weights are
+initial ones, unless a run of the training recipe is named; the cost does not depend on
+them, but the residual and the standard errors do.
 """
 
 import argparse

@@ -93,6 +93,20 @@ def leaf_paths(tree: chex.ArrayTree) -> list[str]:
     ]
 
 
+def unique_leaf_paths(tree: chex.ArrayTree) -> list[str]:
+    """Return the path of every leaf, as in `dense/kernel`, if that tells all apart.
+
+    Otherwise as in `['dense']['kernel']`: keys with a slash may coincide with others.
+    """
+    paths = leaf_paths(tree)
+    return paths if len({*paths}) == len(paths) else leaf_names(tree)
+
+
+def size(tree: chex.ArrayTree) -> int:
+    """Return the number of entries of all leaves."""
+    return sum(int(np.size(x)) for x in jax.tree.leaves(tree))
+
+
 def check_real(name: str, tree: chex.ArrayTree) -> None:
     """Raise `TypeError` unless every leaf is a real floating-point array."""
     for path, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):

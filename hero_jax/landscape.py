@@ -65,7 +65,7 @@ def loss_surface(
     directions: Sequence[Params],
     coordinates: Sequence[chex.Array],
     *args: Any,
-    stats_fn: Callable[[Params], chex.ArrayTree] | None = None,
+    stats_fn: Callable[..., chex.ArrayTree] | None = None,
     points_at_once: int | None = None,
     **options: Unpack[Options],
 ) -> Any:
@@ -78,9 +78,10 @@ def loss_surface(
       directions: one or two trees with the structure and shapes of `params`.
       coordinates: for each direction, where to go along it, `[A]` and `[B]`.
       *args: further arguments of `loss_fn`.
-      stats_fn: `params -> batch_stats`; if given, the BatchNorm statistics are
+      stats_fn: `(params, *args) -> batch_stats`; if given, the BatchNorm statistics are
         estimated anew at every point and take the place of the first of `args`, which
-        holds those of W.
+        holds those of W. A training pass of Flax moves running statistics by a share
+        `1 - momentum` only: start it from zeros, and divide by that share.
       points_at_once: points that go through the network together by `jax.vmap`; 1 on
         CPUs by default, where convolutions with several weights are slow, otherwise 4.
       **options: see :class:`hero_jax.curvature.Options`. `batch_size` bounds the memory
@@ -127,7 +128,7 @@ def loss_surface(
                 f"coordinates[{i}] must have one axis and a value, got {axis.shape}."
             )
     if stats_fn is not None:
-        _checks.check_callable("stats_fn", stats_fn, "params -> batch_stats")
+        _checks.check_callable("stats_fn", stats_fn, "(params, *args) -> batch_stats")
         if not args:
             raise ValueError("stats_fn replaces the first of args, got no args.")
     if points_at_once is None:
@@ -143,7 +144,7 @@ def loss_surface(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _loss_surface(
     problem: Problem,
-    stats_fn: Callable[[Params], chex.ArrayTree] | None,
+    stats_fn: Callable[..., chex.ArrayTree] | None,
     points_at_once: int,
     params: Params,
     directions: tuple[Params, ...],
@@ -158,11 +159,11 @@ def _loss_surface(
         U = W
         for t, d in zip(point, directions, strict=True):
             U = jax.tree.map(lambda w, x, t=t: w + t.astype(w.dtype) * x, U, d)
-        there = args if stats_fn is None else (stats_fn(U), *args[1:])
+        there = args if stats_fn is None else (stats_fn(U, *args), *args[1:])
 
         def of_batch(batch: Sequence[Any]) -> Any:
             value = problem.loss_fn(U, *batch)
-            return _tree.widen(value[0] if problem.has_aux else value)
+            return jax.tree.map(_floating, value[0] if problem.has_aux else value)
 
         result = problem.mean(of_batch, there)
         if problem.reports:
@@ -173,6 +174,13 @@ def _loss_surface(
     batch_size = min(points_at_once, len(points))
     values = jax.lax.map(at, points, batch_size=None if batch_size == 1 else batch_size)
     return jax.tree.map(lambda x: x.reshape(grid.shape[:-1] + x.shape[1:]), values)
+
+
+def _floating(x: chex.Array) -> chex.Array:
+    """Return a number to average: of float32 or wider, also if it counts something."""
+    dtype = jnp.result_type(x)
+    is_float = jnp.issubdtype(dtype, jnp.floating)
+    return jnp.asarray(x, _tree.wide_dtype(dtype) if is_float else jnp.float32)
 
 
 def random_direction(key: chex.PRNGKey, params: Params, axis: int = -1) -> Params:
@@ -228,6 +236,11 @@ def filter_normalized(direction: Params, params: Params, axis: int = -1) -> Para
     Returns:
       A tree like `params`, float32 or wider; zero where a filter of the direction is.
 
+    Raises:
+      TypeError: a leaf is no real floating-point array.
+      ValueError: the direction has another structure or shape, or a leaf has no such
+        axis.
+
     References:
       Li et al., `Visualizing the loss landscape of neural nets
       <https://arxiv.org/abs/1712.09913>`_, 2018, Section 4.
@@ -238,6 +251,8 @@ def filter_normalized(direction: Params, params: Params, axis: int = -1) -> Para
     def of_leaf(d: chex.Array, w: chex.Array) -> chex.Array:
         if w.ndim < 2:
             return jnp.zeros_like(d)
+        if not -w.ndim <= axis < w.ndim:
+            raise ValueError(f"axis must be one of every leaf {w.shape}, got {axis}.")
         of_filter = jax.vmap(_tree.norm, in_axes=axis)
         lengths, wanted = of_filter(d), of_filter(w)
         factor = wanted / jnp.where(lengths > 0.0, lengths, 1.0)
@@ -324,8 +339,11 @@ def area_within(
     # Far outside, but near enough for straight lines to it to end near the grid point.
     z = np.where(np.isfinite(z), z, level + 10.0 * increase)
     at = np.array([x[origin[0]], y[origin[1]]])
-    region = next(p for p in _regions(x, y, z, level) if _contains(p[0], at))
-    outer, *holes = region
+    outer, *holes = next(
+        (outer, *holes)
+        for outer, *holes in _regions(x, y, z, level)
+        if _contains(outer, at) and not any(_contains(hole, at) for hole in holes)
+    )
     area = _polygon_area(outer) - sum(map(_polygon_area, holes))
     low, high = (x[0], y[0]), (x[-1], y[-1])
     is_closed = bool(np.all((outer > low) & (outer < high)))

@@ -45,12 +45,16 @@ def test_surface_of_several_quantities_and_of_half_precision():
     # added in float32: bfloat16 would round the step away
     np.testing.assert_allclose(result["loss"], [2.0, 2.002], rtol=1e-6)
     assert result["weights"].shape == (2, 2)
+    count = landscape.loss_surface(
+        lambda w, x: jnp.sum(x > 0), w, [w], [jnp.zeros(1)], jnp.ones(4), batch_size=3
+    )
+    np.testing.assert_allclose(count, [(3 * 3 + 1 * 1) / 4])  # the mean over examples
 
 
 def test_statistics_are_kept_or_estimated_anew():
     x = jnp.array([1.0, 3.0])
     loss_fn = lambda w, mean, x: jnp.mean((w * x - mean) ** 2)
-    stats_fn = lambda w: jnp.mean(w * x)
+    stats_fn = lambda w, kept, x: jnp.mean(w * x) + 0.0 * kept
     w, line = jnp.array(1.0), [jnp.array([0.0, 1.0])]
     kept = landscape.loss_surface(
         loss_fn, w, [w], line, 2.0, x, batch_size=1, batch_argnums=(2,)
@@ -115,6 +119,8 @@ def test_filter_normalization_of_a_given_direction():
     )
     rows = landscape.filter_normalized(d, w, axis=0)
     np.testing.assert_allclose(rows, [[0.0, 3.0], [4.0, 2.0]], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"axis must be one of every leaf \(2, 2\)"):
+        landscape.filter_normalized(d, w, axis=3)
     zero = landscape.filter_normalized(jnp.zeros((2, 2)), w)
     np.testing.assert_array_equal(zero, 0.0)
 
@@ -142,6 +148,14 @@ def test_only_the_region_around_the_weights_counts_and_not_its_holes():
     basins = np.minimum(x**2, (np.abs(x) - 2.0) ** 2)[:, None] + x[None, :] ** 2
     area = landscape.area_within((x, x), basins, increase=0.25)
     np.testing.assert_allclose(area.area, np.pi / 4, rtol=1e-3)
+    # a valley around the origin's own basin, whose outline contains the origin, too
+    r = np.hypot(x[:, None], x[None, :])
+    ring = np.interp(
+        r, [0, 1, 1.25, 1.5, 2, 2.5, 3, 5], [0, 0.1, 0.5, 0.1, 0, 0.1, 0.5, 2]
+    )
+    inner = landscape.area_within((x, x), ring, increase=0.1)
+    np.testing.assert_allclose(inner.area, np.pi, rtol=1e-2)
+    assert inner.is_closed
     peak = np.exp(-((x[:, None] - 1.0) ** 2 + x[None, :] ** 2) / 0.02)
     bowl = (x[:, None] ** 2 + x[None, :] ** 2) / 4
     with_hole = landscape.area_within((x, x), bowl + 5.0 * peak, increase=1.0)

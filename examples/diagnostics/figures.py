@@ -1,5 +1,6 @@
 """The pictures of a report."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def curves(records: list[Record], arrays: list[Arrays]) -> Figure | None:
     if not any("gap" in a for a in arrays):
         return None
     figure, (left, right) = _panels(2)
-    for record, a, color in zip(records, arrays, COLORS, strict=False):
+    for record, a, color in zip(records, arrays, itertools.cycle(COLORS), strict=False):
         if "gap" in a:
             epochs = np.arange(1, len(a["gap"]) + 1)
             left.plot(epochs, a["hessian_norm"], color=color, label=record["name"])
@@ -61,7 +62,10 @@ def contours(records: list[Record], arrays: list[Arrays], increase: float) -> Fi
             norm=BoundaryNorm(levels, 256, extend="both"),
             extend="both",
         )
-        axes.contour(x, x, rise.T, levels=[increase], colors="red", linewidths=2.0)
+        # The line is that of the area, whose grid may be a finer one.
+        near, around = a["area axis"], a["area"]
+        line = (around - _centre(around)).T
+        axes.contour(near, near, line, levels=[increase], colors="red", linewidths=2.0)
         axes.plot(0.0, 0.0, "k+")
         bound = "" if record["area_is_closed"] else "≥ "
         axes.set(
@@ -85,7 +89,9 @@ def slices(records: list[Record], arrays: list[Arrays]) -> Figure:
     figure, panels = _panels(len(DIRECTIONS), width=3.8)
     for axes, name in zip(panels, DIRECTIONS, strict=True):
         highest = 0.0
-        for record, a, color in zip(records, arrays, COLORS, strict=False):
+        for record, a, color in zip(
+            records, arrays, itertools.cycle(COLORS), strict=False
+        ):
             values = a[f"slice {name}"]
             rise = values - values[len(values) // 2]
             axes.plot(
@@ -109,7 +115,9 @@ def spectrum(records: list[Record], arrays: list[Arrays]) -> Figure:
     high = max(float(a["density_nodes"].max()) for a in arrays)
     width = (high - low) / 300.0
     grid = np.linspace(low - 5.0 * width, high + 5.0 * width, 2000)
-    for axes, record, a, color in zip(panels, records, arrays, COLORS, strict=False):
+    for axes, record, a, color in zip(
+        panels, records, arrays, itertools.cycle(COLORS), strict=False
+    ):
         density = SpectralDensity(a["density_nodes"], a["density_weights"])
         curve = np.asarray(density.on_grid(grid, width).value)
         axes.fill_between(grid, curve, 1e-12, color=color, alpha=0.4)
@@ -129,13 +137,15 @@ def spectrum(records: list[Record], arrays: list[Arrays]) -> Figure:
 
 def layers(records: list[Record], bits: int) -> Figure:
     """Draw bars for every layer: eigenvalue, average trace, and quantization."""
-    names = [*records[0]["layers"]]
+    names = [*dict.fromkeys(name for record in records for name in record["layers"])]
     figure = Figure(figsize=(11.0, 1.2 + 0.32 * len(names) * len(records) / 2.0 + 1.0))
     figure.set_layout_engine("constrained")
     panels = figure.subplots(1, 3, sharey=True)
     at = np.arange(len(names), dtype=float)
     height = 0.8 / len(records)
-    for k, (record, color) in enumerate(zip(records, COLORS, strict=False)):
+    for k, (record, color) in enumerate(
+        zip(records, itertools.cycle(COLORS), strict=False)
+    ):
         rows = [record["layers"].get(name) for name in names]
         y = at + (k - (len(records) - 1) / 2.0) * height
         label = record["name"]
@@ -183,7 +193,7 @@ def layers(records: list[Record], bits: int) -> Figure:
 def perturbation(records: list[Record], arrays: list[Arrays]) -> Figure:
     """Draw the test accuracy against the relative size of random perturbations."""
     figure, (axes,) = _panels(1, width=6.0)
-    for record, a, color in zip(records, arrays, COLORS, strict=False):
+    for record, a, color in zip(records, arrays, itertools.cycle(COLORS), strict=False):
         accuracies = 100.0 * a["perturbation accuracy"]
         mean = accuracies.mean(0)
         error = accuracies.std(0, ddof=1) / len(accuracies) ** 0.5

@@ -1,6 +1,5 @@
 """The numbers of a report, for one network at a time."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,6 +16,12 @@ from .networks import Network, Statistics, make_accuracy, make_loss
 
 DIRECTIONS = ("random", "z", "top eigenvector", "quantization error")
 """Of one-dimensional slices."""
+
+WITHOUT_SIGN = ("random", "top eigenvector")
+"""Directions that could as well be their opposites."""
+
+LONGEST_STEP = 4.0
+"""In search of harm, over the length of the direction."""
 
 
 class Settings(NamedTuple):
@@ -59,8 +64,8 @@ class Measured(NamedTuple):
       arrays: for npz.
       directions: of the slices, by name, as long as the weights.
       plane: the two random directions of the contour, filter-normalized.
-      harmful: of the directions of slices and plane, the smallest relative step that
-        raises the loss of the images of the surfaces by 0.1, infinite if none does.
+      harmful: of the directions of slices, and of the plane's both ways, the smallest
+        step that raises the loss by `loss_increase`, infinite if none does.
     """
 
     record: dict[str, Any]
@@ -87,26 +92,20 @@ def bar(
 def measure(network: Network, settings: Settings) -> Measured:
     """Measure curvature, sensitivity to quantization and Theorem 3's bounds."""
     loss_fn = make_loss(network.model, settings.statistics)
-    accuracy = jax.jit(make_accuracy(network.model, settings.statistics))
+    accuracy = make_accuracy(network.model, settings.statistics)
     W, args = network.params, (network.batch_stats, *network.train)
     options: dict[str, Any] = {
         "batch_size": settings.batch_size,
         "batch_argnums": (2, 3),
     }
     key = jax.random.key(settings.seed)
-    seconds: dict[str, float] = {}
 
-    def timed(
-        what: str, function: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        start = time.perf_counter()
+    def told(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with bar(network, what, "batches", settings.quiet) as progress:
-            result = function(*args, **kwargs, **options, progress=progress)
-        seconds[what] = round(time.perf_counter() - start, 2)
-        return result
+            return function(*args, **kwargs, **options, progress=progress)
 
-    top = timed("top eigenvalue", curvature.top_eigenvalues, loss_fn, W, *args)
-    low = timed(
+    top = told("top eigenvalue", curvature.top_eigenvalues, loss_fn, W, *args)
+    low = told(
         "lowest eigenvalue",
         curvature.top_eigenvalues,
         loss_fn,
@@ -114,7 +113,7 @@ def measure(network: Network, settings: Settings) -> Measured:
         *args,
         which="smallest",
     )
-    tr = timed(
+    tr = told(
         "trace",
         curvature.trace,
         loss_fn,
@@ -124,7 +123,7 @@ def measure(network: Network, settings: Settings) -> Measured:
         deflation=20,
         key=key,
     )
-    density = timed(
+    density = told(
         "spectrum",
         curvature.spectral_density,
         loss_fn,
@@ -133,7 +132,7 @@ def measure(network: Network, settings: Settings) -> Measured:
         steps=settings.density_steps,
         key=key,
     )
-    gauss_newton = timed(
+    gauss_newton = told(
         "Gauss-Newton",
         curvature.top_eigenvalues,
         loss_fn,
@@ -141,29 +140,41 @@ def measure(network: Network, settings: Settings) -> Measured:
         *args,
         matrix="gauss_newton",
     )
-    layers = timed("layers", curvature.layer_eigenvalues, loss_fn, W, *args)
-    Hz = timed("Hz", curvature.hessian_norm, loss_fn, W, *args)
-    Hz_h = timed("Hz, h", curvature.hessian_norm, loss_fn, W, *args, h=settings.h)
+    layers = told("layers", curvature.layer_eigenvalues, loss_fn, W, *args)
+    Hz = told("Hz", curvature.hessian_norm, loss_fn, W, *args)
+    Hz_h = told("Hz, h", curvature.hessian_norm, loss_fn, W, *args, h=settings.h)
     moved = quant.fake_quantize(W, settings.bits)
-    change = timed("quantization", curvature.loss_change, loss_fn, W, moved, *args)
+    change = told("quantization", curvature.loss_change, loss_fn, W, moved, *args)
 
     loss, g = curvature.loss_and_gradient(loss_fn, W, *args, **options)
     directions = _directions(W, g, top, moved, key)
     plane_keys = jax.random.split(jax.random.fold_in(key, 1))
     plane = tuple(landscape.random_direction(k, W) for k in plane_keys)
     harmful = {
-        name: curvature.smallest_harmful_step(
+        name: told(
+            f"harmful step, {name}",
+            curvature.smallest_harmful_step,
             loss_fn,
             W,
             d,
             *args,
             loss_increase=settings.loss_increase,
-            max_step=4.0,
+            max_step=LONGEST_STEP,
             num_steps=60,
-            **options,
+            both_ways=name in WITHOUT_SIGN,
         )
         for name, d in (directions | _both_ways(plane)).items()
     }
+
+    def at_weights(*data: chex.Array) -> float:
+        """Return the accuracy in batches, as of a surface of one point."""
+        args = (network.batch_stats, *data)
+        return float(
+            landscape.loss_surface(accuracy, W, [W], [jnp.zeros(1)], *args, **options)[
+                0
+            ]
+        )
+
     v = float(jnp.maximum(top.values[0], 0.0))
     leaves = [np.ravel(x) for x in jax.tree.leaves(W)]
     nonzero = int(sum(np.count_nonzero(x) for x in leaves))
@@ -173,8 +184,8 @@ def measure(network: Network, settings: Settings) -> Measured:
         "name": network.name,
         "weights": sum(x.size for x in leaves),
         "loss": float(loss),
-        "train_accuracy": float(accuracy(W, *args)),
-        "test_accuracy": float(accuracy(W, network.batch_stats, *network.test)),
+        "train_accuracy": at_weights(*network.train),
+        "test_accuracy": at_weights(*network.test),
         "gradient_norm": float(np.linalg.norm(g_all)),
         "top_eigenvalue": float(top.values[0]),
         "top_residual": float(top.residuals[0]),
@@ -198,12 +209,14 @@ def measure(network: Network, settings: Settings) -> Measured:
             "l2_bound": float(bounds.l2_bound(np.linalg.norm(g_all), v, c)),
             "linf_bound": float(bounds.linf_bound(np.abs(g_all).sum(), v, c, nonzero)),
             "measured": {
-                name: {"l2": float(found.l2_norm), "linf": float(found.linf_norm)}
+                name: {
+                    "l2": _or_none(found.l2_norm),
+                    "linf": _or_none(found.linf_norm),
+                }
                 for name, found in harmful.items()
                 if name in directions
             },
         },
-        "seconds": seconds,
     }
     arrays = {
         "density_nodes": np.asarray(density.nodes),
@@ -270,18 +283,25 @@ def surfaces(
         arrays[f"slice {name}"] = values
     axis = np.linspace(-scale["plane"], scale["plane"], settings.grid)
     contour = surface("contour", loss_fn, found.plane, (axis, axis), *args)
-    area = landscape.area_within((axis, axis), contour, settings.loss_increase)
-    own = _reach(found)
-    if own < 0.7 * scale["plane"]:  # few points of the common grid lie within
-        near = np.linspace(-own, own, settings.grid)
-        values = surface("area", loss_fn, found.plane, (near, near), *args)
-        finer = landscape.area_within((near, near), values, settings.loss_increase)
-        area = finer if finer.is_closed else area
+    area, near, around = (
+        landscape.area_within((axis, axis), contour, settings.loss_increase),
+        axis,
+        contour,
+    )
+    if _reach(found) < 0.7 * scale["plane"]:  # few points of the common grid are within
+        for factor in (1.0, 1.5, 2.0):
+            near = factor * np.linspace(-_reach(found), _reach(found), settings.grid)
+            around = surface("area", loss_fn, found.plane, (near, near), *args)
+            area = landscape.area_within((near, near), around, settings.loss_increase)
+            if area.is_closed:
+                break
     sizes = np.linspace(0.0, scale["plane"], 21)
     key = jax.random.fold_in(jax.random.key(settings.seed), 2)
     arrays |= {
         "contour axis": axis,
         "contour": contour,
+        "area axis": near,
+        "area": around,
         "perturbation axis": sizes,
         "perturbation accuracy": np.stack(
             [
@@ -341,6 +361,11 @@ def _num_classes(network: Network, loss_fn: curvature.ComposedLoss[Any]) -> int:
     args = (network.batch_stats, *network.train)
     shape = jax.eval_shape(loss_fn.outputs_fn, network.params, *args)
     return int(shape.shape[-1])
+
+
+def _or_none(x: chex.Array) -> float | None:
+    """Return a number that JSON has: infinity is none."""
+    return float(x) if np.isfinite(x) else None
 
 
 def _estimate(x: curvature.Estimate) -> dict[str, float]:

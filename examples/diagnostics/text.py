@@ -4,7 +4,7 @@ from typing import Any
 
 from image_classification.results import markdown
 
-from .measure import DIRECTIONS, Settings
+from .measure import DIRECTIONS, LONGEST_STEP, Settings
 
 Record = dict[str, Any]
 
@@ -14,12 +14,11 @@ def report(
 ) -> str:
     """Return the report; `pictures` are the names of those that were drawn."""
     c, bits = settings.loss_increase, settings.bits
-    where = "running" if settings.statistics == "running" else "batch"
     parts = [
         "# Curvature around trained weights",
-        f"Over the training images, with the labels trained on and BatchNorm's {where} "
-        f"statistics. `{environment['command']}`, jax {environment['jax']}, "
-        f"{environment['device']}, {environment['date']}.",
+        f"Over the training images, with the labels trained on and BatchNorm's "
+        f"{settings.statistics} statistics. `{environment['command']}`, jax "
+        f"{environment['jax']}, {environment['device']}, {environment['date']}.",
         _summary(records, settings),
         "‖Hv - λv‖ certifies the eigenvalue: one lies within that distance. Contours "
         f"and slices take {settings.surface_images} images at most. The area is in "
@@ -34,7 +33,9 @@ def report(
         _theorem(records),
         "The bounds hold for the quadratic model of the loss. Measured are the "
         "smallest perturbations along each direction with which the loss itself is so "
-        "high.",
+        "high: of random directions and eigenvectors either way, of z and the "
+        "quantization error forwards. A dash: none up to "
+        f"{LONGEST_STEP:g} times the length of the weights.",
         f"## Quantized to {bits} bits, layer by layer",
         _figure("layers", "Curvature and loss change of every layer", pictures),
         *(_layers(record, bits) for record in records),
@@ -47,7 +48,7 @@ def _figure(name: str, alt: str, pictures: list[str]) -> str:
 
 
 def _pm(x: dict[str, float], digits: int = 3) -> str:
-    return f"{x['value']:.{digits}g} ± {x['stderr']:.1g}"
+    return f"{x['value']:.{digits}g} ± {x['stderr']:.2g}"
 
 
 def _summary(records: list[Record], settings: Settings) -> str:
@@ -99,7 +100,8 @@ def _theorem(records: list[Record]) -> str:
         rows.append([f"bound on {symbol}", *(f"{x:.3g}" for x in bounds)])
         for name in DIRECTIONS:
             found = (r["theorem_3"]["measured"][name][norm] for r in records)
-            rows.append([f"{symbol}, {name}", *(f"{x:.3g}" for x in found)])
+            cells = ("-" if x is None else f"{x:.3g}" for x in found)
+            rows.append([f"{symbol}, {name}", *cells])
     return markdown(rows)
 
 

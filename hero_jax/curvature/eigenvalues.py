@@ -47,7 +47,8 @@ def top_eigenvalues(
 
     Lanczos from a random start with full reorthogonalization; the basis takes the
     memory of `steps` copies of the weights. Of an eigenvalue that occurs several times
-    only one is found; values and residuals are NaN where fewer than k are there.
+    only one is found; values and residuals are NaN where fewer than k are there, or
+    where the others are below the resolution, 1e-5 of the largest in float32.
 
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
@@ -83,7 +84,7 @@ def top_eigenvalues(
     problem = problems.make(loss_fn, params, args, options)
     _checks.check_positive_integer("k", k)
     _checks.check_choice("which", which, ("largest", "smallest", "magnitude"))
-    size = sum(np.size(x) for x in jax.tree.leaves(params))
+    size = _tree.size(params)
     steps = check_steps(steps, 20 + 2 * k, size, least=k)
     total = (steps + k) * problem.num_batches(args)
     compiled = functools.partial(_top_eigenvalues, problem, k, which, steps)
@@ -112,8 +113,9 @@ def layer_eigenvalues(
       loss_fn: `(params, *args) -> loss`, a mean over examples.
       params: weights W.
       *args: further arguments of `loss_fn`.
-      mask: which leaves; those of two or more dimensions by default.
-      steps: products with the matrix for each layer.
+      mask: which leaves; those of two or more dimensions by default. Empty ones are
+        left out.
+      steps: products with the matrix for each layer; n at most are taken.
       key: of the start vectors; `jax.random.key(0)` by default.
       **options: see :class:`Options`.
 
@@ -140,7 +142,7 @@ def layer_eigenvalues(
     """
     problem = problems.make(loss_fn, params, args, options)
     chosen = check_chosen(mask, params)
-    size = sum(np.size(x) for x in jax.tree.leaves(params))
+    size = _tree.size(params)
     _checks.check_positive_integer("steps", steps)
     steps = min(steps, size)
     total = steps * len(chosen) * problem.num_batches(args)
@@ -149,7 +151,7 @@ def layer_eigenvalues(
     values = progress.listen(
         options.get("progress"), total, compiled, params, key, args
     )
-    paths = _tree.leaf_paths(params)
+    paths = _tree.unique_leaf_paths(params)
     return {paths[i]: value for i, value in zip(chosen, values, strict=True)}
 
 
@@ -171,9 +173,17 @@ def check_chosen(mask: Mask | None, params: Params) -> list[int]:
     """Return the positions of the leaves that a mask chooses, at least one."""
     mask = _tree.weights_only if mask is None else mask
     resolved = jax.tree.leaves(_tree.resolve_mask("mask", mask, params))
-    chosen = [i for i, keep in enumerate(resolved) if keep]
+    leaves = jax.tree.leaves(params)
+    chosen = [
+        i
+        for i, (keep, x) in enumerate(zip(resolved, leaves, strict=True))
+        if keep and np.size(x)
+    ]
     if not chosen:
-        raise ValueError("mask must choose a leaf; by default those of 2 dimensions.")
+        raise ValueError(
+            "mask must choose a leaf that is not empty; by default those of two or "
+            "more dimensions are chosen."
+        )
     return chosen
 
 

@@ -41,7 +41,8 @@ def generalization_gap(
       label_noise: share p of the training labels that were redrawn from all K classes,
         0 to 1. Test labels with the same noise would agree with the network on
         `(1 - p) accuracy + p / K` of the images, which then takes the place of the test
-        accuracy: both ends of the gap are of one distribution.
+        accuracy: both ends of the gap are of one distribution. Accuracies must then be
+        fractions.
       num_classes: K.
       train: title of the training accuracy.
       test: title of the test accuracy.
@@ -90,6 +91,11 @@ def generalization_gap(
                 f"line {number} of {path} has no numbers: {train}={row[train]!r}, "
                 f"{test}={row[test]!r}."
             ) from None
+    if label_noise and any(float(row[test]) > 1.0 for row in rows):
+        raise ValueError(
+            f"label_noise={label_noise} needs accuracies as fractions of 1, but {path} "
+            f"has a {test} above 1."
+        )
     chosen = gaps[-last:]
     deviation = statistics.stdev(chosen) if len(chosen) > 1 else math.nan
     return Gap(statistics.fmean(chosen), deviation, gaps)

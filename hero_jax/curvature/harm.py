@@ -21,7 +21,7 @@ _HALVINGS = 20
 class HarmfulStep(NamedTuple):
     """The smallest perturbation `d = t * direction` found to raise the loss by c.
 
-    All are infinite if no step up to the longest one does.
+    All are infinite if no step up to the longest one does, and NaN if the loss at W is.
 
     Attributes:
       step: t.
@@ -41,11 +41,14 @@ def smallest_harmful_step(
     *args: Any,
     loss_increase: chex.Numeric,
     max_step: chex.Numeric,
+    both_ways: bool = False,
     growth: float = 1.25,
     num_steps: int = 40,
     **options: Unpack[Options],
 ) -> HarmfulStep:
     r"""Find the smallest `t > 0` with `L(W + t d) - L(W) >= c`, for a direction d.
+
+    With `both_ways`, along d or along -d: the sign of an eigenvector means nothing.
 
     Steps are tried from short to long, `max_step / growth^k`, and the first interval in
     which the loss has risen by c is halved twenty times. A rise and fall between two
@@ -54,13 +57,15 @@ def smallest_harmful_step(
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
       params: weights W.
-      direction: d, with the structure and shapes of `params`; only `t > 0` counts.
+      direction: d, with the structure and shapes of `params`.
       *args: further arguments of `loss_fn`.
       loss_increase: c, above 0, in units of the loss.
       max_step: longest t, above 0.
+      both_ways: whether steps along -d count, too.
       growth: ratio of neighbouring steps, above 1.
       num_steps: how many are tried at most.
-      **options: see :class:`Options`; `progress` counts nothing here.
+      **options: see :class:`Options`; `progress` counts passes over the examples, of
+        which there may be fewer than its total.
 
     Returns:
       The step and the norms of the perturbation.
@@ -93,17 +98,26 @@ def smallest_harmful_step(
         raise ValueError(f"growth must be above 1, got {growth}.")
     _checks.check_positive_integer("num_steps", num_steps)
     compiled = functools.partial(
-        _smallest_harmful_step, problem, float(growth), num_steps
+        _smallest_harmful_step, problem, bool(both_ways), float(growth), num_steps
     )
+    total = (num_steps + _HALVINGS) * (2 if both_ways else 1)
     found: HarmfulStep = progress.listen(
-        None, 0, compiled, params, direction, loss_increase, max_step, args
+        options.get("progress"),
+        total,
+        compiled,
+        params,
+        direction,
+        loss_increase,
+        max_step,
+        args,
     )
     return found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _smallest_harmful_step(
     problem: Problem,
+    both_ways: bool,
     growth: float,
     num_steps: int,
     params: Params,
@@ -116,12 +130,19 @@ def _smallest_harmful_step(
     d = _tree.cast_like(direction, W)
     dtype = _tree.widest_dtype(W)
     longest = jnp.asarray(max_step, dtype)
-    limit = problem.mean_loss(W, args) + loss_increase
+    loss = problem.mean_loss(W, args)
+    limit = loss + loss_increase
+
+    def rises(t: chex.Array) -> chex.Array:
+        U = jax.tree.map(lambda w, x: w + t.astype(w.dtype) * x, W, d)
+        there = problem.mean_loss(U, args)
+        if problem.reports:
+            progress.tick_after(there)
+        # A loss that is not finite does harm, too.
+        return ~(there < limit)
 
     def harms(t: chex.Array) -> chex.Array:
-        U = jax.tree.map(lambda w, x: w + t.astype(w.dtype) * x, W, d)
-        # A loss that is not finite does harm, too.
-        return ~(problem.mean_loss(U, args) < limit)
+        return rises(t) | rises(-t) if both_ways else rises(t)
 
     def tried(k: chex.Array) -> chex.Array:
         return longest * jnp.asarray(growth, dtype) ** (k - num_steps + 1)
@@ -146,6 +167,7 @@ def _smallest_harmful_step(
 
     _, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))
     step = jnp.where(harmful, high, jnp.inf)
+    step = jnp.where(jnp.isnan(loss), jnp.nan, step)
     largest = jnp.stack(
         [jnp.abs(x).max(initial=0.0).astype(dtype) for x in jax.tree.leaves(d)]
     ).max()

@@ -104,7 +104,7 @@ def loss_change(
     whole, layers = progress.listen(
         options.get("progress"), total, compiled, params, moved, args
     )
-    paths = _tree.leaf_paths(params)
+    paths = _tree.unique_leaf_paths(params)
     each = map(Change, *layers)
     return LossChange(
         whole, {paths[i]: change for i, change in zip(chosen, each, strict=True)}

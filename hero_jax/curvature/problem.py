@@ -32,13 +32,13 @@ class Options(TypedDict, total=False):
       batch_argnums: positions of the arguments of `loss_fn` that have a leading axis of
         examples, `params` being at 0; all others by default. Only with `batch_size`.
       progress: `(done, total)`, called on the host whenever a batch has been through a
-        product. Not from inside `jax.jit`.
+        product. Nothing is told from inside of `jax.jit`.
     """
 
     has_aux: bool
     matrix: Matrix
     batch_size: int | None
-    batch_argnums: Sequence[int] | None
+    batch_argnums: int | Sequence[int] | None
     progress: Callable[[int, int], None] | None
 
 
@@ -138,12 +138,17 @@ class Problem(NamedTuple):
         return self.mean(lambda batch: self.loss(params, batch), args)
 
     def loss_and_gradient(
-        self, params: Params, args: Sequence[Any]
+        self, params: Params, args: Sequence[Any], reports: bool = False
     ) -> tuple[chex.Array, Grads]:
         """Return loss and gradient over all examples."""
-        loss, gradient = self.mean(
-            lambda batch: jax.value_and_grad(self.loss)(params, batch), args
-        )
+
+        def of_batch(batch: Sequence[Any]) -> tuple[chex.Array, Grads]:
+            loss, gradient = jax.value_and_grad(self.loss)(params, batch)
+            if reports:
+                progress_.tick_after(gradient)
+            return loss, gradient
+
+        loss, gradient = self.mean(of_batch, args)
         return loss, gradient
 
     def product(self, params: Params, args: Sequence[Any]) -> MatVec:
@@ -194,8 +199,14 @@ def _gauss_newton(loss: Any, params: Params, args: Sequence[Any]) -> MatVec:
     """
     outputs, pull = jax.vjp(lambda W: loss.outputs_fn(W, *args), params)
     _, push = jax.vjp(lambda u: pull(u)[0], jax.tree.map(jnp.zeros_like, outputs))
+
+    def criterion(y: Any) -> chex.Array:
+        value = loss.criterion(y, *args)
+        _check_scalar(value)
+        return value
+
     _, curve, _ = _autodiff.gradient_and_hvp(
-        lambda y: (jax.grad(lambda y: loss.criterion(y, *args))(y), None), outputs
+        lambda y: (jax.grad(criterion)(y), None), outputs
     )
     return lambda v: pull(curve(push(v)[0]))[0]
 
@@ -209,8 +220,8 @@ def make(
     """Check what all diagnostics share."""
     _checks.check_callable("loss_fn", loss_fn, "(params, *args) -> loss")
     _tree.check_real("params", params)
-    if not jax.tree.leaves(params):
-        raise ValueError("params must have at least one array, got an empty tree.")
+    if not _tree.size(params):
+        raise ValueError("params must have at least one weight, got an empty tree.")
     if unknown := sorted(options.keys() - Options.__annotations__.keys()):
         raise TypeError(
             f"unknown options {unknown}; known are {sorted(Options.__annotations__)}."
@@ -222,19 +233,30 @@ def make(
             "matrix='gauss_newton' needs loss_fn to be a ComposedLoss, which tells the "
             f"network from the criterion, got {type(loss_fn).__name__}."
         )
+    has_aux = options.get("has_aux", False)
+    if matrix == "gauss_newton" and has_aux:
+        raise ValueError(
+            "has_aux must be False with matrix='gauss_newton': a ComposedLoss returns "
+            "the loss alone, got True."
+        )
+    progress = options.get("progress")
+    if progress is not None:
+        _checks.check_callable("progress", progress, "(done, total)")
     batch_size = options.get("batch_size")
     batch_argnums = options.get("batch_argnums")
+    if isinstance(batch_argnums, int):
+        batch_argnums = (batch_argnums,)
     if batch_argnums is None:
         batch_argnums = range(1, len(args) + 1)
     elif batch_size is None:
         raise ValueError("batch_argnums goes with batch_size, which is None.")
     problem = Problem(
         loss_fn,
-        options.get("has_aux", False),
+        has_aux,
         matrix,
         batch_size,
         tuple(batch_argnums),
-        options.get("progress") is not None,
+        progress is not None,
     )
     if batch_size is not None:
         _checks.check_positive_integer("batch_size", batch_size)

@@ -24,7 +24,7 @@ def hvp(
 ) -> Params:
     """Multiply the Hessian of a loss, or its Gauss-Newton matrix, by a vector.
 
-    Forward-over-reverse, at the price of about three gradients.
+    Forward-over-reverse, at the price of two to three gradients.
 
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
@@ -72,7 +72,7 @@ def loss_and_gradient(
       loss_fn: `(params, *args) -> loss`, a mean over examples.
       params: weights W.
       *args: further arguments of `loss_fn`.
-      **options: see :class:`Options`; `progress` counts nothing here.
+      **options: see :class:`Options`. `progress` counts batches.
 
     Returns:
       `L(W)` and `g`, with the structure of `params`, float32 or wider.
@@ -91,7 +91,9 @@ def loss_and_gradient(
       3.0 3.0
     """
     problem = problems.make(loss_fn, params, args, options)
-    loss, g = _loss_and_gradient(problem, params, args)
+    total = problem.num_batches(args)
+    compiled = functools.partial(_loss_and_gradient, problem)
+    loss, g = progress.listen(options.get("progress"), total, compiled, params, args)
     return loss, g
 
 
@@ -175,7 +177,7 @@ def check_vector(name: str, vector: Params, params: Params) -> None:
 def _loss_and_gradient(
     problem: Problem, params: Params, args: Sequence[Any]
 ) -> tuple[chex.Array, Grads]:
-    return problem.loss_and_gradient(_tree.widen(params), args)
+    return problem.loss_and_gradient(_tree.widen(params), args, problem.reports)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Unpack
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hero_jax import _checks, _tree
 from hero_jax._typing import Params
@@ -44,17 +43,10 @@ class SpectralDensity(NamedTuple):
         Returns:
           Share of the eigenvalues per unit, `[G]`, and its standard error.
         """
-        grid = jnp.asarray(grid, self.nodes.dtype)
         if not isinstance(width, jax.core.Tracer) and not width > 0.0:
             raise ValueError(f"width must be above 0, got {width}.")
-
-        def of_probe(probe: tuple[chex.Array, chex.Array]) -> chex.Array:
-            nodes, weights = probe
-            distance = (grid[:, None] - nodes[None, :]) / width
-            bells = jnp.exp(-0.5 * distance**2) / (width * (2.0 * jnp.pi) ** 0.5)
-            return bells @ weights
-
-        return _over_probes(jax.lax.map(of_probe, (self.nodes, self.weights)))
+        result: Estimate = _on_grid(self, grid, width)
+        return result
 
 
 def spectral_density(
@@ -105,7 +97,7 @@ def spectral_density(
     """
     problem = problems.make(loss_fn, params, args, options)
     _checks.check_positive_integer("num_samples", num_samples)
-    size = sum(np.size(x) for x in jax.tree.leaves(params))
+    size = _tree.size(params)
     steps = check_steps(steps, 40, size)
     total = num_samples * steps * problem.num_batches(args)
     compiled = functools.partial(_spectral_density, problem, num_samples, steps)
@@ -137,6 +129,22 @@ def _spectral_density(
         return jnp.where(pairs.found, pairs.values, 0.0), weights
 
     return SpectralDensity(*jax.lax.map(of_probe, jax.random.split(key, num_samples)))
+
+
+@jax.jit
+def _on_grid(
+    density: SpectralDensity, grid: chex.Array, width: chex.Numeric
+) -> Estimate:
+    dtype = density.nodes.dtype
+    grid, width = jnp.asarray(grid, dtype), jnp.asarray(width, dtype)
+
+    def of_probe(probe: tuple[chex.Array, chex.Array]) -> chex.Array:
+        nodes, weights = probe
+        distance = (grid[:, None] - nodes[None, :]) / width
+        bells = jnp.exp(-0.5 * distance**2) / (width * (2.0 * jnp.pi) ** 0.5)
+        return bells @ weights
+
+    return _over_probes(jax.lax.map(of_probe, (density.nodes, density.weights)))
 
 
 def _over_probes(samples: chex.Array) -> Estimate:

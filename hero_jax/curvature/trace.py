@@ -44,10 +44,11 @@ class Trace(NamedTuple):
 
     @property
     def averages(self) -> dict[str, Estimate]:
-        """Trace over number of weights, per leaf: the sensitivity of HAWQ-V2."""
+        """Trace over number of weights, per leaf that has some; as in HAWQ-V2."""
         return {
-            path: Estimate(e.value / self.sizes[path], e.stderr / self.sizes[path])
+            path: Estimate(e.value / size, e.stderr / size)
             for path, e in self.layers.items()
+            if (size := self.sizes[path])
         }
 
 
@@ -120,7 +121,7 @@ def trace(
     whole, layers = progress.listen(
         options.get("progress"), total, compiled, params, key, args
     )
-    paths = _tree.leaf_paths(params)
+    paths = _tree.unique_leaf_paths(params)
     estimates = map(Estimate, layers.value, layers.stderr)
     return Trace(
         whole,

@@ -37,6 +37,8 @@ def test_label_noise_is_that_of_a_test_set_with_the_same_noise(metrics):
     gap = curvature.generalization_gap(metrics, 1, label_noise=0.4, num_classes=4)
     expected = 1.0 - (0.625 * 0.7 + 0.375 * 0.1)
     assert math.isclose(gap.mean, expected)
+    with pytest.raises(ValueError, match="needs accuracies as fractions"):
+        curvature.generalization_gap(metrics, label_noise=0.4, test="epoch")
     with pytest.raises(ValueError, match=r"label_noise must be 0 to 1, got 1\.5"):
         curvature.generalization_gap(metrics, label_noise=1.5)
 

@@ -48,6 +48,39 @@ def test_the_first_crossing_counts_and_nothing_is_found_downhill():
     assert np.isinf([down.step, down.l2_norm, down.linf_norm]).all()
 
 
+def test_both_ways_along_a_direction_without_a_sign():
+    loss = lambda w: w[0] ** 2 + 3.0 * w[0]  # steeper towards +
+    w, roots = jnp.zeros(1), np.array([(-3 + 17**0.5) / 2, (3 + 17**0.5) / 2])
+    for d, forward in ((jnp.ones(1), roots[0]), (-jnp.ones(1), roots[1])):
+        for both_ways, root in ((False, forward), (True, roots[0])):
+            found = curvature.smallest_harmful_step(
+                loss, w, d, loss_increase=2.0, max_step=20.0, both_ways=both_ways
+            )
+            np.testing.assert_allclose(found.step, root, rtol=1e-5)
+
+
+def test_progress_counts_passes_and_a_loss_without_value_has_no_step():
+    seen = []
+    curvature.smallest_harmful_step(
+        lambda w: jnp.sum(w),
+        jnp.zeros(1),
+        jnp.ones(1),
+        loss_increase=1.0,
+        max_step=1.0,
+        num_steps=3,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert sorted(seen) == [(done, 23) for done in range(1, 24)]
+    nothing = curvature.smallest_harmful_step(
+        lambda w: jnp.nan * jnp.sum(w),
+        jnp.zeros(1),
+        jnp.ones(1),
+        loss_increase=1.0,
+        max_step=1.0,
+    )
+    assert np.isnan(nothing.l2_norm)
+
+
 def test_a_loss_that_is_not_finite_does_harm():
     loss = lambda w: jnp.where(w[0] < 2.0, 0.0, jnp.nan)
     found = curvature.smallest_harmful_step(

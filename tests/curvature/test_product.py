@@ -165,6 +165,15 @@ def test_progress_counts_batches_of_products(dense):
     )
     # 5 steps and a residual, of 3 + 3 + 1 examples each
     assert sorted(seen) == [(done, 18) for done in range(1, 19)]
+    seen.clear()
+    curvature.loss_and_gradient(
+        problems.mlp_loss,
+        dense.params,
+        *dense.args,
+        batch_size=3,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert sorted(seen) == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +183,8 @@ def test_progress_counts_batches_of_products(dense):
         ({"batch_size": 2.0}, TypeError, "batch_size must be an integer"),
         ({"batch_argnums": (1,)}, ValueError, "goes with batch_size"),
         ({"batch_size": 2, "batch_argnums": (3,)}, ValueError, "1 to 2, got 3"),
+        ({"progress": True}, TypeError, "progress must be a callable"),
+        ({"batch_size": 2, "batch_argnums": 3}, ValueError, "1 to 2, got 3"),
         ({"matrix": "fisher"}, ValueError, "matrix must be one of .*'fisher'"),
         ({"matrix": "gauss_newton"}, TypeError, "needs loss_fn to be a ComposedLoss"),
         ({"batchsize": 2}, TypeError, "unknown options .'batchsize'"),
@@ -216,6 +227,11 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="direction's result must have the shapes"):
         curvature.hessian_norm(square, w, direction=lambda w, g: jnp.ones(2))
     composed = curvature.ComposedLoss(lambda w: w, square)
+    with pytest.raises(ValueError, match="has_aux must be False with matrix='gauss"):
+        curvature.hvp(composed, w, w, has_aux=True, matrix="gauss_newton")
+    vector = curvature.ComposedLoss(lambda w: w, lambda y: y)
+    with pytest.raises(TypeError, match="loss_fn must return a scalar"):
+        curvature.hvp(vector, w, w, matrix="gauss_newton")
     with pytest.raises(ValueError, match="h must be None with matrix='gauss_newton'"):
         curvature.hessian_norm(composed, w, h=1.0, matrix="gauss_newton")
 

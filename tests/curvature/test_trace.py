@@ -106,6 +106,27 @@ def test_averages_are_per_weight():
     assert tr.averages["b"].value == 0.0
 
 
+def test_numbers_empty_leaves_and_names_that_coincide():
+    params = {
+        "a": 2.0,
+        "b": jnp.ones((0, 3)),
+        "c/d": jnp.ones(2),
+        "c": {"d": jnp.ones(1)},
+    }
+    loss = lambda w: (
+        w["a"] ** 2 + jnp.sum(w["c/d"] ** 2) + 3.0 * jnp.sum(w["c"]["d"] ** 2)
+    )
+    tr = curvature.trace(loss, params, deflation=2)
+    values = [float(e.value) for e in tr.layers.values()]
+    np.testing.assert_allclose(values, [2.0, 0.0, 6.0, 4.0], atol=1e-6)
+    assert len(tr.averages) == 3
+    largest = curvature.layer_eigenvalues(loss, params, mask=True)
+    np.testing.assert_allclose([*largest.values()], [2.0, 6.0, 2.0], rtol=1e-6)
+    assert curvature.top_eigenvalues(loss, params).values[0] > 5.9
+    with pytest.raises(ValueError, match="at least one weight"):
+        curvature.trace(lambda w: jnp.sum(w), jnp.ones((0, 3)))
+
+
 def test_deflation_where_the_space_ends_early():
     for eigenvalues in ([0.0] * 4, [2.0] * 4, [5.0, 0.0, 0.0, 0.0]):
         tr = curvature.trace(diagonal_loss(eigenvalues), jnp.ones(4), deflation=4)

@@ -20,7 +20,8 @@ import quickstart  # noqa: E402
 from diagnostics import networks  # noqa: E402
 from diagnostics.measure import Settings  # noqa: E402
 
-from hero_jax import landscape  # noqa: E402
+from hero_jax import _tree, landscape, quant  # noqa: E402
+from tests.problems import numpy_direction, slices  # noqa: E402
 
 SETTINGS = Settings(
     statistics="running",
@@ -81,28 +82,66 @@ def report(tmp_path_factory):
 def test_numbers_are_those_of_the_hessian_written_out(report):
     chosen, record, _ = report
     for network, found in zip(chosen, record["networks"], strict=True):
-        flat, unravel = ravel_pytree(network.params)
-        loss_fn = networks.make_loss(network.model, "running")
-        loss = lambda w, f=loss_fn, n=network, u=unravel: f(
-            u(w), n.batch_stats, *n.train
-        )
-        values = np.linalg.eigvalsh(jax.hessian(loss)(flat))
-        gradient = np.asarray(jax.grad(loss)(flat))
-        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-        close(found["loss"], loss(flat))
-        close(found["gradient_norm"], np.linalg.norm(gradient))
-        close(found["top_eigenvalue"], values[-1])
-        close(found["lowest_eigenvalue"], values[0])
-        trace = found["trace"]
-        assert abs(trace["value"] - values.sum()) < 5 * trace["stderr"] + 1e-3
-        logits = loss_fn.outputs_fn(network.params, network.batch_stats, *network.test)
-        accuracy = np.mean(np.argmax(logits, -1) == np.asarray(network.test[1]))
-        close(found["test_accuracy"], accuracy)
-        for name, measured in found["theorem_3"]["measured"].items():
-            assert measured["l2"] > 0.0, name
-        changes = [x["quantization"] for x in found["layers"].values()]
-        assert [*found["layers"]] == ["Dense_0/kernel", "Dense_1/kernel"]
-        assert all(np.isfinite([*change.values()]).all() for change in changes)
+        check_network(network, found)
+
+
+def check_network(network, found):
+    flat, unravel = ravel_pytree(network.params)
+    loss_fn = networks.make_loss(network.model, "running")
+    loss = jax.jit(lambda w: loss_fn(unravel(w), network.batch_stats, *network.train))
+    gradient_fn = jax.jit(jax.grad(loss))
+    H, g = np.asarray(jax.hessian(loss)(flat)), np.asarray(gradient_fn(flat))
+    W, c = np.asarray(flat), SETTINGS.loss_increase
+    values, vectors = np.linalg.eigh(H)
+    positions = dict(
+        zip(_tree.leaf_paths(network.params), slices(network.params), strict=True)
+    )
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
+    close(found["loss"], loss(flat))
+    close(found["gradient_norm"], np.linalg.norm(g))
+    close(found["top_eigenvalue"], values[-1])
+    close(found["lowest_eigenvalue"], values[0])
+    trace = found["trace"]
+    assert abs(trace["value"] - values.sum()) < 5 * trace["stderr"] + 1e-3
+    logits = loss_fn.outputs_fn(network.params, network.batch_stats, *network.test)
+    accuracy = np.mean(np.argmax(logits, -1) == np.asarray(network.test[1]))
+    close(found["test_accuracy"], accuracy)
+
+    z = numpy_direction("layerwise", W, g, positions.values())
+    close(found["hessian_norm"], np.linalg.norm(H @ z))
+    difference = np.asarray(gradient_fn(flat + SETTINGS.h * z)) - g
+    close(found["hessian_norm_h"], np.linalg.norm(difference) / SETTINGS.h)
+
+    moved = ravel_pytree(quant.fake_quantize(network.params, SETTINGS.bits))[0]
+    assert [*found["layers"]] == ["Dense_0/kernel", "Dense_1/kernel"]
+    for name, layer in found["layers"].items():
+        i, d = positions[name], np.zeros_like(W)
+        d[i] = (np.asarray(moved) - W)[i]
+        close(layer["top_eigenvalue"], np.linalg.eigvalsh(H[i, i])[-1])
+        change = layer["quantization"]
+        close(change["first_order"], g @ d)
+        close(change["second_order"], d @ H @ d / 2)
+        close(change["measured"], loss(flat + d) - loss(flat))
+
+    theorem, v = found["theorem_3"], values[-1]
+    norm, total = np.linalg.norm(g), np.abs(g).sum()
+    n = np.count_nonzero(W)
+    close(theorem["l2_bound"], norm / v * (np.sqrt(1 + 2 * v * c / norm**2) - 1))
+    close(
+        theorem["linf_bound"],
+        total / (n * v) * (np.sqrt(1 + 2 * n * v * c / total**2) - 1),
+    )
+    # the smallest of many steps, either way along the eigenvector
+    grid = np.linspace(0.0, 20.0, 20001)
+    rises = jax.jit(jax.vmap(lambda t: loss(flat + t * vectors[:, -1])))
+    first = [
+        grid[np.argmax(np.asarray(rises(sign * grid)) >= loss(flat) + c)]
+        for sign in (1.0, -1.0)
+    ]
+    measured = theorem["measured"]["top eigenvector"]
+    np.testing.assert_allclose(measured["l2"], min(x for x in first if x), atol=5e-3)
+    largest = np.abs(vectors[:, -1]).max()
+    np.testing.assert_allclose(measured["linf"], measured["l2"] * largest, rtol=1e-3)
 
 
 def test_files_are_complete(report):
@@ -116,14 +155,25 @@ def test_files_are_complete(report):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     with np.load(out / "report.npz") as arrays:
         for network in chosen:
-            axis, contour = (
-                arrays[f"{network.name}/{name}"] for name in ("contour axis", "contour")
+            assert arrays[f"{network.name}/contour"].shape == (21, 21)
+            axis, around = (
+                arrays[f"{network.name}/{name}"] for name in ("area axis", "area")
             )
-            assert contour.shape == (21, 21)
-            common = landscape.area_within((axis, axis), contour, 0.1)
+            again = landscape.area_within((axis, axis), around, 0.1)
             found = next(x for x in record["networks"] if x["name"] == network.name)
-            # measured on a finer grid, where that of the picture is too coarse for it
-            np.testing.assert_allclose(found["area"], common.area, rtol=0.1)
+            np.testing.assert_allclose(found["area"], again.area, rtol=1e-6)
+            assert found["area_is_closed"]
+            # of the right size: an independent, finer grid along the same directions
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 1))
+            plane = [landscape.random_direction(key, network.params) for key in keys]
+            fine = np.linspace(axis[0], axis[-1], 81)
+            args = (network.batch_stats, *(x[:20] for x in network.train))
+            loss_fn = networks.make_loss(network.model, "running")
+            surface = landscape.loss_surface(
+                loss_fn, network.params, plane, (fine, fine), *args
+            )
+            expected = landscape.area_within((fine, fine), surface, 0.1)
+            np.testing.assert_allclose(found["area"], expected.area, rtol=0.05)
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
