@@ -116,7 +116,7 @@ def test_numbers_empty_leaves_and_names_that_coincide():
     loss = lambda w: (
         w["a"] ** 2 + jnp.sum(w["c/d"] ** 2) + 3.0 * jnp.sum(w["c"]["d"] ** 2)
     )
-    tr = curvature.trace(loss, params, deflation=2)
+    tr = curvature.trace(loss, params)
     values = [float(e.value) for e in tr.layers.values()]
     np.testing.assert_allclose(values, [2.0, 0.0, 6.0, 4.0], atol=1e-6)
     assert len(tr.averages) == 3

@@ -107,7 +107,8 @@ def check_network(network, found):
     accuracy = np.mean(np.argmax(logits, -1) == np.asarray(network.test[1]))
     close(found["test_accuracy"], accuracy)
 
-    z = numpy_direction("layerwise", W, g, positions.values())
+    moving = [i for i in positions.values() if W[i].any() and g[i].any()]
+    z = numpy_direction("layerwise", W, g, moving)
     close(found["hessian_norm"], np.linalg.norm(H @ z))
     difference = np.asarray(gradient_fn(flat + SETTINGS.h * z)) - g
     close(found["hessian_norm_h"], np.linalg.norm(difference) / SETTINGS.h)
