@@ -120,7 +120,7 @@ def krylov(
     T = jnp.diag(alpha) + jnp.diag(beta, 1) + jnp.diag(beta, -1)
     scale = jax.lax.cummax(jnp.abs(alpha[:-1]) + jnp.abs(beta))
     tolerance = 100.0 * jnp.finfo(T.dtype).eps
-    goes_on = (beta > tolerance * scale) | jnp.isnan(beta)
+    goes_on = beta > tolerance * scale
     found = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(goes_on).astype(bool)])
     both = found[:, None] & found[None, :]
     return Krylov(
