@@ -87,6 +87,8 @@ def bar(
             shown.update(done - shown.n)
 
         yield progress
+        shown.total = shown.n  # a search may end before it has tried all
+        shown.refresh()
 
 
 def measure(network: Network, settings: Settings) -> Measured:
