@@ -178,11 +178,17 @@ def layers(records: list[Record], bits: int) -> Figure:
     panels[0].invert_yaxis()
     panels[0].set_title("largest eigenvalue of the block")
     panels[1].set_title("average trace per weight")
-    for axes in panels[:2]:
-        widths = [bar.get_width() for bar in axes.patches if bar.get_width() > 0.0]
-        axes.set(xscale="log", xlim=(min(widths, default=1.0) / 2.0, None))
+    smallest = min(
+        (bar.get_width() for bar in panels[0].patches if bar.get_width() > 0.0),
+        default=1.0,
+    )
+    panels[0].set(xscale="log", xlim=(smallest / 2.0, None))
+    largest = max((abs(bar.get_width()) for bar in panels[1].patches), default=0.0)
+    if largest > 0.0:  # traces may be negative, too
+        decade = 10.0 ** np.floor(np.log10(largest))
+        panels[1].set_xscale("symlog", linthresh=decade)
     panels[2].set_xscale("symlog", linthresh=1e-3)
-    panels[2].set_title(f"loss change at {bits} bits, this layer alone")
+    panels[2].set_title(f"loss change at {bits} bits, alone")
     panels[2].axvline(0.0, color="k", lw=0.5)
     for axes in panels:
         axes.grid(alpha=0.3, axis="x")
