@@ -1,8 +1,6 @@
 """Networks to look at: of the quick start, or of runs of the training recipe."""
 
-import csv
 import functools
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import quickstart
-from image_classification.results import write_text
+from image_classification.logbook import write_rows
 from tqdm import tqdm
 
 from hero_jax import curvature, models, quant
@@ -196,11 +194,7 @@ def train(epochs: int, label_noise: float, folder: Path, quiet: bool) -> list[Pa
                 ),
             )
         paths.append(quickstart.save_weights(folder, name, 0, state))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(paths[-1].with_suffix(".csv"), text.getvalue())
+        write_rows(paths[-1].with_suffix(".csv"), rows)
     return paths
 
 

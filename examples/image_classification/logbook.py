@@ -99,8 +99,8 @@ class Logbook:
 
     def _write_files(self) -> None:
         if self._folder is not None and self.rows:
-            _write(self._folder / "metrics.csv", self.rows)
-            _write(self._folder / "times.csv", self.times)
+            write_rows(self._folder / "metrics.csv", self.rows)
+            write_rows(self._folder / "times.csv", self.times)
 
 
 def say(text: str, quiet: bool = False) -> None:
@@ -188,7 +188,8 @@ def plot(rows: list[Row], accuracy: dict[str, float], title: str, path: Path) ->
     replace_file(path, lambda partial: figure.savefig(partial, dpi=120))
 
 
-def _write(path: Path, rows: list[Row]) -> None:
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Write rows of the same columns as CSV, with titles, whole or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
