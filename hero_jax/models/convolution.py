@@ -12,7 +12,8 @@ same sums:
 - input gradient: the convolution with the kernel turned around, in XLA's canonical
   order of axes; of a strided, 1x1 or small layer that sum of matrix products;
 - weight gradient: the convolution of the inputs, as `[C, H, W, B]`, with the output
-  gradients, as `[H, W, B, O]`; of a 1x1 layer a matrix product.
+  gradients, as `[H, W, B, O]`; of a 1x1 layer a matrix product. The inputs are kept from
+  being computed again.
 
 Where the default backend is another, for arguments not mentioned here (dilation, other
 groups, other layouts), and for arrays sharded over `Explicit` axes,
@@ -42,6 +43,7 @@ Pair = tuple[int, int]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _PARTS = 8  # of a batch, added up in one loop
+_LANES = 16  # of a product with the identity, as narrow as is fast
 
 
 def conv_general_dilated(
@@ -232,7 +234,7 @@ def _kernel_gradient(
         low = pads[i][0]
         outer.append((low, seen - x.shape[1 + i] - low))
     gradient = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
+        _written_out(x).transpose(3, 1, 2, 0),
         dy.transpose(1, 2, 0, 3),
         (1, 1),
         outer,
@@ -240,6 +242,20 @@ def _kernel_gradient(
         dimension_numbers=_LAYOUT,
     )
     return gradient.transpose(1, 2, 0, 3)
+
+
+def _written_out(x: chex.Array) -> chex.Array:
+    """Return the same numbers as the result of an operation that XLA cannot fuse.
+
+    The inputs of a layer are normalized and rectified outputs of others. XLA computes
+    them again within the transposition, from all that they were made of and in an order
+    that misses the cache: ten times the time of a transposition of what is there. It
+    removes optimization barriers too early to prevent that.
+    """
+    if x.size % _LANES:
+        return x
+    identity = jnp.eye(_LANES, dtype=x.dtype)
+    return (x.reshape(-1, _LANES) @ identity).reshape(x.shape)
 
 
 def _rows(x: chex.Array) -> chex.Array:
