@@ -1,16 +1,20 @@
-"""Gradient and Hessian-vector product at one point, sharing one linearization."""
+"""Gradient and Hessian-vector product at one point: exact, or by a difference."""
 
 from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 
+from hero_jax import _tree
 from hero_jax._typing import Grads, Params
+
+GradFn = Callable[[Params], tuple[Grads, Any]]
 
 
 def gradient_and_hvp(
-    grad_fn: Callable[[Params], tuple[Grads, Any]], params: Params
+    grad_fn: GradFn, params: Params, mask: chex.ArrayTree | None = None
 ) -> tuple[Grads, Callable[[chex.ArrayTree], chex.ArrayTree], Any]:
     """Return the gradient and a function for products with the Hessian.
 
@@ -21,10 +25,68 @@ def gradient_and_hvp(
     Args:
       grad_fn: `params -> (gradient, auxiliary)`.
       params: point of evaluation.
+      mask: Python bools, a tree like `params`: the leaves in which the vectors are not
+        zero. Nothing is computed for the others: where they are the first layers of a
+        network, the product is the cheaper for it. Default: all.
 
     Returns:
       The gradient at `params`; the function `v -> H(params) v`, whose argument has
       the structure, shapes and dtypes of `params`; the auxiliary value.
     """
-    gradient, hvp, auxiliary = jax.linearize(grad_fn, params, has_aux=True)
+    if mask is None:
+        gradient, hvp, auxiliary = jax.linearize(grad_fn, params, has_aux=True)
+        return gradient, hvp, auxiliary
+    keep = jax.tree.leaves(mask)
+    leaves, structure = jax.tree.flatten(params)
+
+    def chosen(tree: chex.ArrayTree) -> list[Any]:
+        return [x for x, k in zip(jax.tree.leaves(tree), keep, strict=True) if k]
+
+    def grad_of_chosen(moving: list[Any]) -> tuple[Grads, Any]:
+        rest = iter(moving)
+        merged = [next(rest) if k else x for x, k in zip(leaves, keep, strict=True)]
+        return grad_fn(jax.tree.unflatten(structure, merged))
+
+    gradient, hvp, auxiliary = jax.linearize(
+        grad_of_chosen, chosen(params), has_aux=True
+    )
+    return gradient, lambda v: hvp(chosen(v)), auxiliary
+
+
+def gradient_and_difference(
+    grad_fn: GradFn, params: Params, mask: chex.ArrayTree, step: chex.Numeric
+) -> tuple[Grads, Callable[[chex.ArrayTree], chex.ArrayTree], Any]:
+    r"""Return the gradient and a function for approximate products with the Hessian.
+
+    .. math::
+
+        H(W) v \approx \frac{\nabla L(W + \epsilon v) - \nabla L(W)}{\epsilon},
+        \qquad \epsilon = \mathrm{step} \, \frac{\|W\|}{\|v\|}
+
+    with norms over the leaves that move. A product costs a gradient, and no memory but
+    that of one.
+
+    Args:
+      grad_fn: `params -> (gradient, auxiliary)`.
+      params: point of evaluation, W.
+      mask: Python bools, a tree like `params`: the leaves in which v is not zero.
+      step: length of the step in units of the weights' norm.
+
+    Returns:
+      As :func:`gradient_and_hvp`; the product is zero for `v = 0`.
+    """
+    gradient, auxiliary = grad_fn(params)
+    weights = _tree.global_norm(_tree.select(mask, params))
+
+    def hvp(v: chex.ArrayTree) -> chex.ArrayTree:
+        length = _tree.global_norm(v)
+        epsilon = jnp.asarray(step, length.dtype) * jnp.where(weights > 0, weights, 1)
+        epsilon /= jnp.where(length > 0, length, 1)
+        ahead, _ = grad_fn(
+            jax.tree.map(lambda w, d: w + epsilon.astype(w.dtype) * d, params, v)
+        )
+        return jax.tree.map(
+            lambda a, b: (a - b) / epsilon.astype(b.dtype), ahead, gradient
+        )
+
     return gradient, hvp, auxiliary

@@ -36,6 +36,14 @@ def check_positive_integer(name: str, value: object) -> None:
         raise ValueError(f"{name} must be an integer >= 1, got {value}.")
 
 
+def check_bool(name: str, value: object) -> None:
+    """Raise `TypeError` unless `value` is True or False, and no array."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"{name} must be True or False, got {type(value).__name__}: {value!r}."
+        )
+
+
 def check_nonnegative(name: str, value: Any) -> None:
     """Raise unless `value` is a real scalar that is finite and at least zero.
 
@@ -65,6 +73,13 @@ def check_nonnegative(name: str, value: Any) -> None:
         number = float(value)
         if not math.isfinite(number) or number < 0.0:
             raise ValueError(f"{name} must be finite and >= 0, got {number}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise unless `value` is a finite real scalar above zero, or a traced one."""
+    check_nonnegative(name, value)
+    if is_zero(value):
+        raise ValueError(f"{name} must be > 0, got {value}.")
 
 
 def check_all_nonnegative(**values: Any) -> None:

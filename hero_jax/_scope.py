@@ -20,9 +20,13 @@ At = Callable[[Params], Any]
 
 
 class Method(Protocol):
-    """How a loss becomes a gradient: `(at, W) -> (value, gradient, metrics)`."""
+    """How a loss becomes a gradient: `(at, W, at_part) -> (value, gradient, metrics)`.
 
-    def __call__(self, at: At, W: Params) -> tuple[Any, Grads, Any]:
+    `at_part` evaluates some of the examples only, for a product with the Hessian; it is
+    `None` where the product is that of all.
+    """
+
+    def __call__(self, at: At, W: Params, at_part: At | None) -> tuple[Any, Grads, Any]:
         """Return `(loss, auxiliary)`, the gradient, and metrics or `None`."""
         ...
 
@@ -35,12 +39,14 @@ class Scope(NamedTuple):
       local: whether each device has a perturbation and a penalty of its own.
       examples: the same for every so many examples; `None` for all of a device.
       batch_argnums: positions of the arguments with a leading axis of examples.
+      hvp_examples: examples of the product with the Hessian; `None` for all.
     """
 
     axis_name: AxisName | None
     local: bool
     examples: int | None = None
     batch_argnums: tuple[int, ...] = ()
+    hvp_examples: int | None = None
 
     @classmethod
     def of(
@@ -49,6 +55,7 @@ class Scope(NamedTuple):
         scope: str,
         examples_per_perturbation: int | None = None,
         batch_argnums: int | Sequence[int] | None = None,
+        hvp_examples: int | None = None,
     ) -> "Scope":
         """Check the arguments as the user gave them."""
         _axis.check_axis_name(axis_name)
@@ -58,11 +65,15 @@ class Scope(NamedTuple):
                 "scope='local' is about the devices of an axis and needs axis_name; on "
                 "one device use examples_per_perturbation."
             )
-        if examples_per_perturbation is None:
+        counts = {
+            "examples_per_perturbation": examples_per_perturbation,
+            "hvp_examples": hvp_examples,
+        }
+        if all(value is None for value in counts.values()):
             return cls(axis_name, scope == "local")
-        _checks.check_positive_integer(
-            "examples_per_perturbation", examples_per_perturbation
-        )
+        for name, value in counts.items():
+            if value is not None:
+                _checks.check_positive_integer(name, value)
         several = isinstance(batch_argnums, (list, tuple))
         positions: Any = tuple(batch_argnums) if several else (batch_argnums,)  # type: ignore[arg-type]
         for position in positions:
@@ -73,7 +84,13 @@ class Scope(NamedTuple):
                 )
             if position < 0:
                 raise ValueError(f"batch_argnums must be >= 0, got {batch_argnums!r}.")
-        return cls(axis_name, scope == "local", examples_per_perturbation, positions)
+        return cls(
+            axis_name,
+            scope == "local",
+            examples_per_perturbation,
+            positions,
+            hvp_examples,
+        )
 
 
 def value_and_grad(
@@ -137,12 +154,20 @@ def value_and_grad(
         chunks, is_global = _split(scope, args, devices)
         if axis is not None and not is_global:
             W = _axis.own(W, axis)
+
+        def apply(over: Any, args: Sequence[Any]) -> tuple[Any, Grads, Any]:
+            part = None
+            if scope.hvp_examples is not None:
+                chosen = _spaced(args, scope.batch_argnums, scope.hvp_examples)
+                part = None if chosen is None else over(chosen, kwargs)
+            return method(over(args, kwargs), W, part)
+
         if is_global or chunks is None:
             at = over_axis if axis is not None and is_global else over_device
-            value, gradient, metrics = method(at(args, kwargs), W)
+            value, gradient, metrics = apply(at, args)
         else:
             value, gradient, metrics = _mean_over_chunks(
-                lambda chunk: method(over_device(chunk, kwargs), W),
+                lambda chunk: apply(over_device, chunk),
                 args,
                 scope.batch_argnums,
                 chunks,
@@ -175,6 +200,7 @@ def _split(scope: Scope, args: Sequence[Any], devices: int) -> tuple[int | None,
     if scope.examples is None:
         return None, not scope.local
     size = _number_of_examples(args, scope.batch_argnums)
+    _check_not_sharded(args, scope.batch_argnums)
     if not scope.local and scope.examples == size * devices:
         return 1, True
     if size % scope.examples:
@@ -187,6 +213,29 @@ def _split(scope: Scope, args: Sequence[Any], devices: int) -> tuple[int | None,
     return size // scope.examples, False
 
 
+def _spaced(
+    args: Sequence[Any], batch_argnums: Sequence[int], count: int
+) -> list[Any] | None:
+    """Return the arguments with so many evenly spaced examples; `None` if that is all.
+
+    Of an array whose examples are spread over devices, each gives its share.
+    """
+    size = _number_of_examples(args, batch_argnums)
+    if size % count:
+        raise ValueError(
+            f"hvp_examples must divide the {size} examples that share a perturbation "
+            f"on a device, got {count}."
+        )
+    if count == size:
+        return None
+    chosen = list(args)
+    for position in batch_argnums:
+        chosen[position] = jax.tree.map(
+            lambda x: _in_chunks(x, count)[:, 0], args[position]
+        )
+    return chosen
+
+
 def _number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> int:
     named = {}
     for position in batch_argnums:
@@ -197,6 +246,11 @@ def _number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> in
                 "position."
             )
         named[position] = args[position]
+    return _tree.number_of_examples(named)
+
+
+def _check_not_sharded(args: Sequence[Any], batch_argnums: Sequence[int]) -> None:
+    for position in batch_argnums:
         for path, leaf in jax.tree_util.tree_leaves_with_path(args[position]):
             if _axis.is_sharded(leaf):
                 raise ValueError(
@@ -205,7 +259,6 @@ def _number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> in
                     f"over Explicit axes, {jax.typeof(leaf)}: use jax.shard_map, with "
                     "axis_name."
                 )
-    return _tree.number_of_examples(named)
 
 
 def _mean_over_chunks(

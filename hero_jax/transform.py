@@ -10,7 +10,7 @@ import optax
 from hero_jax import _axis, _checks, _tree
 from hero_jax._scope import Scope
 from hero_jax._typing import AxisName, GradFn, Grads, Mask, Params, Perturbation
-from hero_jax.gradient import Metrics, Settings, hero_gradient
+from hero_jax.gradient import STEP, Metrics, Settings, hero_gradient
 
 __all__ = ["HeroState", "hero"]
 
@@ -35,6 +35,8 @@ def hero(
     reduction: str = "sum",
     perturb_mask: Mask | None = None,
     penalty_mask: Mask | None = None,
+    hvp: str = "exact",
+    hvp_step: chex.Numeric = STEP,
     axis_name: AxisName | None = None,
     scope: str = "global",
 ) -> optax.GradientTransformationExtraArgs:
@@ -50,7 +52,8 @@ def hero(
     It must differentiate the very loss that `grads` came from: same batch, same
     random key, same axis means. Use :func:`hero_jax.hero_value_and_grad` where the
     loss function is at hand and nothing between the gradient and HERO is wanted; the
-    results are the same.
+    results are the same. A further `hvp_grad_fn` may take its place in the product
+    with the Hessian: the gradient of the loss over some of the examples, say.
 
     Composition:
 
@@ -79,7 +82,9 @@ def hero(
     Args:
       h: length of the step in units of z, at least 0; a number, a traced scalar or a
         schedule of the step count.
-      gamma: strength of the penalty, at least 0; likewise.
+      gamma: strength of the penalty, at least 0; likewise. Where a schedule gives zero,
+        the product with the Hessian is left out (`jax.lax.cond`), as by
+        :func:`hero_jax.schedules.every`.
       perturbation: "layerwise" (Eq. 11), "adaptive" (released code), "normalized"
         (SAM), or a function `(params, grads) -> z`.
       reduction: "sum" of the squared differences of a tensor (the paper), or their
@@ -88,6 +93,9 @@ def hero(
         `params -> tree`. Default: all.
       penalty_mask: which leaves enter the penalty. Default: those of two or more
         dimensions.
+      hvp: "exact", or "finite_difference": one more gradient and no more memory in
+        place of the product, see :func:`hero_jax.hero_value_and_grad`.
+      hvp_step: length of that difference's step, `||e v|| / ||U||`.
       axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
         examples are spread. The gradient that comes in and `grad_fn` are then those of
         each device's own examples, not averaged yet; what goes out is averaged.
@@ -130,7 +138,15 @@ def hero(
     for name, value in (("h", h), ("gamma", gamma)):
         if not callable(value):
             _checks.check_nonnegative(name, value)
-    settings = Settings.of(perturbation, reduction, perturb_mask, penalty_mask)
+    settings = Settings.of(
+        perturbation,
+        reduction,
+        perturb_mask,
+        penalty_mask,
+        hvp,
+        hvp_step,
+        skip_zero_gamma=callable(gamma),
+    )
     is_local = Scope.of(axis_name, scope).local
 
     def init(params: Params) -> HeroState:
@@ -147,6 +163,7 @@ def hero(
         params: Params | None = None,
         *,
         grad_fn: GradFn | None = None,
+        hvp_grad_fn: GradFn | None = None,
         **extra_args: Any,
     ) -> tuple[Grads, HeroState]:
         del extra_args
@@ -161,9 +178,11 @@ def hero(
                 "grad_fn = jax.grad(lambda params: loss_fn(params, batch))."
             )
         _checks.check_callable("grad_fn", grad_fn, "params -> grads")
+        if hvp_grad_fn is not None:
+            _checks.check_callable("hvp_grad_fn", hvp_grad_fn, "params -> grads")
         _tree.check_real("params", params)
         _tree.check_same_structure("grads", updates, "params", params)
-        grad_fn, W, g = _with_hint(grad_fn, params), params, updates
+        W, g = params, updates
         if axis_name is not None:
             _axis.size(axis_name)  # raises where there is no such axis
             _axis.check_replicated("params", params, axis_name)
@@ -173,15 +192,22 @@ def hero(
                 W = _axis.own(params, axis_name)
             else:
                 g = _axis.mean(g, axis_name)
-                grad_fn = _mean_of(grad_fn, axis_name)
+
+        def without_loss(function: GradFn) -> Any:
+            hinted = _with_hint(function, params)
+            if axis_name is not None and not is_local:
+                hinted = _mean_of(hinted, axis_name)
+            return lambda U: (hinted(U), None)
+
         gradient, metrics = hero_gradient(
-            lambda U: (grad_fn(U), None),
+            without_loss(grad_fn),
             W,
             g,
             loss=None,
             h=_at("h", h, state.count),
             gamma=_at("gamma", gamma, state.count),
             settings=settings,
+            hvp_grad_fn=None if hvp_grad_fn is None else without_loss(hvp_grad_fn),
         )
         if is_local:
             gradient, metrics = _axis.mean((gradient, metrics), axis_name)

@@ -312,6 +312,51 @@ def test_the_number_of_devices_does_not_matter(examples, map_name):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("hvp", ["exact", "finite_difference"])
+@pytest.mark.parametrize("map_name", ["pmap", "shard_map"])
+def test_a_product_over_a_part_of_each_device(map_name, hvp):
+    """With gamma traced and the product in a branch, like the means that it takes."""
+    params, batch = mlp_params(), mlp_batch(size=2 * DEVICES)
+
+    def make(gamma, examples, **kwargs):
+        return hero_jax.hero_value_and_grad(
+            mlp_loss,
+            h=0.3,
+            gamma=gamma,
+            hvp=hvp,
+            hvp_step=0.01,
+            hvp_examples=examples,
+            batch_argnums=(1, 2),
+            **kwargs,
+        )
+
+    def local(params, x, y):
+        gamma = 0.7 * jnp.mean(params["out"]["temperature"] ** 0)
+        return make(gamma, 1, axis_name="data", skip_zero_gamma=True)(params, x, y)
+
+    expected = make(0.7, DEVICES)(params, *batch)
+    actual = MAPS[map_name](local)(params, *batch)
+    # The difference divides rounding by 0.01.
+    chex.assert_trees_all_close(actual, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_a_product_over_a_part_of_sharded_arrays(kind):
+    params, batch = mlp_params(), mlp_batch(size=2 * DEVICES)
+    run = jax.jit(
+        hero_jax.hero_value_and_grad(
+            mlp_loss, h=0.3, gamma=0.7, hvp_examples=DEVICES, batch_argnums=(1, 2)
+        )
+    )
+    grid = jax.make_mesh((DEVICES,), ("data",), axis_types=(getattr(AxisType, kind),))
+    with set_mesh(grid):
+        sharded = jax.device_put(batch, NamedSharding(grid, P("data")))
+        actual = run(jax.device_put(params, NamedSharding(grid, P())), *sharded)
+    close(actual, run(params, *batch))
+
+
+@pytest.mark.usefixtures("x64")
 def test_auxiliary_outputs_of_parts_are_stacked():
     params, (x, y) = mlp_params(), mlp_batch(size=EXAMPLES)
     loss = lambda params, x, y: (mlp_loss(params, x, y), {"x": x.sum(0), "n": len(x)})

@@ -12,8 +12,8 @@ same sums:
 - input gradient: the convolution with the kernel turned around, in XLA's canonical
   order of axes; of a strided, 1x1 or small layer that sum of matrix products;
 - weight gradient: the convolution of the inputs, as `[C, H, W, B]`, with the output
-  gradients, as `[H, W, B, O]`; of a 1x1 layer a matrix product. The inputs are kept from
-  being computed again.
+  gradients, as `[H, W, B, O]`; of a 1x1 layer a matrix product. The inputs are kept
+  from being computed again.
 
 Where the default backend is another, for arguments not mentioned here (dilation, other
 groups, other layouts), and for arrays sharded over `Explicit` axes,

@@ -1,0 +1,313 @@
+"""The cheaper products with the Hessian, against the exact one and its definition."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hero_jax
+from tests.problems import dense_hero, mlp_batch, mlp_loss, mlp_params, quadratic
+
+SETTINGS = {"h": 0.3, "gamma": 0.7}
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def gradient(params, batch, **options):
+    options = {**SETTINGS, "batch_argnums": (1, 2), **options}
+    return hero_jax.hero_value_and_grad(mlp_loss, **options)(params, *batch)[1]
+
+
+def distance(a, b):
+    difference = jax.tree.map(jnp.subtract, a, b)
+    return float(optax.tree.norm(difference) / optax.tree.norm(b))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_difference_tends_to_the_product_with_the_dense_hessian(reduction):
+    """A forward difference errs in proportion to its step, down to rounding."""
+    params, batch = mlp_params(), mlp_batch()
+    expected, _ = dense_hero(
+        lambda p: mlp_loss(p, *batch),
+        params,
+        **SETTINGS,
+        direction="layerwise",
+        reduction=reduction,
+    )
+    errors = [
+        distance(
+            gradient(
+                params,
+                batch,
+                reduction=reduction,
+                hvp="finite_difference",
+                hvp_step=step,
+            ),
+            expected,
+        )
+        for step in (1e-4, 1e-5, 1e-6)
+    ]
+    np.testing.assert_allclose(np.divide(errors[:-1], errors[1:]), 10, rtol=0.05)
+    assert errors[-1] < 1e-5
+
+
+def test_a_difference_is_exact_on_a_quadratic_whatever_the_step():
+    A = quadratic([10.0, 3.0, -1.0, 0.5])
+    W = jnp.array([[1.0, -2.0], [0.5, 3.0]])
+    loss = lambda W: W.ravel() @ A @ W.ravel() / 2
+
+    def run(**options):
+        return hero_jax.hero_value_and_grad(loss, **SETTINGS, **options)(W)[1]
+
+    for step in (3e-3, 0.5):
+        result = run(hvp="finite_difference", hvp_step=step)
+        np.testing.assert_allclose(result, run(), rtol=1e-11)
+
+
+def test_a_step_is_measured_by_the_norms_of_what_moves():
+    """The gradient is asked for at a distance of step times the norm of U."""
+    seen = []
+
+    @jax.custom_vjp
+    def loss(w):
+        return jnp.sum(w["a"] ** 4) + jnp.sum(w["b"] ** 4)
+
+    def backward(w, dy):
+        seen.append(w)
+        return (jax.tree.map(lambda x: 4 * dy * x**3, w),)
+
+    loss.defvjp(lambda w: (loss(w), w), backward)
+    params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([100.0])}
+    hero_jax.hero_value_and_grad(
+        loss, h=0.1, gamma=1.0, hvp="finite_difference", hvp_step=0.01
+    )(params)
+    _, U, ahead = seen
+    moved = jnp.linalg.norm(ahead["a"] - U["a"])
+    np.testing.assert_allclose(moved, 0.01 * jnp.linalg.norm(U["a"]), rtol=1e-10)
+    assert ahead["b"] == U["b"]  # no weight tensor, not penalised
+
+
+def test_a_difference_of_nothing_is_nothing():
+    linear = lambda w: jnp.sum(w)
+    for w in (jnp.ones((2, 2)), jnp.zeros((2, 2))):
+        _, result = hero_jax.hero_value_and_grad(
+            linear, **SETTINGS, hvp="finite_difference"
+        )(w)
+        np.testing.assert_array_equal(result, 1.0)
+
+
+def test_a_difference_takes_three_gradients():
+    traces = []
+
+    def loss(w):
+        traces.append(None)
+        return jnp.sum(jnp.sin(w))
+
+    for hvp, count in (("exact", 2), ("finite_difference", 3)):
+        traces.clear()
+        hero_jax.hero_value_and_grad(loss, **SETTINGS, hvp=hvp)(jnp.ones((2, 2)))
+        assert len(traces) == count
+
+
+@pytest.mark.parametrize("hvp", ["exact", "finite_difference"])
+def test_parts_of_the_batch_average_to_the_whole(hvp):
+    """Unbiased: the products over all places of the spaced examples have the mean."""
+    params, batch = mlp_params(), mlp_batch(size=8)
+    options = {"hvp": hvp, "hvp_step": 1e-6}
+    parts = [
+        gradient(
+            params,
+            jax.tree.map(lambda x, k=k: jnp.roll(x, -k, axis=0), batch),
+            hvp_examples=2,
+            **options,
+        )
+        for k in range(4)
+    ]
+    mean = jax.tree.map(lambda *x: sum(x) / 4, *parts)
+    whole = gradient(params, batch, **options)
+    # Exact sums round at 1e-16; a difference by a step of 1e-6 errs by as much.
+    assert distance(mean, whole) < (1e-12 if hvp == "exact" else 1e-5)
+    assert all(distance(part, whole) > 0.01 for part in parts)
+
+
+def test_a_part_is_evenly_spaced_and_leaves_the_metrics_alone():
+    params, batch = mlp_params(), mlp_batch(size=6)
+    run = functools.partial(gradient, params)
+    poisoned = jax.tree.map(lambda x: x.at[1].add(10.0), batch)
+    at_U = [run(b, gamma=0.0) for b in (batch, poisoned)]
+    product = [
+        jax.tree.map(jnp.subtract, run(b, hvp_examples=3), g)
+        for b, g in zip((batch, poisoned), at_U, strict=True)
+    ]
+    # The difference of gradients is that of all examples, the Hessian is not.
+    assert distance(*product) > 0.01
+    *_, metrics = hero_jax.hero_value_and_grad(
+        mlp_loss, **SETTINGS, hvp_examples=3, batch_argnums=(1, 2), return_metrics=True
+    )(params, *batch)
+    *_, expected = hero_jax.hero_value_and_grad(
+        mlp_loss, **SETTINGS, return_metrics=True
+    )(params, *batch)
+    chex.assert_trees_all_equal(metrics, expected)
+
+    def dense(x, y):
+        return jax.hessian(lambda w: mlp_loss({**params, "out": w}, x, y))(
+            params["out"]
+        )["kernel"]["kernel"]
+
+    only = {"hidden": False, "out": {"kernel": True, "temperature": False}}
+    mask = {"perturb_mask": only, "penalty_mask": only}
+    g, dL = (run(batch, h=h, gamma=0.0, **mask)["out"]["kernel"] for h in (0.0, 0.3))
+    actual = run(batch, hvp_examples=3, **mask)["out"]["kernel"]
+    z = hero_jax.perturbation.layerwise(
+        params["out"]["kernel"], jax.grad(mlp_loss)(params, *batch)["out"]["kernel"]
+    )
+    params["out"]["kernel"] += 0.3 * z
+    H = dense(*(x[::2] for x in batch))
+    expected = dL + 2 * 0.7 * jnp.einsum("ijkl,kl->ij", H, dL - g)
+    np.testing.assert_allclose(actual, expected, rtol=1e-10)
+
+
+def test_parts_of_each_perturbation():
+    params, batch = mlp_params(), mlp_batch(size=8)
+    chunks = [jax.tree.map(lambda x, k=k: x[k : k + 4], batch) for k in (0, 4)]
+    expected = [gradient(params, chunk, hvp_examples=2) for chunk in chunks]
+    mean = jax.tree.map(lambda *x: sum(x) / 2, *expected)
+    actual = gradient(params, batch, examples_per_perturbation=4, hvp_examples=2)
+    chex.assert_trees_all_close(actual, mean, rtol=1e-10)
+
+
+def jaxpr_of(skip):
+    params, batch = mlp_params(), mlp_batch()
+    return jax.jit(
+        lambda gamma: gradient(params, batch, gamma=gamma, skip_zero_gamma=skip)
+    )
+
+
+def test_a_traced_zero_leaves_the_product_out():
+    skipping, multiplying = jaxpr_of(skip=True), jaxpr_of(skip=False)
+    params, batch = mlp_params(), mlp_batch()
+    for gamma in (0.0, 0.7):
+        chex.assert_trees_all_close(skipping(gamma), multiplying(gamma), rtol=1e-10)
+        expected = gradient(params, batch, gamma=gamma)
+        chex.assert_trees_all_close(skipping(gamma), expected, rtol=1e-10)
+    assert "cond[" in str(jax.make_jaxpr(skipping)(0.1))
+    assert "cond[" not in str(jax.make_jaxpr(multiplying)(0.1))
+
+
+def test_nothing_is_left_out_under_vmap():
+    gammas = jnp.array([0.0, 0.7])
+    together = jax.vmap(jaxpr_of(skip=True))(gammas)
+    for k, gamma in enumerate(gammas):
+        expected = gradient(mlp_params(), mlp_batch(), gamma=float(gamma))
+        actual = jax.tree.map(lambda x, k=k: x[k], together)
+        chex.assert_trees_all_close(actual, expected, rtol=1e-10)
+
+
+def test_layers_that_are_not_penalised_cost_less():
+    """Products with zeros would cost as much as any."""
+    width = 64
+    layers = [
+        jax.random.normal(key, (width, width))
+        for key in jax.random.split(jax.random.key(0), 6)
+    ]
+
+    def loss(layers, x):
+        for w in layers:
+            x = jnp.tanh(x @ w / 8)
+        return jnp.mean(x**2)
+
+    def flops(**options):
+        step = jax.jit(hero_jax.hero_value_and_grad(loss, **SETTINGS, **options))
+        return (
+            step.lower(layers, jnp.ones((32, width))).compile().cost_analysis()["flops"]
+        )
+
+    last = [False] * 5 + [True]
+    first_order, whole = flops(penalty_mask=[False] * 6), flops()
+    # Of the six products per layer, dy W and x^T dy alone are left below the last.
+    assert flops(penalty_mask=last) - first_order < 0.5 * (whole - first_order)
+
+
+def test_every_kth_penalty_has_the_mean_of_all():
+    params, batch = mlp_params(), mlp_batch()
+    grad_fn = lambda p: jax.grad(mlp_loss)(p, *batch)
+
+    def updates(gamma, count):
+        tx = hero_jax.hero(h=0.3, gamma=gamma)
+        state = tx.init(params)._replace(count=jnp.int32(count))
+        return jax.jit(
+            lambda state: tx.update(grad_fn(params), state, params, grad_fn=grad_fn)[0]
+        )(state)
+
+    schedule = hero_jax.schedules.every(3, 0.7)
+    each = [updates(schedule, count) for count in range(4)]
+    chex.assert_trees_all_close(each[1], updates(0.0, 0), rtol=1e-10)
+    chex.assert_trees_all_equal(each[0], each[3])
+    mean = jax.tree.map(lambda *x: sum(x) / 3, *each[:3])
+    chex.assert_trees_all_close(mean, updates(0.7, 0), rtol=1e-10)
+    plain = hero_jax.schedules.every(3, 0.7, rescale=False)
+    chex.assert_trees_all_close(updates(plain, 3), updates(0.7, 0), rtol=1e-10)
+
+
+def test_every_kth_value_of_a_schedule():
+    schedule = hero_jax.schedules.every(2, optax.linear_schedule(0.0, 1.0, 4))
+    assert [float(schedule(k)) for k in range(6)] == [0.0, 0.0, 1.0, 0.0, 2.0, 0.0]
+
+
+def test_a_link_takes_another_gradient_for_its_product():
+    params, batch = mlp_params(), mlp_batch(size=8)
+    spaced = jax.tree.map(lambda x: x[::2], batch)
+    whole, part = (lambda p, b=b: jax.grad(mlp_loss)(p, *b) for b in (batch, spaced))
+    tx = hero_jax.hero(**SETTINGS)
+    updates, _ = tx.update(
+        whole(params), tx.init(params), params, grad_fn=whole, hvp_grad_fn=part
+    )
+    chex.assert_trees_all_close(
+        updates, gradient(params, batch, hvp_examples=4), rtol=1e-10
+    )
+
+
+MISUSES = {
+    "product": ({"hvp": "fd"}, ValueError, r"hvp must be one of .*exact.* got 'fd'"),
+    "zero step": ({"hvp_step": 0.0}, ValueError, r"hvp_step must be > 0, got 0.0"),
+    "step": ({"hvp_step": "small"}, TypeError, r"hvp_step must be a real number"),
+    "skip": ({"skip_zero_gamma": 1}, TypeError, r"skip_zero_gamma must be True or"),
+    "none": ({"hvp_examples": 0}, ValueError, r"hvp_examples must be .*>= 1, got 0"),
+    "part": ({"hvp_examples": 0.5}, TypeError, r"hvp_examples must be an integer"),
+    "odd": ({"hvp_examples": 3}, ValueError, r"hvp_examples must divide the 7 exam"),
+    "unnamed": (
+        {"hvp_examples": 7, "batch_argnums": None},
+        TypeError,
+        r"batch_argnums must name",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISUSES)
+def test_misuse_is_named(case):
+    options, error, message = MISUSES[case]
+    with pytest.raises(error, match=message):
+        gradient(mlp_params(), mlp_batch(), **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0, 0.1), ValueError, "k must be an integer >= 1, got 0"),
+        ((2.0, 0.1), TypeError, "k must be an integer >= 1, got float"),
+        ((2, -0.1), ValueError, "gamma must be finite and >= 0, got -0.1"),
+    ],
+)
+def test_misuse_of_every_is_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        hero_jax.schedules.every(*arguments)
+
+
+def test_a_link_needs_functions():
+    tx = hero_jax.hero(**SETTINGS)
+    params = jnp.ones((2, 2))
+    with pytest.raises(TypeError, match="hvp_grad_fn must be a callable"):
+        tx.update(params, tx.init(params), params, grad_fn=jnp.sin, hvp_grad_fn=3)
