@@ -1,135 +1,220 @@
-"""Time a training step of HERO against SGD, and our convolutions against XLA's.
+"""Time and memory of a training step: SGD, first-order, GRAD-L1, HERO and its options.
 
 All steps are compiled first and then take turns within one process, so that the ratios
 hold where the machine's speed drifts. In its turn, a method takes one step that is not
 timed, since the first one after another program pays for fresh memory, and two that
-are. Random images; on CPUs, SGD and HERO also take turns with XLA's own convolutions.
+are (four where the penalty comes at every fourth). Random images, initial weights.
 
-    python examples/step_time.py                         # 2 minutes on 2 cores
-    python examples/step_time.py --model vgg19_bn --batch 64
+    python examples/step_time.py                              # 4 minutes on 2 cores
+    python examples/step_time.py --method "HERO, finite difference" --rounds 10
+    python examples/step_time.py --model all --out step_time.json
 
-It prints the least and the median time over the rounds, the ratio of each to that of
-SGD, and the temporary memory that XLA asks for. Other work on the machine can only
-add time: the ratio of the least times is the one to quote.
+It prints, for each network, the median time over the rounds and its ratio to that of
+SGD, the least ratio of a round, images/s, operations and temporary memory as XLA counts
+them, and the seconds of compilation; `--out` writes all of it with the hardware.
+Operations are those of the program as written, before XLA merges what is equal.
+
+On CPUs: `--host-devices 2` shares a batch out among so many parts of the machine, each
+of which runs the convolutions of its images on one core. Where glibc is 2.35 or later,
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment spares page faults.
 """
 
 import argparse
-import functools
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from image_classification.results import markdown
-from image_classification.train import make_loss
+from image_classification.results import environment, markdown, write_json
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from step_variants import METHODS, NETWORKS, loss_of
+from tqdm import tqdm
 
-import hero_jax
-from hero_jax import models
-
-METHODS: dict[str, Callable[..., Any]] = {
-    "SGD": jax.value_and_grad,
-    "GRAD-L1": functools.partial(hero_jax.grad_l1_value_and_grad, strength=1e-3),
-    "first-order": functools.partial(hero_jax.hero_value_and_grad, h=1.0, gamma=0.0),
-    "HERO": functools.partial(hero_jax.hero_value_and_grad, h=1.0, gamma=0.1),
-}
+ALL = [name for name in NETWORKS if name != "resnet8"]
+TUNABLES = "GLIBC_TUNABLES"
 
 
-TIMED_STEPS = 2
-XLA = ", XLA's convolutions"
+def make_step(value_and_grad: Any, tx: optax.GradientTransformation) -> Any:
+    """Return the jitted `(state, images, labels) -> state`, which uses the state up."""
 
-
-def make_step(
-    value_and_grad: Callable[..., Any], tx: optax.GradientTransformation
-) -> Any:
-    """Return the jitted `(params, batch_stats, opt_state) -> the same, updated`."""
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(params: Any, stats: Any, opt_state: Any, images: Any, labels: Any) -> Any:
-        (_, (stats, _)), grads = value_and_grad(params, stats, images, labels)
+    def step(state: Any, images: Any, labels: Any) -> Any:
+        count, params, stats, opt_state = state
+        (_, (stats, _)), grads = value_and_grad(count, params, stats, images, labels)
         updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), stats, opt_state
+        params = optax.apply_updates(params, updates)
+        return count + 1, params, stats, opt_state
 
-    return step
+    return jax.jit(step, donate_argnums=0)
 
 
 def measure(
-    network: str, size: int, batch: int, rounds: int, methods: Sequence[str] = ()
-) -> dict[str, tuple[np.ndarray, int]]:
-    """Return, per method, the seconds of every round and the bytes of memory.
+    network: str,
+    *,
+    size: int,
+    batch: int,
+    dtype: str = "float32",
+    methods: Sequence[str] = (),
+    rounds: int = 5,
+    quiet: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Measure the steps of one network.
 
-    SGD is always among the methods; none means all.
+    Args:
+      network: one of NETWORKS.
+      size: height and width of the images.
+      batch: images per step, shared out among all devices.
+      dtype: in which the network computes.
+      methods: names in METHODS; SGD is always among them. None means all that make a
+        difference on this platform.
+      rounds: turns of each method.
+      quiet: show no progress bar.
+
+    Returns:
+      Per method: seconds per step of each round, images per second, flops, bytes of
+      temporary memory on one device, seconds of compilation.
     """
+    mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+    everywhere, shared = (NamedSharding(mesh, spec) for spec in (P(), P("data")))
     images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
     labels = jax.random.randint(jax.random.key(1), (batch,), 0, 10)
+    images, labels = jax.device_put((images, labels), shared)
     tx = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
-    settings: dict[str, tuple[str, Any]] = {name: (name, None) for name in METHODS}
-    if jax.default_backend() == "cpu":
-        stock = jax.lax.conv_general_dilated
-        settings |= {name + XLA: (name, stock) for name in ("SGD", "HERO")}
-    if methods:
-        chosen = {"SGD", *methods}
-        settings = {k: value for k, value in settings.items() if value[0] in chosen}
+    on_cpu = jax.default_backend() == "cpu"
+    chosen = {
+        name: method
+        for name, method in METHODS.items()
+        if name == "SGD" or (name in methods if methods else on_cpu or not method.stock)
+    }
 
-    steps, states, memory = {}, {}, {}
-    for title, (method, convolution) in settings.items():
-        model = models.create(network, num_classes=10, conv_general_dilated=convolution)
-        init = jax.jit(functools.partial(model.init, train=False))
-        variables = init(jax.random.key(2), images)
+    steps, states = {}, {}
+    results: dict[str, dict[str, Any]] = {}
+    bar = tqdm(total=len(chosen) * (1 + rounds), disable=quiet, desc=network)
+    for name, method in chosen.items():
+        bar.set_postfix_str(f"compiling {name}")
+        model, loss_fn = loss_of(network, jnp.dtype(dtype), method)
+        variables = jax.jit(
+            lambda key, model=model: model.init(key, images[:1], False)
+        )(jax.random.key(2))
         params, stats = variables["params"], variables["batch_stats"]
-        state = (params, stats, tx.init(params))
-        step = make_step(METHODS[method](make_loss(model), has_aux=True), tx)
-        steps[title] = step.lower(*state, images, labels).compile()
-        memory[title] = steps[title].memory_analysis().temp_size_in_bytes
-        states[title] = steps[title](*state, images, labels)
-
-    seconds: dict[str, list[float]] = {title: [] for title in settings}
+        state = (jnp.int32(0), params, stats, tx.init(params))
+        states[name] = jax.device_put(state, everywhere)
+        step = make_step(method.make(loss_fn, network, batch), tx)
+        lowered = step.lower(states[name], images, labels)
+        start = time.perf_counter()
+        steps[name] = lowered.compile()
+        results[name] = {
+            "compile_seconds": round(time.perf_counter() - start, 1),
+            "flops": (lowered.cost_analysis() or {}).get("flops"),
+            "temporary_bytes": steps[name].memory_analysis().temp_size_in_bytes,
+            "seconds": [],
+        }
+        bar.update()
     for _ in range(rounds):
-        for title, step in steps.items():
-            states[title] = step(*states[title], images, labels)
-            jax.block_until_ready(states[title])
+        for name, step in steps.items():
+            bar.set_postfix_str(name)
+            states[name] = jax.block_until_ready(step(states[name], images, labels))
+            count = METHODS[name].timed_steps
             start = time.perf_counter()
-            for _ in range(TIMED_STEPS):
-                states[title] = step(*states[title], images, labels)
-            jax.block_until_ready(states[title])
-            seconds[title].append((time.perf_counter() - start) / TIMED_STEPS)
-    return {title: (np.array(seconds[title]), memory[title]) for title in settings}
+            for _ in range(count):
+                states[name] = step(states[name], images, labels)
+            jax.block_until_ready(states[name])
+            seconds = (time.perf_counter() - start) / count
+            results[name]["seconds"].append(seconds)
+            bar.update()
+    bar.close()
+    for result in results.values():
+        result["images_per_second"] = batch / float(np.median(result["seconds"]))
+    return results
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print a table."""
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Format the results of a network."""
+    titles = [
+        *("method", "median ms", "ratio", "least ratio", "images/s"),
+        *("Gflop", "temporary MiB", "compile s"),
+    ]
+    rows = [titles]
+    baseline = np.array(results["SGD"]["seconds"])
+    for name, result in results.items():
+        seconds = np.array(result["seconds"])
+        flops = result["flops"]
+        rows.append(
+            [
+                name,
+                f"{1e3 * np.median(seconds):.0f}",
+                f"{np.median(seconds) / np.median(baseline):.2f}",
+                f"{np.min(seconds / baseline):.2f}",
+                f"{result['images_per_second']:.0f}",
+                "" if flops is None else f"{flops / 1e9:.1f}",
+                f"{result['temporary_bytes'] / 2**20:.0f}",
+                f"{result['compile_seconds']:.1f}",
+            ]
+        )
+    return markdown(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print a table per network, return the record."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="resnet20", help="as in hero_jax.models")
-    parser.add_argument("--size", type=int, default=32, help="height and width")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--model", choices=[*NETWORKS, "all"], default="resnet20")
+    parser.add_argument("--size", type=int, help="height and width of the images")
+    parser.add_argument("--batch", type=int, help="images per step")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--method", choices=METHODS, action="append", default=[])
+    parser.add_argument("--host-devices", type=int, help="parts of the CPU")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
-    results = measure(
-        options.model, options.size, options.batch, options.rounds, options.method
-    )
-    baseline, _ = results["SGD"]
-    print(
-        f"{options.model}, {options.size}x{options.size} images, batch {options.batch},"
-        f" float32, {jax.devices()[0].device_kind}, jax {jax.__version__}\n"
-    )
-    rows = [["method", "least ms", "ratio", "median ms", "ratio", "temporary MiB"]]
-    for title, (seconds, memory) in results.items():
-        least, median = seconds.min(), float(np.median(seconds))
-        rows.append(
-            [
-                title,
-                f"{1e3 * least:.1f}",
-                f"{least / baseline.min():.2f}",
-                f"{1e3 * median:.1f}",
-                f"{median / np.median(baseline):.2f}",
-                f"{memory / 2**20:.0f}",
-            ]
+    for name in ("size", "batch", "rounds", "host_devices"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    if options.host_devices is not None:
+        jax.config.update("jax_num_cpu_devices", options.host_devices)
+    on_cpu = jax.default_backend() == "cpu"
+    record: dict[str, Any] = {
+        "environment": environment()
+        | {"devices": len(jax.devices()), TUNABLES: os.environ.get(TUNABLES, "")},
+        "dtype": options.dtype,
+        "networks": {},
+    }
+    for network in ALL if options.model == "all" else [options.model]:
+        usual = NETWORKS[network]
+        size = options.size or usual.size
+        batch = options.batch or (usual.batch if on_cpu else usual.large_batch)
+        if batch % len(jax.devices()):
+            parser.error(
+                f"--batch must be a multiple of the {len(jax.devices())} devices, "
+                f"got {batch}."
+            )
+        results = measure(
+            network,
+            size=size,
+            batch=batch,
+            dtype=options.dtype,
+            methods=options.method,
+            rounds=options.rounds,
+            quiet=options.quiet,
         )
-    print(markdown(rows))
+        record["networks"][network] = {"size": size, "batch": batch, "methods": results}
+        print(
+            f"\n{network}, {size}x{size} images, batch {batch}, {options.dtype}, "
+            f"{len(jax.devices())} x {jax.devices()[0].device_kind}, "
+            f"jax {jax.__version__}\n\n{table(results)}",
+            flush=True,
+        )
+        if options.out is not None:
+            write_json(options.out, record)
+    return record
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The main job, end to end and small, and its parts."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -151,16 +150,3 @@ def test_the_readme_shows_what_the_quick_start_wrote():
     assert record["environment"]["date"] in readme
     for name, method in quickstart.METHODS.items():
         assert record["results"][name]["settings"] == method.settings
-
-
-def test_step_time_prints_the_methods_that_are_asked_for():
-    options = ("--model=resnet8", "--batch=4", "--rounds=2", "--method=first-order")
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "step_time.py"), *options],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines()[4:]]
-    on_cpu = ["SGD, XLA's convolutions"] * (jax.default_backend() == "cpu")
-    assert rows == ["SGD", "first-order", *on_cpu]
