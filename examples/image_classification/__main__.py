@@ -40,10 +40,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Options]:
       TypeError: a value has the wrong type.
       ValueError: a value is out of range, or a file is no config.
     """
-    name, base, rest = "default", Config(), [*arguments]
-    if rest and not rest[0].startswith("-"):
-        path = configs.find(rest.pop(0))
-        name, base = path.stem, configs.load(path)
+    name, base, rest = named(arguments)
     command = tyro.cli(
         Command,
         prog="python -m examples.image_classification [CONFIG]",
@@ -55,6 +52,15 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Options]:
     config, options = command.config, command.options
     out = options.out or Path("runs") / name / f"seed_{config.seed}"
     return config, dataclasses.replace(options, out=out)
+
+
+def named(arguments: Sequence[str]) -> tuple[str, Config, list[str]]:
+    """Return name and content of the config that comes first, and what follows it."""
+    rest = [*arguments]
+    if not rest or rest[0].startswith("-"):
+        return "default", Config(), rest
+    path = configs.find(rest.pop(0))
+    return path.stem, configs.load(path), rest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,10 @@
 """Images of one size, all on the device; batches are made inside jit."""
 
+import copy
+import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -23,6 +25,24 @@ from .pipeline import (
 TEST_BATCH = 500
 
 
+class Item(NamedTuple):
+    """What the batches of an epoch are made of; the seed is in the last three.
+
+    Attributes:
+      images: uint8 `[N, H, W, C]`.
+      clean_labels: int32 `[N]`, as in the data set.
+      labels: int32 `[N]`, with noise.
+      order: of the images, int32 `[steps, B]`.
+      key: data of the key that the seed gives, uint32.
+    """
+
+    images: chex.Array
+    clean_labels: chex.Array
+    labels: chex.Array
+    order: chex.Array
+    key: chex.Array
+
+
 class ArrayPipeline:
     """Images of one size, all on the device as uint8; see :class:`Pipeline`."""
 
@@ -40,40 +60,57 @@ class ArrayPipeline:
         self._batch_size = config.micro_batch
         self.steps = size // config.batch_size * config.accumulation
         self._crop = config.augmentation == "crop_flip"
-        self._seed, self.devices, self._size = config.seed, devices, size
+        self._config, self.devices = config, devices
         self.checksum = datasets.checksum(dataset)
         self.mean, self.std = mean_and_std(train.images)
-        noisy = noisy_labels(config, size, dataset.num_classes)
-        labels = np.where(noisy < 0, train.labels, noisy)
-        self._train = devices.replicate((train.images, labels, train.labels))
+        self._clean_labels = train.labels
+        self._shared = devices.replicate((train.images, train.labels))
+        self._draw(config.seed)
         batch_size = min(TEST_BATCH, self.num_test)
         batch_size += -batch_size % devices.count
         self._test = devices.sharded.distribute(
             _in_batches(batch_size, test.images, test.labels), axis=1
         )
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[Any]:
+    def with_seed(self, seed: int) -> "ArrayPipeline":
+        """Return the same images with label noise, order and crops of another seed."""
+        other = copy.copy(self)
+        other._draw(seed)
+        return other
+
+    def _draw(self, seed: int) -> None:
+        config = dataclasses.replace(self._config, seed=seed)
+        noisy = noisy_labels(config, len(self._clean_labels), self.num_classes)
+        labels = np.where(noisy < 0, self._clean_labels, noisy)
+        self._key = jax.random.key(seed)
+        self._drawn = self.devices.replicate((labels, jax.random.key_data(self._key)))
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[Item]:
         """Yield the training set and the order of its batches, again and again."""
-        key = jax.random.fold_in(self._key(ORDER), number)
-        order = np.asarray(jax.random.permutation(key, self._size))
+        key = jax.random.fold_in(jax.random.fold_in(self._key, ORDER), number)
+        order = np.asarray(jax.random.permutation(key, len(self._clean_labels)))
         order = order[: self.steps * self._batch_size].reshape(self.steps, -1)
-        item = self._train, self.devices.replicate(order)
+        (images, clean_labels), (labels, data) = self._shared, self._drawn
+        order = self.devices.replicate(order)
+        item = Item(images, clean_labels, labels, order, data)
         return itertools.repeat(item, self.steps - first)
 
     def sample(self, count: int) -> list[Any]:
         """Return the items of the first steps."""
         return [*itertools.islice(self.epoch(0), count)]
 
-    def batch(self, item: Any, step: chex.Array) -> Batch:
+    def batch(self, item: Item, step: chex.Array) -> Batch:
         """Pick, crop, flip and standardize the images of a step."""
-        (images, labels, clean), order = item
-        chosen = self.devices.share(order[step % self.steps])
-        images = images[chosen]
+        chosen = self.devices.share(item.order[step % self.steps])
+        images = item.images[chosen]
         if self._crop:
-            key = jax.random.fold_in(self._key(AUGMENTATION), step)
+            key = jax.random.wrap_key_data(item.key)
+            key = jax.random.fold_in(jax.random.fold_in(key, AUGMENTATION), step)
             draws = augmentation.draw(key, self._batch_size)
             images = augmentation.crop_and_flip(self.devices.share(draws), images)
-        return Batch(self.standardized(images), labels[chosen], clean[chosen])
+        return Batch(
+            self.standardized(images), item.labels[chosen], item.clean_labels[chosen]
+        )
 
     def close(self) -> None:
         """Do nothing: all is on the device."""
@@ -85,9 +122,6 @@ class ArrayPipeline:
     def test_batches(self, item: Any) -> EvaluationBatch:
         """Return all test images in batches."""
         return EvaluationBatch(*item)
-
-    def _key(self, purpose: int) -> chex.PRNGKey:
-        return jax.random.fold_in(jax.random.key(self._seed), purpose)
 
     def standardized(self, images: chex.Array) -> chex.Array:
         """Map bytes to float32 with mean 0 and deviation 1 over the training set."""

@@ -137,8 +137,11 @@ class Progress:
 
     def update(self, images: int, epoch: int, loss: float, accuracy: float) -> None:
         """Move on, and show the values of the latest step."""
+        self.show(images, f"epoch {epoch}, loss {loss:.3f}, accuracy {accuracy:.1%}")
+
+    def show(self, images: int, text: str) -> None:
+        """Move on, and show a text behind the bar."""
         if self._bar is not None:
-            text = f"epoch {epoch}, loss {loss:.3f}, accuracy {accuracy:.1%}"
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(images)
 

@@ -92,9 +92,9 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         record = None
         with hosts.together():
             if first:
-                _check_folder(out, config)
-                stack.enter_context(_locked(out))
-                record = _read(out / "result.json")
+                check_folder(out, config)
+                stack.enter_context(locked(out))
+                record = read(out / "result.json")
         record = hosts.of_first(record)
         if record is not None:
             say(f"finished already: {out / 'result.json'}", options.quiet or not first)
@@ -183,7 +183,7 @@ def _in_words(config: Config, options: Options, devices: int) -> str:
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """Keep other processes from running in the same folder."""
     with (out / ".lock").open("w") as file:
         try:
@@ -193,7 +193,7 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read(path: Path) -> dict[str, Any] | None:
     """Read a result, if one was written before."""
     if not path.exists():
         return None
@@ -204,7 +204,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def _check_folder(out: Path, config: Config) -> None:
+def check_folder(out: Path, config: Config) -> None:
     """Make the folder, or check that it is one of this config."""
     path = out / "config.toml"
     try:
@@ -216,7 +216,9 @@ def _check_folder(out: Path, config: Config) -> None:
             f"out must be a folder that can be written to: {error}"
         ) from None
     if not path.exists():
-        if (out / "checkpoints").exists() or (out / "result.json").exists():
+        if any(
+            (out / x).exists() for x in ("checkpoints", "result.json", "sweep.json")
+        ):
             raise RunError(f"{out} has results, but no config.toml: whose are they?")
         return
     try:

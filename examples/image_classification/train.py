@@ -22,6 +22,27 @@ OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm", "penalty")
 """What a step returns beside the new state, as one float32 array."""
 
 
+class Settings(NamedTuple):
+    """What may differ between runs of one program: numbers, or traced scalars.
+
+    Attributes:
+      h: length of HERO's and first_order's step.
+      gamma: strength of HERO's penalty.
+      learning_rate: at the start.
+      weight_decay: added to the gradient, times the weights.
+    """
+
+    h: chex.Numeric
+    gamma: chex.Numeric
+    learning_rate: chex.Numeric
+    weight_decay: chex.Numeric
+
+    @classmethod
+    def of(cls, config: Config) -> "Settings":
+        """Return those of a config."""
+        return cls(*(getattr(config, name) for name in cls._fields))
+
+
 class TrainState(NamedTuple):
     """All that changes from step to step.
 
@@ -91,14 +112,18 @@ def make_model(config: Config, pipeline: Pipeline, synchronized: bool) -> nn.Mod
 
 
 def make_value_and_grad(
-    config: Config, loss_fn: Callable[..., Any], devices: Devices
+    config: Config,
+    loss_fn: Callable[..., Any],
+    devices: Devices,
+    given: Settings | None = None,
 ) -> Any:
     """Return the method's replacement of `jax.value_and_grad`.
 
     Loss and gradient are those of the whole micro-batch, BatchNorm statistics and
     logits those of a device. Its third result is the penalty of Eq. 12; zero of a
-    method that computes none.
+    method that computes none. The settings given, if any, replace those of the config.
     """
+    given = given or Settings.of(config)
     settings: dict[str, Any] = {
         "has_aux": True,
         "axis_name": devices.axis_name,
@@ -113,8 +138,8 @@ def make_value_and_grad(
 
         hero_value_and_grad = hero_jax.hero_value_and_grad(
             loss_fn,
-            h=config.h,
-            gamma=config.gamma if config.method == "hero" else 0.0,
+            h=given.h,
+            gamma=given.gamma if config.method == "hero" else 0.0,
             perturbation=config.perturbation,
             reduction=config.reduction,
             return_metrics=True,
@@ -128,7 +153,7 @@ def make_value_and_grad(
 
 
 def make_optimizer(
-    config: Config, steps: int
+    config: Config, steps: int, given: Settings | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Return the chain behind the gradient, and its learning rate.
 
@@ -138,14 +163,16 @@ def make_optimizer(
     Args:
       config: of the run.
       steps: micro-batches in the run.
+      given: learning rate and weight decay; those of the config if None.
     """
+    given = given or Settings.of(config)
     updates = steps // config.accumulation
-    schedule = optax.cosine_decay_schedule(config.learning_rate, updates)
+    schedule = optax.cosine_decay_schedule(given.learning_rate, updates)
     tx = optax.chain(
         optax.identity()
         if config.clip_norm is None
         else optax.clip_by_global_norm(config.clip_norm),
-        optax.add_decayed_weights(config.weight_decay),
+        optax.add_decayed_weights(given.weight_decay),
         optax.sgd(schedule, momentum=config.momentum),
     )
     if config.accumulation == 1:
@@ -154,13 +181,22 @@ def make_optimizer(
     return multi.gradient_transformation(), schedule
 
 
-def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Program:
-    """Build the functions that train a model on the data of a pipeline."""
-    devices = pipeline.devices
-    value_and_grad = make_value_and_grad(config, make_loss(model), devices)
-    tx, schedule = make_optimizer(config, config.epochs * pipeline.steps)
+def make_functions(
+    config: Config, model: nn.Module, pipeline: Pipeline, given: Settings | None = None
+) -> tuple[
+    Callable[[chex.PRNGKey], TrainState],
+    Callable[[TrainState, Any], tuple[TrainState, chex.Array]],
+    optax.Schedule,
+]:
+    """Return `key -> state`, `(state, item) -> (state, outputs)` and the schedule.
 
-    @jax.jit
+    Pure functions, for use in a program of the pipeline's devices. The settings given,
+    if any, replace those of the config.
+    """
+    devices = pipeline.devices
+    value_and_grad = make_value_and_grad(config, make_loss(model), devices, given)
+    tx, schedule = make_optimizer(config, config.epochs * pipeline.steps, given)
+
     def init(key: chex.PRNGKey) -> TrainState:
         images = jnp.zeros((1, *pipeline.image_shape))
         variables = model.init(key, images, train=False)
@@ -191,6 +227,15 @@ def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Progra
             [loss, accuracy, clean_accuracy, optax.tree.norm(grads), penalty]
         )
         return TrainState(state.step + 1, params, batch_stats, opt_state), outputs
+
+    return init, step, schedule
+
+
+def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Program:
+    """Build the functions that train a model on the data of a pipeline."""
+    devices = pipeline.devices
+    pure_init, step, schedule = make_functions(config, model, pipeline)
+    init = jax.jit(pure_init)
 
     def epoch(state: TrainState, item: Any) -> tuple[TrainState, chex.Array]:
         return lax.scan(

@@ -1,0 +1,126 @@
+"""Which settings a sweep tries, and which of them is best."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .config import Config
+from .train import Settings
+
+Row = dict[str, Any]
+
+
+class Run(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      settings: of the method and the optimizer.
+      seed: of weights, order, augmentation and label noise.
+    """
+
+    settings: Settings
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What a sweep tries: all combinations, each from every seed.
+
+    Attributes:
+      h: lengths of HERO's and first_order's step, in units of z.
+      gamma: strengths of HERO's penalty; the default is the paper's grid. first_order
+        has none.
+      learning_rate: at the start; the config's if not given.
+      weight_decay: added to the gradient, times the weights; the config's if not given.
+      seeds: of weights, order, augmentation and label noise.
+    """
+
+    h: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0, 10.0)
+    gamma: tuple[float, ...] = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+    learning_rate: tuple[float, ...] = (Config.learning_rate,)
+    weight_decay: tuple[float, ...] = (Config.weight_decay,)
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` or `TypeError` where a value is out of range."""
+        for name, values in dataclasses.asdict(self).items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(
+                    f"{name} must be one or more values that differ, got {values}."
+                )
+            field = "seed" if name == "seeds" else name
+            checked = [getattr(Config(**{field: x}), field) for x in values]
+            object.__setattr__(self, name, tuple(checked))
+
+    def settings(self) -> list[Settings]:
+        """Return all combinations, h the slowest to change."""
+        axes = (getattr(self, name) for name in Settings._fields)
+        return [Settings(*values) for values in itertools.product(*axes)]
+
+    def runs(self) -> list[Run]:
+        """Return all runs: those of the first seed, then those of the next."""
+        return [Run(x, seed) for seed in self.seeds for x in self.settings()]
+
+
+def summarize(grid: Grid, rows: Sequence[Row]) -> list[Row]:
+    """Return means over the seeds, of every setting that has a run from each.
+
+    Args:
+      grid: of the sweep.
+      rows: its runs, with `accuracy_by_bits`, which is None of one that diverged.
+
+    Returns:
+      For each setting the number of runs that diverged, `accuracy_by_bits` and
+      `score`, the mean of these accuracies, with standard errors; None if any diverged.
+    """
+    by_run = {run_of(row): row["accuracy_by_bits"] for row in rows}
+    summaries = []
+    for settings in grid.settings():
+        runs = [Run(settings, seed) for seed in grid.seeds]
+        if not by_run.keys() >= set(runs):
+            continue
+        accuracies = [by_run[run] for run in runs]
+        diverged = accuracies.count(None)
+        summary: Row = {
+            **settings._asdict(),
+            "diverged": diverged,
+            "accuracy_by_bits": None,
+            "score": None,
+        }
+        if not diverged:
+            summary["accuracy_by_bits"] = {
+                bits: _summary([of_seed[bits] for of_seed in accuracies])
+                for bits in accuracies[0]
+            }
+            scores = [float(np.mean([*x.values()])) for x in accuracies]
+            summary["score"] = _summary(scores)
+        summaries.append(summary)
+    return summaries
+
+
+def best(summaries: Sequence[Row]) -> Row | None:
+    """Return the setting of the highest score; None if there is none."""
+    scored = [x for x in summaries if x["score"] is not None]
+    return max(scored, key=lambda x: float(x["score"]["mean"]), default=None)
+
+
+def run_of(row: Row) -> Run:
+    """Return which run a row is of."""
+    return Run(settings_of(row), row["seed"])
+
+
+def settings_of(row: Row) -> Settings:
+    """Return the settings of a row."""
+    return Settings(*(row[name] for name in Settings._fields))
+
+
+def _summary(values: Sequence[float]) -> dict[str, float | None]:
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {
+        "mean": float(np.mean(values)),
+        "standard_error": None if error is None else float(error),
+    }

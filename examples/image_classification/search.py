@@ -1,0 +1,290 @@
+"""A whole sweep: what is missing, in chunks; what it comes to."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from . import config as configs
+from . import datasets, devices, grid, heat_maps, input_pipeline, results, sweep_speed
+from .array_pipeline import ArrayPipeline
+from .config import Config
+from .grid import Grid, Row, Run
+from .logbook import Progress, say
+from .loop import RunError
+from .many_runs import ManyRuns, Together
+from .run import check_folder, locked, read
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where and how to run; none of it changes the numbers, but for rounding.
+
+    Attributes:
+      out: folder to write; the command line makes it `runs/CONFIG/sweep` if None.
+      data_dir: where TensorFlow data sets lie; their own default if None.
+      download: let TensorFlow Datasets fetch a data set that is not there.
+      together: "vmap" computes several runs at once, "one_by_one" lets them take
+        turns; turns on CPUs and "vmap" elsewhere if None.
+      at_once: runs that "vmap" computes at once; all if None, for which the device
+        must have the memory.
+      measure: only measure both ways, for a few steps.
+      quiet: print nothing and show no progress bar.
+    """
+
+    out: Path | None = None
+    data_dir: Path | None = None
+    download: bool = False
+    together: Together | None = None
+    at_once: int | None = None
+    measure: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` where a field is out of range."""
+        if self.at_once is None:
+            return
+        if self.at_once < 1:
+            raise ValueError(f"at_once must be at least 1, got {self.at_once}.")
+        if self.way == "one_by_one" and not self.measure:
+            raise ValueError(
+                "at_once must be None where runs take turns, got "
+                f"{self.at_once}: use --together vmap."
+            )
+
+    @property
+    def way(self) -> Together:
+        """How to run."""
+        on_cpu = jax.default_backend() == "cpu"
+        return self.together or ("one_by_one" if on_cpu else "vmap")
+
+
+def sweep(config: Config, tried: Grid, options: Options) -> dict[str, Any]:
+    """Train and judge all runs of a grid; go on where an earlier attempt ended.
+
+    Args:
+      config: of all runs; h, gamma, learning rate, weight decay and seed are those of
+        the grid. Its `bits` are the precisions that count.
+      tried: the grid; "first_order" has the one gamma 0.
+      options: where and how to run.
+
+    Returns:
+      The record that is written to `sweep.json`.
+
+    Raises:
+      RunError: the config cannot be swept, or the folder cannot be written or belongs
+        to another config.
+      DatasetError: the data set is missing or malformed.
+    """
+    out = _folder(options)
+    config, tried = _checked(config, tried, options)
+    check_folder(out, config)
+    with locked(out):
+        return _search(config, tried, out, options)
+
+
+def measure(config: Config, tried: Grid, options: Options) -> dict[str, Any]:
+    """Time both ways to run a grid; print a table, and write it to `speed.json`.
+
+    Arguments and errors are those of :func:`sweep`.
+    """
+    out = _folder(options)
+    config, tried = _checked(config, tried, options)
+    runs = tried.runs()
+    pipeline = _open(config, options)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"out must be a folder: {error}") from None
+    rates = sweep_speed.measure(config, pipeline, runs, options.at_once or len(runs))
+    record = {
+        "environment": results.environment(),
+        "config": dataclasses.asdict(config),
+        "ways": rates,
+    }
+    results.write_json(out / "speed.json", record)
+    say(sweep_speed.table(rates), options.quiet)
+    return record
+
+
+def _folder(options: Options) -> Path:
+    if options.out is None:
+        raise RunError("out must be a folder, got None.")
+    return options.out
+
+
+def _checked(config: Config, tried: Grid, options: Options) -> tuple[Config, Grid]:
+    """Check that it can be swept; settle gamma and the images that are held out."""
+    if config.method not in ("hero", "first_order"):
+        raise RunError(
+            "method must be 'hero' or 'first_order' in a sweep, which searches h and "
+            f"gamma, got {config.method!r}."
+        )
+    if config.augmentation == "resized_crop":
+        raise RunError(
+            "augmentation must be 'none' or 'crop_flip' in a sweep, which holds all "
+            "images on the device, got 'resized_crop'."
+        )
+    if config.method == "first_order":
+        tried = dataclasses.replace(tried, gamma=(0.0,))
+    if config.validation_size is None:
+        data = datasets.load(
+            config.dataset, data_dir=options.data_dir, download=options.download
+        )
+        size = config.train_size or input_pipeline.len_of(data.train)
+        config = dataclasses.replace(config, validation_size=max(1, size // 10))
+    return config, tried
+
+
+def _open(config: Config, options: Options) -> ArrayPipeline:
+    pipeline = input_pipeline.create(
+        config,
+        data_dir=options.data_dir,
+        download=options.download,
+        devices=devices.choose(),
+    )
+    assert isinstance(pipeline, ArrayPipeline)
+    return pipeline
+
+
+def _search(config: Config, tried: Grid, out: Path, options: Options) -> dict[str, Any]:
+    """Do the runs that are missing, then draw and tell."""
+    path = out / "sweep.json"
+    earlier = read(path) or {"runs": []}
+    pipeline = _open(config, options)
+    if earlier.get("data", pipeline.checksum) != pipeline.checksum:
+        raise RunError(
+            f"the data are not those of {path}: bring them back, or begin again with "
+            "another --out."
+        )
+    runs, rows = tried.runs(), earlier["runs"]
+    done = {grid.run_of(row) for row in rows}
+    size, chunks = _chunks(runs, done, options)
+    record = {
+        "environment": results.environment() if chunks else earlier["environment"],
+        "config": dataclasses.asdict(config),
+        "grid": dataclasses.asdict(tried),
+        "data": pipeline.checksum,
+        "train_images_per_epoch": pipeline.steps * config.micro_batch,
+        "validation_images": pipeline.num_test,
+    }
+    if chunks:
+        many = ManyRuns(config, pipeline, size, options.way)
+        results.write_text(out / "config.toml", configs.dumps(config))
+        for new in _train(many, chunks, config, pipeline, options.quiet):
+            rows.extend(new)
+            results.write_json(path, _summarized(record, tried, rows))
+    record = _summarized(record, tried, rows)
+    results.write_json(path, record)
+    title = f"{config.model} on {Path(config.dataset).name}, {config.method}"
+    heat_maps.plot(tried, record["settings"], record["best"], title, out / "sweep.png")
+    say(table(record), options.quiet)
+    say(f"wrote {path} and sweep.png", options.quiet)
+    return record
+
+
+def _chunks(
+    runs: Sequence[Run], done: set[Run], options: Options
+) -> tuple[int, list[list[Run]]]:
+    """Share the runs out as evenly as can be; leave out those that are done.
+
+    Returns:
+      The most runs that a chunk has, and the chunks that have any.
+    """
+    most = 1 if options.way == "one_by_one" else options.at_once or len(runs)
+    size = math.ceil(len(runs) / math.ceil(len(runs) / most))
+    chunks = (runs[k : k + size] for k in range(0, len(runs), size))
+    missing = ([run for run in chunk if run not in done] for chunk in chunks)
+    return size, [chunk for chunk in missing if chunk]
+
+
+def _train(
+    many: ManyRuns,
+    chunks: Sequence[Sequence[Run]],
+    config: Config,
+    pipeline: ArrayPipeline,
+    quiet: bool,
+) -> Iterator[list[Row]]:
+    """Yield the rows of one chunk after another."""
+    images = config.epochs * pipeline.steps * config.micro_batch
+    total = sum(map(len, chunks))
+    done, seen = 0, 0
+    progress = Progress(total * images, 0, quiet)
+
+    def look(losses: np.ndarray) -> None:
+        nonlocal seen
+        seen += len(losses) * config.micro_batch
+        text = f"{done} of {total} runs, loss {np.median(losses):.3f}"
+        progress.show(len(losses) * config.micro_batch, text)
+
+    with contextlib.closing(progress):
+        for chunk in chunks:
+            start = time.perf_counter()
+            trained = many.train(chunk, look)
+            seconds = (time.perf_counter() - start) / len(chunk)
+            done += len(chunk)
+            # A run that diverges has fewer steps.
+            progress.show(done * images - seen, f"{done} of {total} runs")
+            seen = done * images
+            yield [
+                {
+                    **run.settings._asdict(),
+                    "seed": run.seed,
+                    "accuracy_by_bits": result and result.accuracy_by_bits,
+                    "validation_loss": result and result.test_loss,
+                    "train_loss": result and result.train_loss,
+                    "together": many.together,
+                    "at_once": many.size,
+                    "seconds": round(seconds, 2),
+                }
+                for run, result in zip(chunk, trained, strict=True)
+            ]
+
+
+def _summarized(
+    record: dict[str, Any], tried: Grid, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """Return the record with means, the best setting and the speed so far."""
+    settings = grid.summarize(tried, rows)
+    seconds = sum(row["seconds"] for row in rows)
+    return record | {
+        "seconds": round(seconds, 1),
+        "runs_per_hour": round(3600 * len(rows) / seconds, 1) if seconds else None,
+        "best": grid.best(settings),
+        "settings": settings,
+        "runs": [*rows],
+    }
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return means and standard errors in percent, and the score."""
+    names = ["h", "gamma"]
+    names += [
+        name
+        for name in ("learning_rate", "weight_decay")
+        if len(record["grid"][name]) > 1
+    ]
+    precisions = ["32", *map(str, record["config"]["bits"])]
+    titles = ["float" if bits == "32" else f"{bits} bit" for bits in precisions]
+    rows = [[*names, *titles, "mean"]]
+    for x in record["settings"]:
+        cells = ["diverged"] * (len(precisions) + 1)
+        if x["score"] is not None:
+            of_bits = x["accuracy_by_bits"]
+            cells = [*(percent(of_bits[bits]) for bits in precisions)]
+            cells.append(percent(x["score"]))
+        rows.append([*(f"{x[name]:g}" for name in names), *cells])
+    return results.markdown(rows)
+
+
+def percent(value: dict[str, Any]) -> str:
+    """Return mean and standard error."""
+    mean, error = value["mean"], value["standard_error"]
+    text = f"{100 * mean:.1f}"
+    return text if error is None else f"{text} ± {100 * error:.1f}"

@@ -1,0 +1,176 @@
+"""Search h and gamma on training images that are held out, by one compiled program.
+
+    python -m examples.image_classification.sweep CONFIG [the options of a run]
+        --h 0.5 1 2 5 --gamma 0.01 0.1 1 --seeds 0 1 2 --validation-size 5000
+
+All settings are arguments of one program, which is compiled once. Every setting is
+judged by its accuracy on `--validation-size` training images (a tenth of them if not
+given), averaged over the seeds, full precision and `--bits`; the test images are not
+used. The folder (`runs/CONFIG/sweep`, or `--out`) gets
+
+    config.toml  all that the runs have in common
+    sweep.json   every run, means with standard errors, the best setting; written after
+                 every run (or `--at-once` runs), so that the same command goes on after
+                 a kill; with more values in the grid, it does what is missing
+    sweep.png    accuracy over h and gamma at every precision
+
+and the command of the final run with the best setting is printed. `--measure` compares
+the two ways to run it instead, and writes speed.json.
+"""
+
+import dataclasses
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from .__main__ import ERRORS, named
+from .config import Config
+from .grid import Grid, settings_of
+from .logbook import say
+from .search import Options, measure, percent, sweep
+
+T = TypeVar("T")
+Hidden = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common(Config):
+    """What all runs have in common: a config less what the grid and the sweep decide.
+
+    Attributes:
+      bits: precisions of the weights that count, beside the full one.
+      validation_size: hold out so many training images and judge by them; a tenth of
+        the training images if None.
+    """
+
+    bits: tuple[int, ...] = (4,)
+    validation_size: int | None = None
+    h: Hidden[float] = Config.h
+    gamma: Hidden[float] = Config.gamma
+    learning_rate: Hidden[float] = Config.learning_rate
+    weight_decay: Hidden[float] = Config.weight_decay
+    seed: Hidden[int] = Config.seed
+    strength: Hidden[float] = Config.strength
+    curvature_h: Hidden[float] = Config.curvature_h
+    curvature_batches: Hidden[int] = Config.curvature_batches
+    epoch_on_device: Hidden[bool | None] = Config.epoch_on_device
+
+    def config(self) -> Config:
+        """Return it as an ordinary config."""
+        return Config(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What the command line says."""
+
+    common: Common
+    grid: Grid
+    options: Options
+
+
+def final_command(
+    arguments: Sequence[str], base: Config, record: dict[str, Any], options: Options
+) -> str:
+    """Return the command line of a run with the best setting on all training images.
+
+    Args:
+      arguments: of the sweep's command line.
+      base: the config that they name.
+      record: of the sweep.
+      options: of the sweep.
+    """
+    best = record["best"]
+    kept = ("bits", "seed")
+    wanted = record["config"] | {name: getattr(base, name) for name in kept}
+    wanted |= settings_of(best)._asdict() | {"validation_size": None}
+    words = ["python", "-m", "examples.image_classification"]
+    if arguments and not arguments[0].startswith("-"):
+        words.append(arguments[0])
+    always = ("h", "gamma") if base.method == "hero" else ("h",)
+    for name, value in wanted.items():
+        if name not in always and value == getattr(base, name):
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool) and name != "epoch_on_device":
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", str(value)]
+    if options.data_dir is not None:
+        words += ["--data-dir", str(options.data_dir)]
+    return shlex.join(words)
+
+
+def parse(arguments: Sequence[str]) -> tuple[Config, Grid, Options]:
+    """Read a config file, the options that override it, and the grid.
+
+    Raises:
+      FileNotFoundError: no such config.
+      TypeError: a value has the wrong type.
+      ValueError: a value is out of range, or a file is no config.
+    """
+    name, base, rest = named(arguments)
+    command = tyro.cli(
+        Command,
+        prog="python -m examples.image_classification.sweep [CONFIG]",
+        description=__doc__,
+        args=rest,
+        default=Command(
+            Common(**dataclasses.asdict(base) | {"bits": Common.bits}),
+            Grid(
+                learning_rate=(base.learning_rate,), weight_decay=(base.weight_decay,)
+            ),
+            Options(),
+        ),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    options = command.options
+    out = options.out or Path("runs") / name / "sweep"
+    options = dataclasses.replace(options, out=out)
+    return command.common.config(), command.grid, options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        config, tried, options = parse(arguments)
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        if options.measure:
+            measure(config, tried, options)
+            return 0
+        record = sweep(config, tried, options)
+    except KeyboardInterrupt:
+        print(
+            "interrupted; the same command goes on with the runs that are missing.",
+            file=sys.stderr,
+        )
+        return 128 + signal.SIGINT
+    except (*ERRORS, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    best = record["best"]
+    if best is None:
+        say("every setting diverged: try smaller h, gamma or learning_rate.")
+        return 0
+    _, base, _ = named(arguments)
+    setting = ", ".join(f"{k} {v:g}" for k, v in settings_of(best)._asdict().items())
+    say(
+        f"best: {setting}, with {percent(best['score'])} % on "
+        f"{record['validation_images']} images held out. The run on all of them:\n"
+        f"{final_command(arguments, base, record, options)}",
+        options.quiet,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
