@@ -3,8 +3,9 @@
 The same networks and batches as in `step_time.py`, in one process: the loss is
 differentiated at W, the weights move along the adaptive direction, the gradient there
 is taken with its graph, and the mean squared difference to the first one is
-differentiated again (reverse-over-reverse). Random images, initial weights. PyTorch is no dependency
-of this project: install it by itself, in an environment of its own.
+differentiated again (reverse-over-reverse). Random images, initial
+weights. PyTorch is no dependency of this project: install it by itself, in an
+environment of its own.
 
     python examples/pytorch_step_time.py --out pytorch_step_time.json   # 3 minutes
 """

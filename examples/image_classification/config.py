@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import tomllib
 import typing
 from pathlib import Path
@@ -15,6 +16,7 @@ Direction = Literal["layerwise", "adaptive", "normalized"]
 DType = Literal["float32", "bfloat16"]
 Method = Literal["hero", "first_order", "grad_l1", "sgd"]
 Model = Literal["resnet20", "mobilenet_v2", "vgg19_bn", "resnet18", "resnet8"]
+Product = Literal["exact", "finite_difference"]
 Reduction = Literal["sum", "mean"]
 
 
@@ -43,6 +45,14 @@ class Config:
       gamma: strength of HERO's penalty.
       perturbation: direction z; "layerwise" is the paper's Eq. 11.
       reduction: of a tensor's squared differences in the penalty.
+      hvp: HERO's product with the Hessian, or a difference of gradients in its place,
+        which is cheaper and takes no more memory than SGD.
+      hvp_examples: take the product over so many images of a micro-batch only; all of
+        them if None. Several devices share them out.
+      penalty_every: penalise at every so many micro-batches only, as much more.
+      gamma_warmup_epochs: let the penalty grow from zero over so many epochs.
+      penalty_layers: penalise only the weight tensors in whose path, like
+        "BasicBlock_8/Conv_0/kernel", this regular expression is found; all if None.
       strength: of GRAD-L1's penalty.
       examples_per_perturbation: m of m-sharpness: every m images of a micro-batch have
         a perturbation, a penalty and BatchNorm statistics of their own; all of them
@@ -84,6 +94,11 @@ class Config:
     gamma: float = 0.1
     perturbation: Direction = "layerwise"
     reduction: Reduction = "sum"
+    hvp: Product = "exact"
+    hvp_examples: int | None = None
+    penalty_every: int = 1
+    gamma_warmup_epochs: float = 0.0
+    penalty_layers: str | None = None
     strength: float = 1e-3
     examples_per_perturbation: int | None = None
     synchronized_batch_norm: bool = True
@@ -121,6 +136,20 @@ class Config:
                 "examples_per_perturbation must divide the micro-batch of "
                 f"{self.micro_batch} images, got {m}."
             )
+        n = self.hvp_examples
+        if n is not None and (m or self.micro_batch) % n:
+            raise ValueError(
+                f"hvp_examples must divide the {m or self.micro_batch} images that "
+                f"share a perturbation, got {n}."
+            )
+        if self.penalty_layers is not None:
+            try:
+                re.compile(self.penalty_layers)
+            except re.error as error:
+                raise ValueError(
+                    "penalty_layers must be a regular expression, got "
+                    f"{self.penalty_layers!r}: {error}."
+                ) from None
         if len(set(self.bits)) < len(self.bits):
             raise ValueError(f"bits must differ from each other, got {self.bits}.")
         if self.epoch_on_device and self.augmentation == "resized_crop":
@@ -159,6 +188,9 @@ _RANGES = {
     "image_size": (8, 4096),
     "h": (0, math.inf),
     "gamma": (0, math.inf),
+    "hvp_examples": (1, math.inf),
+    "penalty_every": (1, math.inf),
+    "gamma_warmup_epochs": (0, math.inf),
     "strength": (0, math.inf),
     "examples_per_perturbation": (1, math.inf),
     "epochs": (1, math.inf),

@@ -217,6 +217,11 @@ def check(devices: Devices, config: Config) -> None:
             "images: choose another batch_size or --devices."
         )
     share, m = images // devices.count, config.examples_per_perturbation
+    n = config.hvp_examples
+    if n is not None and not config.has_parts and n % devices.count:
+        raise DevicesError(
+            f"hvp_examples must be a multiple of the {devices.count} devices, got {n}."
+        )
     if devices.axis_name is None and config.has_parts:
         raise DevicesError(
             "examples_per_perturbation must be None with parallel='jit', which has one "

@@ -18,7 +18,14 @@ from .checkpoints import Checkpoints
 from .config import Config
 from .logbook import Logbook, Progress, Row, say
 from .pipeline import Pipeline
-from .train import OUTPUTS, Program, TrainState, make_model, make_program
+from .train import (
+    OUTPUTS,
+    Program,
+    TrainState,
+    make_model,
+    make_penalty_mask,
+    make_program,
+)
 
 AHEAD = 2
 """Steps that are dispatched before the outputs of an earlier one are looked at."""
@@ -55,6 +62,10 @@ class Training:
             self._shapes = self._program.shapes()
         except ValueError as error:
             raise RunError(f"{config.model} does not fit the data: {error}") from None
+        try:
+            make_penalty_mask(config)(self._shapes.params)
+        except ValueError as error:
+            raise RunError(str(error)) from None
         whole = make_model(config, pipeline, synchronized=True)
         self._measure = evaluate.make_measure(config, whole, pipeline)
         self.evaluate = evaluate.make_evaluate(model, pipeline)

@@ -1,5 +1,6 @@
 """One training step: the method's gradient, then an ordinary optax chain."""
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,6 @@ import hero_jax
 from hero_jax import models
 
 from .config import Config
-from .devices import Devices
 from .pipeline import Pipeline
 
 OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm", "penalty")
@@ -111,18 +111,51 @@ def make_model(config: Config, pipeline: Pipeline, synchronized: bool) -> nn.Mod
     )
 
 
+def make_gamma(
+    config: Config, steps_per_epoch: int, gamma: chex.Numeric
+) -> chex.Numeric | optax.Schedule:
+    """Return the strength of HERO's penalty, a function of the step if it changes."""
+    strength: chex.Numeric | optax.Schedule = gamma
+    if warmup := round(config.gamma_warmup_epochs * steps_per_epoch):
+        strength = optax.linear_schedule(0.0, gamma, warmup)
+    if config.penalty_every > 1:
+        strength = hero_jax.schedules.every(config.penalty_every, strength)
+    return strength
+
+
+def make_penalty_mask(config: Config) -> Callable[[chex.ArrayTree], chex.ArrayTree]:
+    """Return `params -> mask` of the weight tensors that are penalised."""
+    pattern = re.compile(config.penalty_layers or "")
+
+    def mask(params: chex.ArrayTree) -> chex.ArrayTree:
+        def penalised(path: Any, x: chex.Array) -> bool:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return x.ndim >= 2 and pattern.search(name) is not None
+
+        tree = jax.tree_util.tree_map_with_path(penalised, params)
+        if not any(jax.tree.leaves(tree)):
+            raise ValueError(
+                "penalty_layers must be found in the path of a weight tensor, got "
+                f"{config.penalty_layers!r}."
+            )
+        return tree
+
+    return mask
+
+
 def make_value_and_grad(
     config: Config,
     loss_fn: Callable[..., Any],
-    devices: Devices,
+    pipeline: Pipeline,
     given: Settings | None = None,
 ) -> Any:
-    """Return the method's replacement of `jax.value_and_grad`.
+    """Return `(step, *args of the loss) -> (value, gradient, penalty)` of the method.
 
     Loss and gradient are those of the whole micro-batch, BatchNorm statistics and
-    logits those of a device. Its third result is the penalty of Eq. 12; zero of a
+    logits those of a device. The third result is the penalty of Eq. 12; zero of a
     method that computes none. The settings given, if any, replace those of the config.
     """
+    devices = pipeline.devices
     given = given or Settings.of(config)
     settings: dict[str, Any] = {
         "has_aux": True,
@@ -131,25 +164,33 @@ def make_value_and_grad(
         "batch_argnums": (2, 3),
     }
     if config.method in ("hero", "first_order"):
+        gamma = make_gamma(config, pipeline.steps, given.gamma)
+        in_product = config.hvp_examples
+        if in_product and devices.axis_name is not None and not config.has_parts:
+            in_product //= devices.count
 
-        def hero(*args: Any) -> tuple[Any, Any, chex.Array]:
-            value, grads, metrics = hero_value_and_grad(*args)
+        def hero(step: chex.Array, *args: Any) -> tuple[Any, Any, chex.Array]:
+            strength = gamma(step) if callable(gamma) else gamma
+            value, grads, metrics = hero_jax.hero_value_and_grad(
+                loss_fn,
+                h=given.h,
+                gamma=strength if config.method == "hero" else 0.0,
+                perturbation=config.perturbation,
+                reduction=config.reduction,
+                penalty_mask=make_penalty_mask(config),
+                hvp=config.hvp,
+                hvp_examples=in_product,
+                skip_zero_gamma=callable(gamma),
+                return_metrics=True,
+                **settings,
+            )(*args)
             return value, grads, metrics.penalty
 
-        hero_value_and_grad = hero_jax.hero_value_and_grad(
-            loss_fn,
-            h=given.h,
-            gamma=given.gamma if config.method == "hero" else 0.0,
-            perturbation=config.perturbation,
-            reduction=config.reduction,
-            return_metrics=True,
-            **settings,
-        )
         return hero
     # Of strength 0: the plain gradient, with the same means over devices and parts.
     strength = config.strength if config.method == "grad_l1" else 0.0
     plain = hero_jax.grad_l1_value_and_grad(loss_fn, strength=strength, **settings)
-    return lambda *args: (*plain(*args), jnp.float32(0.0))
+    return lambda _, *args: (*plain(*args), jnp.float32(0.0))
 
 
 def make_optimizer(
@@ -194,7 +235,7 @@ def make_functions(
     if any, replace those of the config.
     """
     devices = pipeline.devices
-    value_and_grad = make_value_and_grad(config, make_loss(model), devices, given)
+    value_and_grad = make_value_and_grad(config, make_loss(model), pipeline, given)
     tx, schedule = make_optimizer(config, config.epochs * pipeline.steps, given)
 
     def init(key: chex.PRNGKey) -> TrainState:
@@ -208,7 +249,11 @@ def make_functions(
     def step(state: TrainState, item: Any) -> tuple[TrainState, chex.Array]:
         batch = pipeline.batch(item, state.step)
         (loss, (batch_stats, logits)), grads, penalty = value_and_grad(
-            state.params, state.batch_stats, batch.images, batch.labels
+            state.step,
+            state.params,
+            state.batch_stats,
+            batch.images,
+            batch.labels,
         )
         if config.examples_per_perturbation is not None:  # outputs of all parts
             batch_stats = jax.tree.map(lambda x: x.mean(0), batch_stats)

@@ -87,6 +87,14 @@ def test_m_sharpness_does_not_depend_on_the_devices():
 
 
 @pytest.mark.usefixtures("x64")
+def test_a_product_over_some_images_does_not_depend_on_the_devices():
+    fields = {"method": "hero", "hvp_examples": 8, "penalty_every": 2}
+    expected = after_an_epoch(**fields)
+    for way in [("jit", 4), ("pmap", 4)]:
+        assert_close(after_an_epoch(*way, **fields), expected)
+
+
+@pytest.mark.usefixtures("x64")
 def test_statistics_may_be_those_of_each_device():
     """SGD perturbs nothing: parts of 8 images differ in their BatchNorm only."""
     expected = after_an_epoch(method="sgd", examples_per_perturbation=8)
@@ -259,6 +267,14 @@ def test_a_run_resumes_on_another_number_of_devices(tmp_path, monkeypatch):
             ["--devices", "2", "--examples-per-perturbation", "32"],
             "examples_per_perturbation must be None with parallel='jit', which has one "
             "perturbation for all devices, got 32: use --parallel pmap.",
+        ),
+        (
+            ["--devices", "4", "--hvp-examples", "2"],
+            "hvp_examples must be a multiple of the 4 devices, got 2.",
+        ),
+        (
+            ["--penalty-layers", "Conv9", "--train-size", "64"],
+            "penalty_layers must be found in the path of a weight tensor, got 'Conv9'.",
         ),
         (
             ["--no-synchronized-batch-norm", "--devices", "2"],

@@ -120,6 +120,53 @@ def test_a_step_is_the_methods_gradient_with_momentum_and_decay(method):
     del config
 
 
+def gradients(**fields):
+    """Of two steps from the same weights; without momentum and decay, at rate 1."""
+    fields = {"method": "hero", "h": 0.7, "gamma": 0.3, **fields}
+    plain = {"momentum": 0.0, "weight_decay": 0.0, "learning_rate": 1.0, "epochs": 1000}
+    _, _, pipeline, program = setting(perturbation="normalized", **fields, **plain)
+    item, results = next(pipeline.epoch(0)), []
+    for k in range(2):
+        state = program.init()
+        before = jax.tree.map(np.asarray, state.params)
+        state, _ = program.step(state._replace(step=jnp.int32(k)), item)
+        results.append(jax.tree.map(np.subtract, before, state.params))
+    return results
+
+
+def test_options_make_the_penalty_cheaper():
+    """Against the gradients with the whole penalty, and with none."""
+    whole, none = gradients(), gradients(method="first_order")
+    penalty = jax.tree.map(np.subtract, whole, none)
+
+    def close(actual, expected):
+        # Weights of 1 less a gradient: float32 rounds at 1e-7 of the weights.
+        for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=3e-6)
+
+    first, second = gradients(penalty_every=2)
+    close(first, jax.tree.map(lambda a, b: a + 2 * b, none[0], penalty[0]))
+    close(second, none[1])
+    first, second = gradients(gamma_warmup_epochs=1.0)  # of four steps
+    close(first, none[0])
+    close(second, jax.tree.map(lambda a, b: a + b / 4, none[1], penalty[1]))
+    close(gradients(penalty_layers="."), whole)
+    close(gradients(hvp_examples=32), whole)
+    for fields in (
+        {"hvp": "finite_difference"},
+        {"hvp_examples": 8},
+        {"penalty_layers": "Dense_0"},
+    ):
+        other = jax.tree.map(np.subtract, gradients(**fields), none)
+        error = optax.tree.norm(jax.tree.map(np.subtract, other, penalty))
+        assert 1e-3 < error / optax.tree.norm(penalty) < 3.0
+
+
+def test_layers_to_penalise_must_be_there():
+    with pytest.raises(ValueError, match=r"penalty_layers must be found in .* 'Conv9'"):
+        gradients(penalty_layers="Conv9")
+
+
 def test_statistics_come_from_the_clean_weights():
     _, model, pipeline, program = setting(method="hero", h=5.0, gamma=0.1)
     state, item = program.init(), next(pipeline.epoch(0))
