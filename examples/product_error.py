@@ -5,7 +5,7 @@ with the Hessian at U = W + hz: the difference of the gradients of the weight te
 `(grad L(U + e v) - grad L(U)) / e`, for a range of steps e, and the product over parts
 of the batch are compared with the exact H(U) v.
 
-    python examples/product_error.py                                     # 2 minutes
+    python examples/product_error.py                                     # 4 minutes
     python examples/product_error.py --npz cifar10.npz --out product_error.json
 
 Without `--npz` (x_train, y_train) the images are scikit-learn's digits, enlarged to
@@ -122,7 +122,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--perturbation", default="layerwise")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
+    if options.batch < 1 or options.batch % max(PARTS):
+        parser.error(
+            f"--batch must be a multiple of {max(PARTS)}, of which parts are taken, "
+            f"got {options.batch}."
+        )
     images, labels = load_images(options.npz)
+    if not 1 <= options.batches <= len(images) // options.batch:
+        parser.error(
+            f"--batches must be 1 to {len(images) // options.batch}, of "
+            f"{options.batch} from {len(images)} images, got {options.batches}."
+        )
     model = models.create(options.model, num_classes=10)
     params, stats = train(model, images, labels, options.steps, options.batch)
     loss_fn = make_loss(model)

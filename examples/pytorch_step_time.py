@@ -12,6 +12,7 @@ environment of its own.
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {options.rounds}.")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     record: dict[str, object] = {
@@ -186,13 +189,13 @@ def main() -> None:
             model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4
         )
         seconds: dict[str, list[float]] = {"SGD": [], "HERO": []}
-        for turn in range(options.rounds + 1):
+        for _ in range(options.rounds):
             for title, step in (("SGD", sgd), ("HERO", hero)):
+                step(model, optimizer, x, y)  # not timed, as in step_time.py
                 start = time.perf_counter()
                 step(model, optimizer, x, y)
-                if turn:  # the first one pays for fresh memory
-                    seconds[title].append(time.perf_counter() - start)
-        medians = {title: sorted(s)[len(s) // 2] for title, s in seconds.items()}
+                seconds[title].append(time.perf_counter() - start)
+        medians = {title: statistics.median(s) for title, s in seconds.items()}
         parameters = sum(w.numel() for w in model.parameters())
         print(
             f"{name}, {size}x{size} images, batch {batch}, {parameters} parameters: "

@@ -70,8 +70,8 @@ def measure(
       size: height and width of the images.
       batch: images per step, shared out among all devices.
       dtype: in which the network computes.
-      methods: names in METHODS; SGD is always among them. None means all that make a
-        difference on this platform.
+      methods: names in METHODS; SGD is always among them. None at all means all that
+        make a difference on this platform.
       rounds: turns of each method.
       quiet: show no progress bar.
 

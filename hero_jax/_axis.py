@@ -7,6 +7,7 @@ its own, so that a gradient is that of the device's examples everywhere, and the
 over the axis is that of all examples.
 """
 
+import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -116,6 +117,14 @@ def check_own(name: str, tree: chex.ArrayTree, axis_name: AxisName) -> None:
 def is_sharded(x: chex.Array) -> bool:
     """Whether the type of an array says that it is sharded, over `Explicit` axes."""
     return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+def parts(x: chex.Array) -> int:
+    """Return into how many parts `Explicit` axes cut the first axis of an array."""
+    sharding = jax.typeof(x).sharding
+    first = sharding.spec[0] or ()
+    names = first if isinstance(first, tuple) else (first,)
+    return math.prod(sharding.mesh.shape[name] for name in names)
 
 
 def _varies(x: Any, axis_name: AxisName) -> bool:

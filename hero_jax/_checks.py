@@ -79,7 +79,7 @@ def check_positive(name: str, value: Any) -> None:
     """Raise unless `value` is a finite real scalar above zero, or a traced one."""
     check_nonnegative(name, value)
     if is_zero(value):
-        raise ValueError(f"{name} must be > 0, got {value}.")
+        raise ValueError(f"{name} must be finite and > 0, got {value}.")
 
 
 def check_all_nonnegative(**values: Any) -> None:

@@ -221,6 +221,13 @@ def _spaced(
     Of an array whose examples are spread over devices, each gives its share.
     """
     size = _number_of_examples(args, batch_argnums)
+    leaves = jax.tree.leaves([args[position] for position in batch_argnums])
+    for leaf in filter(_axis.is_sharded, leaves):
+        if count % _axis.parts(leaf):
+            raise ValueError(
+                f"hvp_examples must be a multiple of the {_axis.parts(leaf)} parts of "
+                f"examples sharded over Explicit axes, got {count}."
+            )
     if size % count:
         raise ValueError(
             f"hvp_examples must divide the {size} examples that share a perturbation "

@@ -152,13 +152,16 @@ def hero_gradient(
 
     def without_penalty(U: Params) -> tuple[Grads, Grads, chex.Array | None]:
         dL, loss_U = grad_fn(U)
+        _tree.check_same_structure("the gradient at W + h z", dL, "params", W)
+        dL = _tree.cast_like(dL, g_wide)
         return dL, dL, loss_U
 
     def with_penalty(U: Params) -> tuple[Grads, Grads, chex.Array | None]:
         dL, hvp, loss_U = _gradient_and_hvp(
             grad_fn, hvp_grad_fn, U, penalised, settings
         )
-        dG = hvp(_tree.cast_like(weighted(difference(dL)), U))
+        dG = _tree.cast_like(hvp(_tree.cast_like(weighted(difference(dL)), U)), g_wide)
+        dL = _tree.cast_like(dL, g_wide)
         gradient = jax.tree.map(
             lambda a, b: a + 2 * jnp.asarray(gamma, b.dtype) * b, dL, dG
         )
@@ -262,9 +265,10 @@ def hero_value_and_grad(
         \nabla L(U) + \gamma \nabla_U \sum_i \| \nabla_i L(U) - g^i \|_2^2,
         \qquad U = W + h z(W, g)
 
-    at about three times the cost of the plain one. `gamma = 0` leaves out the
-    penalty: sharpness-aware minimization with this direction, at twice the cost.
-    `h = 0` is the plain gradient. Weight decay and step rule are left to optax.
+    at about four times the cost of the plain one; `hvp`, `hvp_examples` and a gamma
+    that is zero at most steps make it cheaper. `gamma = 0` leaves out the penalty:
+    sharpness-aware minimization with this direction, at twice the cost. `h = 0` is the
+    plain gradient. Weight decay and step rule are left to optax.
 
     Every evaluation is given the same arguments, so pass the random key of dropout
     as one of them. BatchNorm statistics belong into the auxiliary output: those of
@@ -294,20 +298,26 @@ def hero_value_and_grad(
         dimensions, that is, no biases and no normalization scales. Of a network whose
         last layers alone are penalised the product is cheaper.
       hvp: "exact", forward-over-reverse, which keeps all that a gradient remembers of
-        its layers until the product is done; or "finite_difference", one more gradient
-        and no more memory than that: `(grad L(U + e v) - grad L(U)) / e` in place of
-        `H(U) v`. Networks with rectifiers have kinks, and at the best of all steps the
-        two differ by about a half of the product's norm for ResNet20 in float32, and
-        by all of it at a hundredth of that step (`examples/product_error.py`).
+        its layers until the product is done; or "finite_difference", one more gradient,
+        `(grad L(U + e v) - grad L(U)) / e` in place of `H(U) v`, which keeps nothing
+        but a few copies of the weights. Networks with rectifiers have kinks, and at the
+        best of all steps the two differ by 0.6 of the product's norm for ResNet20 in
+        float32, and by several times that norm at a hundredth of that step
+        (`examples/product_error.py`). It needs a loss that computes in float32 or
+        wider: to bfloat16 the step is nearly nothing.
       hvp_step: length of that difference's step, `||e v|| / ||U||`. The default suits
-        networks with rectifiers in float32; smooth ones want 3e-4 (1e-8 in float64).
+        networks with rectifiers in float32. The error of smooth ones is in proportion
+        to it, down to rounding; 1e-6 is a good step for them in float64.
       hvp_examples: take the product over so many examples only, evenly spaced in the
-        batch (of each device, or perturbation): for examples in random order an
-        unbiased estimate, without BatchNorm. It needs `batch_argnums`, and divides
-        their number. The penalty's value remains that of all examples.
+        batch (of each device, or perturbation): where the loss is a mean over examples
+        in random order, an unbiased estimate, but for BatchNorm. It needs
+        `batch_argnums`, which must name all that has an axis of examples, and divides
+        their number. The penalty's value remains that of all examples. Dropout draws
+        other units for fewer examples.
       skip_zero_gamma: where gamma is traced and turns out zero, leave out the product
         by `jax.lax.cond` in place of multiplying it by zero: for
-        :func:`hero_jax.schedules.every`, or a penalty that sets in later.
+        :func:`hero_jax.schedules.every`, or a penalty that sets in later. Gamma must be
+        the same on all devices. `jax.vmap` over gamma computes both branches.
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
       return_metrics: whether to return :class:`Metrics` as a third result; they cost
         a few reductions.

@@ -20,7 +20,7 @@ def every(
 
     Where gamma is zero, :func:`hero_jax.hero` leaves out the product with the Hessian,
     as does :func:`hero_jax.hero_value_and_grad` with `skip_zero_gamma`: on average a
-    step costs `2 + 2 / k` gradients instead of 4.
+    step has the arithmetic of `2 + 2 / k` gradients instead of 4.
 
     Args:
       k: number of steps from one penalty to the next, at least 1.

@@ -37,6 +37,7 @@ def hero(
     penalty_mask: Mask | None = None,
     hvp: str = "exact",
     hvp_step: chex.Numeric = STEP,
+    skip_zero_gamma: bool | None = None,
     axis_name: AxisName | None = None,
     scope: str = "global",
 ) -> optax.GradientTransformationExtraArgs:
@@ -82,9 +83,7 @@ def hero(
     Args:
       h: length of the step in units of z, at least 0; a number, a traced scalar or a
         schedule of the step count.
-      gamma: strength of the penalty, at least 0; likewise. Where a schedule gives zero,
-        the product with the Hessian is left out (`jax.lax.cond`), as by
-        :func:`hero_jax.schedules.every`.
+      gamma: strength of the penalty, at least 0; likewise.
       perturbation: "layerwise" (Eq. 11), "adaptive" (released code), "normalized"
         (SAM), or a function `(params, grads) -> z`.
       reduction: "sum" of the squared differences of a tensor (the paper), or their
@@ -93,9 +92,14 @@ def hero(
         `params -> tree`. Default: all.
       penalty_mask: which leaves enter the penalty. Default: those of two or more
         dimensions.
-      hvp: "exact", or "finite_difference": one more gradient and no more memory in
-        place of the product, see :func:`hero_jax.hero_value_and_grad`.
+      hvp: "exact", or "finite_difference": one more gradient in place of the product,
+        and no memory for a linearized network; see
+        :func:`hero_jax.hero_value_and_grad`.
       hvp_step: length of that difference's step, `||e v|| / ||U||`.
+      skip_zero_gamma: where gamma is zero at a step, leave out the product with the
+        Hessian by `jax.lax.cond`. Default: if gamma is a schedule, such as
+        :func:`hero_jax.schedules.every`; say so under `optax.inject_hyperparams`,
+        which hides that it is one.
       axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
         examples are spread. The gradient that comes in and `grad_fn` are then those of
         each device's own examples, not averaged yet; what goes out is averaged.
@@ -145,7 +149,7 @@ def hero(
         penalty_mask,
         hvp,
         hvp_step,
-        skip_zero_gamma=callable(gamma),
+        callable(gamma) if skip_zero_gamma is None else skip_zero_gamma,
     )
     is_local = Scope.of(axis_name, scope).local
 

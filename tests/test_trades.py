@@ -272,7 +272,11 @@ def test_a_link_takes_another_gradient_for_its_product():
 
 MISUSES = {
     "product": ({"hvp": "fd"}, ValueError, r"hvp must be one of .*exact.* got 'fd'"),
-    "zero step": ({"hvp_step": 0.0}, ValueError, r"hvp_step must be > 0, got 0.0"),
+    "zero step": (
+        {"hvp_step": 0.0},
+        ValueError,
+        r"hvp_step must be finite and > 0, got 0.0",
+    ),
     "step": ({"hvp_step": "small"}, TypeError, r"hvp_step must be a real number"),
     "skip": ({"skip_zero_gamma": 1}, TypeError, r"skip_zero_gamma must be True or"),
     "none": ({"hvp_examples": 0}, ValueError, r"hvp_examples must be .*>= 1, got 0"),
@@ -311,3 +315,46 @@ def test_a_link_needs_functions():
     params = jnp.ones((2, 2))
     with pytest.raises(TypeError, match="hvp_grad_fn must be a callable"):
         tx.update(params, tx.init(params), params, grad_fn=jnp.sin, hvp_grad_fn=3)
+
+
+def program_of(tx):
+    params, batch = mlp_params(), mlp_batch()
+    grad_fn = lambda p: jax.grad(mlp_loss)(p, *batch)
+    return str(
+        jax.make_jaxpr(
+            lambda state: tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+        )(tx.init(params))
+    )
+
+
+def test_a_link_leaves_the_product_out_where_its_schedule_is_zero():
+    schedule = hero_jax.schedules.every(2, 0.1)
+    assert "cond[" in program_of(hero_jax.hero(h=0.3, gamma=schedule))
+    assert "cond[" not in program_of(hero_jax.hero(h=0.3, gamma=0.1))
+    plain = hero_jax.hero(h=0.3, gamma=schedule, skip_zero_gamma=False)
+    assert "cond[" not in program_of(plain)
+    injected = optax.inject_hyperparams(hero_jax.hero)
+    assert "cond[" in program_of(injected(h=0.3, gamma=schedule, skip_zero_gamma=True))
+
+
+def test_a_link_takes_differences():
+    params, batch = mlp_params(), mlp_batch()
+    grad_fn = lambda p: jax.grad(mlp_loss)(p, *batch)
+    options = {"hvp": "finite_difference", "hvp_step": 0.1}
+    tx = hero_jax.hero(**SETTINGS, **options)
+    updates, _ = tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
+    expected = gradient(params, batch, **options)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-10)
+    assert distance(expected, gradient(params, batch)) > 1e-3
+
+
+def test_branches_may_differ_in_their_dtypes():
+    """The link's gradients are bfloat16, those of its product float32."""
+    params = {"w": jnp.ones((2, 2), jnp.float32)}
+    whole = lambda p: jax.tree.map(lambda x: (4 * x**3).astype(jnp.bfloat16), p)
+    part = lambda p: jax.tree.map(lambda x: 4 * x**3, p)
+    tx = hero_jax.hero(h=0.3, gamma=hero_jax.schedules.every(2, 0.1))
+    updates, _ = jax.jit(
+        lambda g, state: tx.update(g, state, params, grad_fn=whole, hvp_grad_fn=part)
+    )(whole(params), tx.init(params))
+    assert updates["w"].dtype == jnp.bfloat16

@@ -17,7 +17,7 @@ from . import hosts
 from .checkpoints import CheckpointError
 from .config import Config
 from .datasets import DatasetError
-from .devices import DevicesError
+from .devices import DevicesError, divide_host
 from .loop import RunError, Stopped
 from .run import Options, run
 
@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
+        divide_host(options.host_devices)
         if options.distributed:
             hosts.join()
         run(config, options)

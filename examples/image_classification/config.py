@@ -46,7 +46,7 @@ class Config:
       perturbation: direction z; "layerwise" is the paper's Eq. 11.
       reduction: of a tensor's squared differences in the penalty.
       hvp: HERO's product with the Hessian, or a difference of gradients in its place,
-        which is cheaper and takes no more memory than SGD.
+        which is cheaper and remembers no layers, but errs for networks with rectifiers.
       hvp_examples: take the product over so many images of a micro-batch only; all of
         them if None. Several devices share them out.
       penalty_every: penalise at every so many micro-batches only, as much more.
@@ -141,6 +141,11 @@ class Config:
             raise ValueError(
                 f"hvp_examples must divide the {m or self.micro_batch} images that "
                 f"share a perturbation, got {n}."
+            )
+        if self.hvp == "finite_difference" and self.dtype == "bfloat16":
+            raise ValueError(
+                "hvp must be 'exact' with dtype='bfloat16', which rounds the step of a "
+                "difference away, got 'finite_difference'."
             )
         if self.penalty_layers is not None:
             try:

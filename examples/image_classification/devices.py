@@ -180,6 +180,22 @@ class Pmapped:
         )
 
 
+def divide_host(count: int | None) -> None:
+    """Let a CPU pass for so many devices, before JAX looks for any.
+
+    Raises:
+      DevicesError: it has done so.
+    """
+    if count is None:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        raise DevicesError(
+            f"host_devices must be set before JAX is used, got {count}."
+        ) from None
+
+
 def choose(parallel: Parallel = "jit", count: int | None = 1) -> Devices:
     """Return devices and how to use them.
 

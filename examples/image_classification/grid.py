@@ -34,8 +34,8 @@ class Grid:
       h: lengths of HERO's and first_order's step, in units of z.
       gamma: strengths of HERO's penalty; the default is the paper's grid. first_order
         has none.
-      learning_rate: at the start; the config's if not given.
-      weight_decay: added to the gradient, times the weights; the config's if not given.
+      learning_rate: at the start; on the command line, the config's if not given.
+      weight_decay: added to the gradient, times the weights; likewise.
       seeds: of weights, order, augmentation and label noise.
     """
 

@@ -18,14 +18,7 @@ from .checkpoints import Checkpoints
 from .config import Config
 from .logbook import Logbook, Progress, Row, say
 from .pipeline import Pipeline
-from .train import (
-    OUTPUTS,
-    Program,
-    TrainState,
-    make_model,
-    make_penalty_mask,
-    make_program,
-)
+from .train import OUTPUTS, Program, TrainState, make_model, make_program
 
 AHEAD = 2
 """Steps that are dispatched before the outputs of an earlier one are looked at."""
@@ -60,10 +53,6 @@ class Training:
         self._program: Program = make_program(config, model, pipeline)
         try:
             self._shapes = self._program.shapes()
-        except ValueError as error:
-            raise RunError(f"{config.model} does not fit the data: {error}") from None
-        try:
-            make_penalty_mask(config)(self._shapes.params)
         except ValueError as error:
             raise RunError(str(error)) from None
         whole = make_model(config, pipeline, synchronized=True)

@@ -29,6 +29,7 @@ from .train import (
     TrainState,
     make_functions,
     make_model,
+    shapes_of,
 )
 
 Together = Literal["vmap", "one_by_one"]
@@ -73,9 +74,9 @@ class ManyRuns:
         model = make_model(config, pipeline, config.normalizes_together)
         init, *_ = make_functions(config, model, pipeline)
         try:
-            jax.eval_shape(init, jax.random.key(0))
+            shapes_of(config, lambda: init(jax.random.key(0)))
         except ValueError as error:
-            raise RunError(f"{config.model} does not fit the data: {error}") from None
+            raise RunError(str(error)) from None
 
         def start(item: Item) -> TrainState:
             return init(jax.random.wrap_key_data(item.key))

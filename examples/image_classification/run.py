@@ -36,6 +36,9 @@ class Options:
         to test on; 0 for threads.
       devices: devices of this host that share out every micro-batch; all that there
         are if None.
+      host_devices: parts of a CPU that pass for devices, each of which runs the
+        convolutions of its images on a core of its own; one if None. The command line
+        sees to it, since it is too late once JAX is in use.
       parallel: "jit", where the compiler distributes a program, or "pmap", where every
         device runs its own and averages gradients.
       distributed: join the other processes of a run on several hosts, all of which run
@@ -49,6 +52,7 @@ class Options:
     download: bool = False
     workers: int = min(8, os.cpu_count() or 1)
     devices: int | None = None
+    host_devices: int | None = None
     parallel: Parallel = "jit"
     distributed: bool = False
     keep: int = 2
@@ -56,7 +60,10 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raise `ValueError` where a field is out of range."""
-        for name, least in (("workers", 0), ("keep", 1), ("devices", 1)):
+        for name, least in (
+            *(("workers", 0), ("keep", 1)),
+            *(("devices", 1), ("host_devices", 1)),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")

@@ -65,6 +65,10 @@ class Options:
         return self.together or ("one_by_one" if on_cpu else "vmap")
 
 
+FEW = 4
+"""Runs that are measured, if it is not said how many."""
+
+
 def sweep(config: Config, tried: Grid, options: Options) -> dict[str, Any]:
     """Train and judge all runs of a grid; go on where an earlier attempt ended.
 
@@ -102,7 +106,7 @@ def measure(config: Config, tried: Grid, options: Options) -> dict[str, Any]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"out must be a folder: {error}") from None
-    rates = sweep_speed.measure(config, pipeline, runs, options.at_once or len(runs))
+    rates = sweep_speed.measure(config, pipeline, runs, options.at_once or FEW)
     record = {
         "environment": results.environment(),
         "config": dataclasses.asdict(config),
@@ -192,16 +196,17 @@ def _search(config: Config, tried: Grid, out: Path, options: Options) -> dict[st
 def _chunks(
     runs: Sequence[Run], done: set[Run], options: Options
 ) -> tuple[int, list[list[Run]]]:
-    """Share the runs out as evenly as can be; leave out those that are done.
+    """Share out as evenly as can be the runs that are missing.
 
     Returns:
-      The most runs that a chunk has, and the chunks that have any.
+      The most runs that a chunk has, and the chunks.
     """
-    most = 1 if options.way == "one_by_one" else options.at_once or len(runs)
-    size = math.ceil(len(runs) / math.ceil(len(runs) / most))
-    chunks = (runs[k : k + size] for k in range(0, len(runs), size))
-    missing = ([run for run in chunk if run not in done] for chunk in chunks)
-    return size, [chunk for chunk in missing if chunk]
+    missing = [run for run in runs if run not in done]
+    if not missing:
+        return 1, []
+    most = 1 if options.way == "one_by_one" else options.at_once or len(missing)
+    size = math.ceil(len(missing) / math.ceil(len(missing) / most))
+    return size, [missing[k : k + size] for k in range(0, len(missing), size)]
 
 
 def _train(

@@ -66,7 +66,8 @@ class Program(NamedTuple):
 
     Attributes:
       init: `() -> state`.
-      shapes: `() -> state` of shapes and dtypes.
+      shapes: `() -> state` of shapes and dtypes; `ValueError` where network, data and
+        options do not fit each other.
       step: `(state, item) -> (state, outputs [5])`, for one item of the pipeline.
       epoch: `(state, item) -> (state, outputs [steps, 5])`, all steps in one loop, for
         a pipeline that keeps its data on the device.
@@ -276,6 +277,20 @@ def make_functions(
     return init, step, schedule
 
 
+def shapes_of(config: Config, init: Callable[[], TrainState]) -> TrainState:
+    """Return the shapes of the state.
+
+    Raises:
+      ValueError: network, data and options do not fit each other.
+    """
+    try:
+        shapes: TrainState = jax.eval_shape(init)
+    except ValueError as error:
+        raise ValueError(f"{config.model} does not fit the data: {error}") from None
+    make_penalty_mask(config)(shapes.params)
+    return shapes
+
+
 def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Program:
     """Build the functions that train a model on the data of a pipeline."""
     devices = pipeline.devices
@@ -290,7 +305,7 @@ def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Progra
     key = jax.random.key(config.seed)
     return Program(
         lambda: devices.replicate(init(key)),
-        lambda: jax.eval_shape(init, key),
+        lambda: shapes_of(config, lambda: init(key)),
         devices.compile(step, donate=True),
         devices.compile(epoch, donate=True),
         schedule,

@@ -245,17 +245,19 @@ def _kernel_gradient(
 
 
 def _written_out(x: chex.Array) -> chex.Array:
-    """Return the same numbers as the result of an operation that XLA cannot fuse.
+    """Return the same finite numbers as a result that XLA cannot fuse with others.
 
     The inputs of a layer are normalized and rectified outputs of others. XLA computes
     them again within the transposition, from all that they were made of and in an order
     that misses the cache: ten times the time of a transposition of what is there. It
-    removes optimization barriers too early to prevent that.
+    removes optimization barriers too early to prevent that. What is not finite spreads
+    to its neighbours.
     """
     if x.size % _LANES:
         return x
     identity = jnp.eye(_LANES, dtype=x.dtype)
-    return (x.reshape(-1, _LANES) @ identity).reshape(x.shape)
+    rows = x.reshape(-1, _LANES)
+    return jnp.dot(rows, identity, precision=lax.Precision.HIGHEST).reshape(x.shape)
 
 
 def _rows(x: chex.Array) -> chex.Array:

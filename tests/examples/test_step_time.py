@@ -117,3 +117,27 @@ def test_last_layers_are_some_of_them(variants, network):
     chosen = jax.tree.leaves(seen)
     assert 0 < sum(chosen) < sum(weights) / 2
     assert all(w for c, w in zip(chosen, weights, strict=True) if c)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="1x1 are products on CPUs")
+def test_no_convolution_is_computed_twice(variants):
+    """ResNet20 has 19 of 3x3: three each per gradient, six per product.
+
+    Images are not differentiated: that saves one per gradient, four per product.
+    """
+    images, labels = jnp.zeros((2, 32, 32, 3)), jnp.zeros(2, int)
+
+    def count(name):
+        method = variants.METHODS[name]
+        model, loss_fn = variants.loss_of("resnet20", jnp.float32, method)
+        shapes = jax.eval_shape(
+            lambda: model.init(jax.random.key(0), images, train=False)
+        )
+        step = jax.jit(method.make(loss_fn, "resnet20", 2))
+        args = (0, shapes["params"], shapes["batch_stats"], images, labels)
+        return step.lower(*args).as_text().count("stablehlo.convolution")
+
+    gradient, product = 3 * 19 - 1, 6 * 19 - 4
+    assert count("SGD") == gradient
+    assert count("HERO") == 2 * gradient + product
+    assert count("HERO, finite difference") == 3 * gradient

@@ -372,6 +372,7 @@ def test_bad_grids_are_explained(arguments, message, capsys):
         (["--out", "/dev/null/x"], 1, "out must be a folder that can be written to"),
         (["--out", "/dev/null/x", "--measure"], 1, "out must be a folder: "),
         (["--validation-size", "1000"], 1, "validation_size must be at most 999"),
+        (["--penalty-layers", "Conv9"], 1, "penalty_layers must be found in the path"),
         (["--model", "vgg19_bn"], 1, "vgg19_bn does not fit the data: images"),
     ],
 )

@@ -136,6 +136,11 @@ def test_bad_values_are_named(field, value, message):
         Config(**{field: value})
 
 
+def test_a_difference_is_no_match_for_bfloat16():
+    with pytest.raises(ValueError, match="hvp must be 'exact' with dtype='bfloat16'"):
+        Config(dtype="bfloat16", hvp="finite_difference")
+
+
 def test_bad_files_are_named(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("epoch = 3\n")

@@ -1,6 +1,8 @@
 """The speed of pipeline and step."""
 
-from examples.image_classification import speed
+import pytest
+
+from examples.image_classification import devices, speed
 
 
 def test_all_three_rates_are_printed(capsys, monkeypatch):
@@ -9,10 +11,19 @@ def test_all_three_rates_are_printed(capsys, monkeypatch):
     speed.main([*arguments, "--model", "resnet8", "--train-size", "256"])
     text = capsys.readouterr().out
     assert text.startswith("resnet8, sgd, 8x8x1 images, batch 128, ")
-    rows = [line.split("|")[1:3] for line in text.splitlines()[4:]]
+    *table, _, last = text.splitlines()
+    rows = [line.split("|")[1:3] for line in table[4:]]
     assert [name.strip() for name, _ in rows] == [
         "input pipeline alone",
         "step alone",
         "both",
     ]
     assert all(float(rate) > 0 for _, rate in rows)
+    assert last.startswith("Of the time of both, ")
+    assert last.endswith("% is that of the step.")
+
+
+def test_a_machine_in_use_cannot_be_divided():
+    devices.divide_host(None)
+    with pytest.raises(devices.DevicesError, match="host_devices must be set before"):
+        devices.divide_host(3)

@@ -162,6 +162,12 @@ def test_options_make_the_penalty_cheaper():
         assert 1e-3 < error / optax.tree.norm(penalty) < 3.0
 
 
+def test_steps_without_penalty_take_no_product():
+    _, _, pipeline, program = setting(method="hero", penalty_every=2)
+    item, shapes = next(pipeline.epoch(0)), program.shapes()
+    assert "cond[" in str(jax.make_jaxpr(program.step)(shapes, item))
+
+
 def test_layers_to_penalise_must_be_there():
     with pytest.raises(ValueError, match=r"penalty_layers must be found in .* 'Conv9'"):
         gradients(penalty_layers="Conv9")
