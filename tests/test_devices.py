@@ -278,7 +278,7 @@ def train_local(params, x, y):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("map_name", ["pmap", "shard_map"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", some(METHODS, "hero", "GRAD-L1"))
 def test_local_scope_is_that_of_as_many_parts_on_one_device(method, map_name):
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
     make = METHODS[method]
@@ -518,7 +518,7 @@ def test_examples_may_be_spread_over_two_axes(scope):
     close(jax.jit(spread)(params, *batch), jax.jit(one)(params, *batch))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", some(METHODS, "hero", "plain"))
 def test_shard_map_does_not_sum_where_an_axis_is_forgotten(method):
     params, batch = in_single_precision()
     axes = ("hosts", "data")

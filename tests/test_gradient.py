@@ -44,8 +44,10 @@ def float64_close(actual, expected, tolerance=1e-10):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("masks", MASKS)
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize(
+    ("reduction", "masks"),
+    [("sum", masks) for masks in MASKS] + [("mean", "default"), ("mean", "disjoint")],
+)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_equals_dense_hessian(direction, reduction, masks):
     params, batch = mlp_params(), mlp_batch()

@@ -149,6 +149,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(
         assert record["epochs"][-1]["step"] == 150
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_and_both_resume(tmp_path, monkeypatch):
     """At the same step; the end is that of a run that nothing interrupted."""
     monkeypatch.setattr(loop, "make_model", make_model)

@@ -242,7 +242,10 @@ def test_another_seed_is_another_run(tmp_path):
     assert one.read_text().splitlines()[1] != two.read_text().splitlines()[1]
 
 
-@pytest.mark.parametrize("step", [1, 6, 8])
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(k, marks=() if k == 6 else pytest.mark.slow) for k in (1, 6, 8)],
+)
 def test_a_signal_in_the_middle_of_an_epoch_saves_all(
     whole, tmp_path, monkeypatch, step
 ):
@@ -387,6 +390,7 @@ def test_errors_are_one_line(arguments, message, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_in_one_loop_agrees_with_its_steps(whole, tmp_path):
     config = dataclasses.replace(CONFIG, epoch_on_device=True)
     record = run(config, options(tmp_path))
