@@ -1,19 +1,9 @@
 """Encoded images of any size, decoded and cut by worker processes, ahead of need."""
 
 import functools
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import (
-    BrokenExecutor,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-)
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from typing import Any
 
 import chex
@@ -31,6 +21,7 @@ from .pipeline import (
     noisy_labels,
     standardized,
 )
+from .workers import Workers
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -149,7 +140,8 @@ class Stream:
 
     def __init__(self, source: Any, workers: int) -> None:
         self._source, self._workers = source, workers
-        self._pool: Executor | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._processes: Workers | None = None
         self._coming: dict[int, Future[Any]] = {}
 
     def read(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
@@ -162,6 +154,8 @@ class Stream:
             try:
                 yield self._coming.pop(number).result()
             except BrokenExecutor:
+                if self._processes is not None:
+                    self._processes.kill()  # the others, too
                 raise datasets.DatasetError(
                     "a worker process that decodes images was killed, perhaps for lack "
                     "of memory: use fewer --workers or a smaller batch_size."
@@ -169,45 +163,18 @@ class Stream:
 
     def close(self) -> None:
         """Stop the workers."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        self._pool, self._coming = None, {}
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+        if self._processes is not None:
+            self._processes.close()
+        self._threads, self._processes, self._coming = None, None, {}
 
     def _submit(self, number: int) -> Future[Any]:
         if self._workers == 0:
-            self._pool = self._pool or ThreadPoolExecutor(2)
-            return self._pool.submit(self._source.__getitem__, number)
-        self._pool = self._pool or ProcessPoolExecutor(
-            self._workers,
-            multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(self._source,),
-        )
-        return self._pool.submit(_make_batch, number)
-
-
-_source: Any = None
-"""What a worker process makes batches of."""
-
-
-def _start_worker(source: Any) -> None:
-    """Leave signals to the process that started this one, and end when it does."""
-    global _source
-    _source = source
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        parent.join()  # type: ignore[union-attr]
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _make_batch(number: int) -> dict[str, Any]:
-    batch: dict[str, Any] = _source[number]
-    return batch
+            self._threads = self._threads or ThreadPoolExecutor(2)
+            return self._threads.submit(self._source.__getitem__, number)
+        self._processes = self._processes or Workers(self._source, self._workers)
+        return self._processes.submit(number)
 
 
 @functools.lru_cache(maxsize=2)
