@@ -38,6 +38,8 @@ class Config:
         are held on the device; "resized_crop" decodes files of any size in worker
         processes and cuts out random parts; "none" takes images as they are.
       image_size: height and width after a resized crop, in pixels.
+      downsample: average squares of so many pixels a side, once and for all; for images
+        of one size, where there is no accelerator.
       model: network; resnet8 is a small one for trying things out.
       dtype: in which the network computes; weights and gradients stay float32.
       method: how the loss becomes a gradient.
@@ -87,6 +89,7 @@ class Config:
     label_noise: float = 0.0
     augmentation: Augmentation = "crop_flip"
     image_size: int = 224
+    downsample: int = 1
     model: Model = "resnet20"
     dtype: DType = "float32"
     method: Method = "hero"
@@ -162,6 +165,11 @@ class Config:
                 "epoch_on_device must be False with augmentation='resized_crop', which "
                 "decodes images on the host, got True."
             )
+        if self.downsample > 1 and self.augmentation == "resized_crop":
+            raise ValueError(
+                "downsample must be 1 with augmentation='resized_crop', which scales "
+                f"images to image_size, got {self.downsample}."
+            )
         if not self.dataset:
             raise ValueError("dataset must be a name or a path, got ''.")
         for bits in self.bits:
@@ -191,6 +199,7 @@ _RANGES = {
     "validation_size": (1, math.inf),
     "label_noise": (0, 1),
     "image_size": (8, 4096),
+    "downsample": (1, 32),
     "h": (0, math.inf),
     "gamma": (0, math.inf),
     "hvp_examples": (1, math.inf),

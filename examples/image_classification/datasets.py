@@ -212,6 +212,24 @@ def decode(data: Any) -> Arrays:
     return Arrays(np.stack(images), np.array(labels, np.int32))
 
 
+def downsampled(data: Arrays, factor: int) -> Arrays:
+    """Average squares of `factor` pixels a side.
+
+    Raises:
+      DatasetError: the factor does not divide height and width.
+    """
+    if factor == 1:
+        return data
+    size, height, width, channels = data.images.shape
+    if height % factor or width % factor:
+        raise DatasetError(
+            f"downsample must divide the images' {height}x{width} pixels, got {factor}."
+        )
+    squares = (size, height // factor, factor, width // factor, factor, channels)
+    means = data.images.reshape(squares).mean((2, 4), dtype=np.float32)
+    return Arrays(np.rint(means).astype(np.uint8), data.labels)
+
+
 def checksum(dataset: Dataset) -> int:
     """Return a number that tells different images apart; of files, their names."""
     crc = 0

@@ -8,10 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .config import Config
+from .config import Config, Method
 from .train import Settings
 
 Row = dict[str, Any]
+
+OF_METHOD: dict[Method, tuple[str, ...]] = {
+    "hero": ("h", "gamma"),
+    "first_order": ("h",),
+    "grad_l1": ("strength",),
+    "sgd": (),
+}
+"""Settings that a method has, beside those of the optimizer."""
 
 
 class Run(NamedTuple):
@@ -32,10 +40,10 @@ class Grid:
 
     Attributes:
       h: lengths of HERO's and first_order's step, in units of z.
-      gamma: strengths of HERO's penalty; the default is the paper's grid. first_order
-        has none.
+      gamma: strengths of HERO's penalty; the default is the paper's grid.
       learning_rate: at the start; on the command line, the config's if not given.
       weight_decay: added to the gradient, times the weights; likewise.
+      strength: of GRAD-L1's penalty.
       seeds: of weights, order, augmentation and label noise.
     """
 
@@ -43,6 +51,7 @@ class Grid:
     gamma: tuple[float, ...] = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
     learning_rate: tuple[float, ...] = (Config.learning_rate,)
     weight_decay: tuple[float, ...] = (Config.weight_decay,)
+    strength: tuple[float, ...] = (0.0001, 0.001, 0.01)
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
@@ -55,6 +64,20 @@ class Grid:
             field = "seed" if name == "seeds" else name
             checked = [getattr(Config(**{field: x}), field) for x in values]
             object.__setattr__(self, name, tuple(checked))
+
+    def of_method(self, method: Method) -> "Grid":
+        """Return the grid without what a method has not."""
+        names = {name for names in OF_METHOD.values() for name in names}
+        without: dict[str, Any] = dict.fromkeys(names - {*OF_METHOD[method]}, (0.0,))
+        return dataclasses.replace(self, **without)
+
+    def told(self, method: Method) -> list[str]:
+        """Return the names of the method, and of what has several values."""
+        return [
+            name
+            for name in Settings._fields
+            if name in OF_METHOD[method] or len(getattr(self, name)) > 1
+        ]
 
     def settings(self) -> list[Settings]:
         """Return all combinations, h the slowest to change."""
@@ -114,8 +137,8 @@ def run_of(row: Row) -> Run:
 
 
 def settings_of(row: Row) -> Settings:
-    """Return the settings of a row."""
-    return Settings(*(row[name] for name in Settings._fields))
+    """Return the settings of a row; what it does not tell has its default."""
+    return Settings(**{x: row[x] for x in Settings._fields if x in row})
 
 
 def _summary(values: Sequence[float]) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: mean accuracy over h and gamma."""
+"""Pictures of a sweep: mean accuracy over two of its settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,8 @@ def plot(
 ) -> None:
     """Draw a map for each precision, all on one scale of colours.
 
-    Of several learning rates and weight decays it shows those of the best setting.
+    The two settings are those that have several values, h and gamma first; of others it
+    shows the best value.
     Settings of which a run diverged are grey and hatched; the best one has a frame.
 
     Args:
@@ -27,44 +28,48 @@ def plot(
     """
     from matplotlib.figure import Figure
 
-    shown = settings_of(best or summaries[0])
+    shown = settings_of(best or summaries[0])._asdict()
+    down, across, *fixed = sorted(
+        shown, key=lambda name: len(getattr(grid, name)) == 1
+    )  # the sort is stable
+    downs, acrosses = getattr(grid, down), getattr(grid, across)
     rows = {
-        (x["h"], x["gamma"]): x
+        (x[down], x[across]): x
         for x in summaries
-        if settings_of(x)[2:] == (shown.learning_rate, shown.weight_decay)
+        if all(x[name] == shown[name] for name in fixed)
     }
     precisions = [] if best is None else [*best["accuracy_by_bits"]]
     maps = {
-        bits: [[_mean(rows[h, gamma], bits) for gamma in grid.gamma] for h in grid.h]
+        bits: [[_mean(rows[y, x], bits) for x in acrosses] for y in downs]
         for bits in precisions or ["32"]
     }
     values = np.array([*maps.values()])
     finite = values[np.isfinite(values)]
     limits = {"vmin": finite.min(), "vmax": finite.max()} if finite.size else {}
-    width = max(3.2, 1.3 + 0.85 * len(grid.gamma))
+    width = max(3.2, 1.3 + 0.85 * len(acrosses))
     figure = Figure(
-        figsize=(0.8 + width * len(maps), 1.6 + 0.55 * len(grid.h)),
+        figsize=(0.8 + width * len(maps), 1.6 + 0.55 * len(downs)),
         layout="constrained",
     )
-    for name in ("learning_rate", "weight_decay"):
+    for name in fixed:
         if len(getattr(grid, name)) > 1:
-            title += f", {name.replace('_', ' ')} {getattr(shown, name):g}"
+            title += f", {name.replace('_', ' ')} {shown[name]:g}"
     figure.suptitle(title)
     axes = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
     for axis, (bits, means) in zip(axes, maps.items(), strict=True):
         image = axis.imshow(np.array(means), aspect="auto", cmap="viridis", **limits)
-        axis.set_xticks(range(len(grid.gamma)), [f"{x:g}" for x in grid.gamma])
-        axis.set_yticks(range(len(grid.h)), [f"{x:g}" for x in grid.h])
+        axis.set_xticks(range(len(acrosses)), [f"{x:g}" for x in acrosses])
+        axis.set_yticks(range(len(downs)), [f"{x:g}" for x in downs])
         axis.set(
-            xlabel="gamma",
+            xlabel=across.replace("_", " "),
             title="full precision" if bits == "32" else f"{bits} bits",
         )
-        for i, h in enumerate(grid.h):
-            for j, gamma in enumerate(grid.gamma):
-                _write(axis, i, j, rows[h, gamma], bits, image)
-                if best is not None and settings_of(best)[:2] == (h, gamma):
+        for i, y in enumerate(downs):
+            for j, x in enumerate(acrosses):
+                _write(axis, i, j, rows[y, x], bits, image)
+                if best is not None and (best[down], best[across]) == (y, x):
                     _frame(axis, i, j, edgecolor="red", linewidth=2.5, zorder=3)
-    axes[0].set_ylabel("h")
+    axes[0].set_ylabel(down.replace("_", " "))
     if finite.size:
         figure.colorbar(image, ax=axes, label="validation accuracy (%)")
     replace_file(path, lambda partial: figure.savefig(partial, dpi=120))

@@ -57,13 +57,11 @@ def create(
     devices = devices or choose()
     if as_files:
         return FilePipeline(dataset, config, workers, devices)
-    return ArrayPipeline(
-        dataset._replace(
-            train=datasets.decode(dataset.train), test=datasets.decode(dataset.test)
-        ),
-        config,
-        devices,
+    train, test = (
+        datasets.downsampled(datasets.decode(split), config.downsample)
+        for split in (dataset.train, dataset.test)
     )
+    return ArrayPipeline(dataset._replace(train=train, test=test), config, devices)
 
 
 def len_of(data: Any) -> int:

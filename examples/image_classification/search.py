@@ -73,9 +73,9 @@ def sweep(config: Config, tried: Grid, options: Options) -> dict[str, Any]:
     """Train and judge all runs of a grid; go on where an earlier attempt ended.
 
     Args:
-      config: of all runs; h, gamma, learning rate, weight decay and seed are those of
-        the grid. Its `bits` are the precisions that count.
-      tried: the grid; "first_order" has the one gamma 0.
+      config: of all runs; h, gamma, learning rate, weight decay, strength and seed are
+        those of the grid. Its `bits` are the precisions that count.
+      tried: the grid; what the method has not is left out of it.
       options: where and how to run.
 
     Returns:
@@ -124,19 +124,13 @@ def _folder(options: Options) -> Path:
 
 
 def _checked(config: Config, tried: Grid, options: Options) -> tuple[Config, Grid]:
-    """Check that it can be swept; settle gamma and the images that are held out."""
-    if config.method not in ("hero", "first_order"):
-        raise RunError(
-            "method must be 'hero' or 'first_order' in a sweep, which searches h and "
-            f"gamma, got {config.method!r}."
-        )
+    """Check that it can be swept; settle the grid and the images held out."""
     if config.augmentation == "resized_crop":
         raise RunError(
             "augmentation must be 'none' or 'crop_flip' in a sweep, which holds all "
             "images on the device, got 'resized_crop'."
         )
-    if config.method == "first_order":
-        tried = dataclasses.replace(tried, gamma=(0.0,))
+    tried = tried.of_method(config.method)
     if config.validation_size is None:
         data = datasets.load(
             config.dataset, data_dir=options.data_dir, download=options.download
@@ -269,12 +263,7 @@ def _summarized(
 
 def table(record: dict[str, Any]) -> str:
     """Return means and standard errors in percent, and the score."""
-    names = ["h", "gamma"]
-    names += [
-        name
-        for name in ("learning_rate", "weight_decay")
-        if len(record["grid"][name]) > 1
-    ]
+    names = Grid(**record["grid"]).told(record["config"]["method"])
     precisions = ["32", *map(str, record["config"]["bits"])]
     titles = ["float" if bits == "32" else f"{bits} bit" for bits in precisions]
     rows = [[*names, *titles, "mean"]]

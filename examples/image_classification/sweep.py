@@ -1,12 +1,13 @@
-"""Search h and gamma on training images that are held out, by one compiled program.
+"""Search the settings of a method on images held out, by one compiled program.
 
     python -m examples.image_classification.sweep CONFIG [the options of a run]
         --h 0.5 1 2 5 --gamma 0.01 0.1 1 --seeds 0 1 2 --validation-size 5000
 
-All settings are arguments of one program, which is compiled once. Every setting is
-judged by its accuracy on `--validation-size` training images (a tenth of them if not
-given), averaged over the seeds, full precision and `--bits`; the test images are not
-used. The folder (`runs/CONFIG/sweep`, or `--out`) gets
+The settings are h and gamma of hero, h of first_order, --strength of grad_l1, and
+--learning-rate and --weight-decay of all methods. They are arguments
+of one program, which is compiled once. Every setting is judged by its accuracy on
+`--validation-size` training images (a tenth of them if not given), averaged over the
+seeds, full precision and `--bits`; the test images are not used. The folder (`runs/CONFIG/sweep`, or `--out`) gets
 
     config.toml  all that the runs have in common
     sweep.json   every run, means with standard errors, the best setting; written after
@@ -30,7 +31,7 @@ import tyro
 
 from .__main__ import ERRORS, named
 from .config import Config
-from .grid import Grid, settings_of
+from .grid import OF_METHOD, Grid, settings_of
 from .logbook import say
 from .search import Options, measure, percent, sweep
 
@@ -92,9 +93,10 @@ def final_command(
     words = ["python", "-m", "examples.image_classification"]
     if arguments and not arguments[0].startswith("-"):
         words.append(arguments[0])
-    always = ("h", "gamma") if base.method == "hero" else ("h",)
+    has = OF_METHOD[wanted["method"]]
+    lacks = {name for names in OF_METHOD.values() for name in names} - {*has}
     for name, value in wanted.items():
-        if name not in always and value == getattr(base, name):
+        if name in lacks or (name not in has and value == getattr(base, name)):
             continue
         option = name.replace("_", "-")
         if isinstance(value, bool) and name != "epoch_on_device":
@@ -139,15 +141,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        config, tried, options = parse(arguments)
+        config, given, options = parse(arguments)
     except (FileNotFoundError, TypeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
         if options.measure:
-            measure(config, tried, options)
+            measure(config, given, options)
             return 0
-        record = sweep(config, tried, options)
+        record = sweep(config, given, options)
     except KeyboardInterrupt:
         print(
             "interrupted; the same command goes on with the runs that are missing.",
@@ -162,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("every setting diverged: try smaller h, gamma or learning_rate.")
         return 0
     _, base, _ = named(arguments)
-    setting = ", ".join(f"{k} {v:g}" for k, v in settings_of(best)._asdict().items())
+    tried = Grid(**record["grid"])
+    setting = ", ".join(f"{x} {best[x]:g}" for x in tried.told(config.method))
     say(
         f"best: {setting}, with {percent(best['score'])} % on "
         f"{record['validation_images']} images held out. The run on all of them:\n"

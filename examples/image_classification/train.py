@@ -30,12 +30,14 @@ class Settings(NamedTuple):
       gamma: strength of HERO's penalty.
       learning_rate: at the start.
       weight_decay: added to the gradient, times the weights.
+      strength: of GRAD-L1's penalty.
     """
 
     h: chex.Numeric
     gamma: chex.Numeric
     learning_rate: chex.Numeric
     weight_decay: chex.Numeric
+    strength: chex.Numeric = 0.0
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
@@ -189,7 +191,7 @@ def make_value_and_grad(
 
         return hero
     # Of strength 0: the plain gradient, with the same means over devices and parts.
-    strength = config.strength if config.method == "grad_l1" else 0.0
+    strength = given.strength if config.method == "grad_l1" else 0.0
     plain = hero_jax.grad_l1_value_and_grad(loss_fn, strength=strength, **settings)
     return lambda _, *args: (*plain(*args), jnp.float32(0.0))
 
