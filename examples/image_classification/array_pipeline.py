@@ -72,9 +72,11 @@ class ArrayPipeline:
             _in_batches(batch_size, test.images, test.labels), axis=1
         )
 
-    def with_seed(self, seed: int) -> "ArrayPipeline":
+    def drawn(self, seed: int, label_noise: float | None) -> "ArrayPipeline":
         """Return the same images with label noise, order and crops of another seed."""
         other = copy.copy(self)
+        if label_noise is not None:
+            other._config = dataclasses.replace(self._config, label_noise=label_noise)
         other._draw(seed)
         return other
 

@@ -84,11 +84,14 @@ def quantized(variables: Variables, bits: int) -> Variables:
 
 def make_measure(
     config: Config, model: nn.Module, pipeline: Pipeline
-) -> Callable[[TrainState], dict[str, float]]:
+) -> Callable[..., dict[str, float]]:
     """Return a function that measures gradient and curvature on a few batches.
 
     The same for all methods: z of Eq. 11, a step of `curvature_h`, and in every epoch
     the first training batches, with noisy labels, of the first epoch.
+
+    Returns:
+      `(variables, items)` to measurements by name; of the pipeline's items if None.
     """
     devices = pipeline.devices
     value_and_grad = hero_jax.hero_value_and_grad(
@@ -99,21 +102,24 @@ def make_measure(
         return_metrics=True,
         axis_name=devices.axis_name,
     )
-    items = pipeline.sample(config.curvature_batches)
+    own_items = pipeline.sample(config.curvature_batches)
 
-    def of_batch(state: TrainState, item: Any, step: chex.Array) -> chex.Array:
+    def of_batch(variables: Variables, item: Any, step: chex.Array) -> chex.Array:
         batch = pipeline.batch(item, step)
         *_, metrics = value_and_grad(
-            state.params, state.batch_stats, batch.images, batch.labels
+            variables["params"], variables["batch_stats"], batch.images, batch.labels
         )
         return jnp.stack([metrics.hessian_norm, metrics.penalty, metrics.grad_norm])
 
     compiled = devices.compile(of_batch)
-    steps = [devices.replicate(np.int32(k)) for k in range(len(items))]
+    steps = [devices.replicate(np.int32(k)) for k in range(len(own_items))]
 
-    def measure(state: TrainState) -> dict[str, float]:
+    def measure(
+        variables: Variables, items: Sequence[Any] | None = None
+    ) -> dict[str, float]:
         values = [
-            compiled(state, item, step) for item, step in zip(items, steps, strict=True)
+            compiled(variables, item, step)
+            for item, step in zip(items or own_items, steps, strict=True)
         ]
         means = np.mean(np.asarray(devices.fetch(values), np.float64), axis=0)
         names = ("hessian_norm", "penalty", "grad_norm")

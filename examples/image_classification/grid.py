@@ -28,10 +28,12 @@ class Run(NamedTuple):
     Attributes:
       settings: of the method and the optimizer.
       seed: of weights, order, augmentation and label noise.
+      label_noise: share of the labels that are random; the config's if None.
     """
 
     settings: Settings
     seed: int
+    label_noise: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -229,7 +229,7 @@ class Training:
             "train_penalty": penalty,
             "test_loss": test.loss,
             "test_accuracy": test.accuracy,
-            **self._measure(state),
+            **self._measure(evaluate.variables_of(state)),
             "skipped_images": hosts.total(self._pipeline.skipped),
         }
         self._check_finite(row, epoch, len(outputs))

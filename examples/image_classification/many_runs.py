@@ -17,6 +17,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from . import evaluate
 from .array_pipeline import ArrayPipeline, Item
@@ -61,6 +62,7 @@ class ManyRuns:
     Attributes:
       size: runs that one call takes.
       together: as given.
+      parameters: trainable numbers of a network.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class ManyRuns:
         model = make_model(config, pipeline, config.normalizes_together)
         init, *_ = make_functions(config, model, pipeline)
         try:
-            shapes_of(config, lambda: init(jax.random.key(0)))
+            shapes = shapes_of(config, lambda: init(jax.random.key(0)))
         except ValueError as error:
             raise RunError(str(error)) from None
 
@@ -91,9 +93,23 @@ class ManyRuns:
             axes = Item(images=None, clean_labels=None, labels=0, order=0, key=0)
             start = jax.vmap(start, in_axes=(axes,))
             step = jax.vmap(step, in_axes=(0, axes, 0))
+
+        def epoch(
+            state: TrainState, item: Item, given: Settings
+        ) -> tuple[TrainState, chex.Array]:
+            return lax.scan(
+                lambda state, _: step(state, item, given), state, length=pipeline.steps
+            )
+
         self._start = self._devices.compile(start)
         self._step = self._devices.compile(step, donate=True)
+        self._epoch = self._devices.compile(epoch, donate=True)
+        self._in_one_loop = config.epoch_on_device
+        if self._in_one_loop is None:
+            self._in_one_loop = jax.default_backend() != "cpu"
         self._evaluate = evaluate.make_evaluate(model, pipeline)
+        self._measure = evaluate.make_measure(config, model, pipeline)
+        self.parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
 
     def train(
         self, runs: Sequence[Run], look: Callable[[np.ndarray], None]
@@ -102,77 +118,97 @@ class ManyRuns:
 
         Args:
           runs: which.
-          look: called with the losses of the runs, at every step.
+          look: called with the losses of the runs, for every step.
 
         Returns:
           For each run its result; None if a quantity was not finite.
         """
         finite = np.full(len(runs), True)
-        outputs: collections.deque[np.ndarray] = collections.deque(
-            maxlen=self._pipeline.steps
-        )
-        waiting: collections.deque[jax.Array] = collections.deque()
-
-        def note(values: jax.Array) -> None:
-            fetched = np.asarray(self._devices.fetch(values), np.float64)
-            outputs.append(fetched.reshape(-1, len(OUTPUTS))[: len(runs)])
-            np.logical_and(finite, np.isfinite(outputs[-1]).all(1), out=finite)
-            look(outputs[-1][:, 0])
-
-        for state, values in self.steps(runs):  # noqa: B007 - the last one counts
-            waiting.append(values)
-            if len(waiting) > AHEAD:
-                note(waiting.popleft())
+        for state, outputs in self.epochs(runs, look):  # noqa: B007 - the last counts
+            np.logical_and(finite, np.isfinite(outputs).all((1, 2)), out=finite)
             if not finite.any():
                 return [None] * len(runs)
-        for values in waiting:
-            note(values)
-        losses = np.mean(outputs, axis=0)[:, 0]
-        states = self._apart(self._devices.fetch(state))
+        losses = outputs.mean(1)[:, 0]
         return [
-            self._test(state, float(loss)) if good else None
-            for state, loss, good in zip(states, losses, finite, strict=False)
+            self.test(variables, float(loss)) if good else None
+            for variables, loss, good in zip(
+                self.networks(state, runs), losses, finite, strict=True
+            )
         ]
+
+    def epochs(
+        self,
+        runs: Sequence[Run],
+        look: Callable[[np.ndarray], None],
+        state: TrainState | None = None,
+        first: int = 0,
+    ) -> Iterator[tuple[TrainState, np.ndarray]]:
+        """Yield the state after every epoch; the next one uses it up.
+
+        Args:
+          runs: which, up to `size`.
+          look: called with the losses of the runs, for every step.
+          state: to go on from; initial weights if None.
+          first: epochs that are behind it.
+
+        Yields:
+          The state, and outputs of the steps, float64 `[runs, steps, 5]`.
+        """
+        given = self._given(runs)
+        for number in range(first, self._config.epochs):
+            item = self._item(runs, number)
+            state = self._start(item) if state is None else state
+            steps: list[np.ndarray] = []
+
+            def note(values: jax.Array, steps: list[np.ndarray] = steps) -> None:
+                fetched = np.asarray(self._devices.fetch(values), np.float64)
+                for of_step in fetched.reshape(-1, self.size, len(OUTPUTS)):
+                    steps.append(of_step[: len(runs)])
+                    look(steps[-1][:, 0])
+
+            if self._in_one_loop:
+                state, values = self._epoch(state, item, given)
+                note(values)
+            else:
+                waiting: collections.deque[jax.Array] = collections.deque()
+                for _ in range(self._pipeline.steps):
+                    state, values = self._step(state, item, given)
+                    waiting.append(values)
+                    if len(waiting) > AHEAD:
+                        note(waiting.popleft())
+                for values in waiting:
+                    note(values)
+            yield state, np.stack(steps, axis=1)
 
     def steps(self, runs: Sequence[Run]) -> Iterator[tuple[TrainState, jax.Array]]:
         """Yield state and outputs of every step; the next one uses the state up."""
-        runs = [*runs, *[runs[-1]] * (self.size - len(runs))]
-        pipelines = {run.seed: self._pipeline.with_seed(run.seed) for run in runs}
-        dtype = jnp.result_type(float)
-        given = self._join(
-            [Settings(*(np.asarray(x, dtype) for x in run.settings)) for run in runs]
-        )
-        state = None
-        for epoch in range(self._config.epochs):
-            items = {seed: next(x.epoch(epoch)) for seed, x in pipelines.items()}
-            item = self._item([items[run.seed] for run in runs])
+        given, state = self._given(runs), None
+        for number in range(self._config.epochs):
+            item = self._item(runs, number)
             state = self._start(item) if state is None else state
             for _ in range(self._pipeline.steps):
                 state, outputs = self._step(state, item, given)
                 yield state, outputs
 
-    def _item(self, items: Sequence[Item]) -> Item:
-        """Stack what depends on the seed; the images are there once."""
-        shared, drawn = items[0][:2], [item[2:] for item in items]
-        return Item(*shared, *self._join(drawn))
+    def networks(
+        self, state: TrainState, runs: Sequence[Run]
+    ) -> list[evaluate.Variables]:
+        """Return what the model is applied with, of each run, on the host."""
+        state = self._devices.fetch(state)
+        states = [state]
+        if self._mapped:
+            states = [
+                jax.tree.map(lambda x, k=k: x[k], state) for k in range(len(runs))
+            ]
+        return [evaluate.variables_of(x) for x in states]
 
-    def _join(self, trees: Sequence[Any]) -> Any:
-        if not self._mapped:
-            return self._devices.replicate(trees[0])
-        stacked = jax.tree.map(lambda *x: np.stack(x), *trees)
-        return self._devices.replicate(stacked)
-
-    def _apart(self, tree: Any) -> list[Any]:
-        if not self._mapped:
-            return [tree]
-        return [jax.tree.map(lambda x, k=k: x[k], tree) for k in range(self.size)]
-
-    def _test(self, state: TrainState, train_loss: float) -> Result | None:
-        networks = {32: evaluate.variables_of(state)}
-        if not all(np.isfinite(x).all() for x in jax.tree.leaves(networks)):
+    def test(self, variables: evaluate.Variables, train_loss: float) -> Result | None:
+        """Test a network at every precision; None if a quantity is not finite."""
+        networks = {32: variables}
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(variables)):
             return None  # the last update went too far
         for bits in self._config.bits:
-            networks[bits] = evaluate.quantized(networks[32], bits)
+            networks[bits] = evaluate.quantized(variables, bits)
         tested = self._evaluate([*networks.values()])
         if not np.isfinite([result.loss for result in tested]).all():
             return None
@@ -182,3 +218,37 @@ class ManyRuns:
             tested[0].loss,
             dict(zip(map(str, networks), accuracies, strict=True)),
         )
+
+    def measure(self, variables: evaluate.Variables, run: Run) -> dict[str, float]:
+        """Test a network, and measure gradient and curvature on the run's images."""
+        (tested,) = self._evaluate([variables])
+        items = self._pipeline_of(run).sample(self._config.curvature_batches)
+        return {
+            "test_loss": tested.loss,
+            "test_accuracy": tested.accuracy,
+            **self._measure(variables, items),
+        }
+
+    def _pipeline_of(self, run: Run) -> ArrayPipeline:
+        return self._pipeline.drawn(run.seed, run.label_noise)
+
+    def _given(self, runs: Sequence[Run]) -> Settings:
+        dtype = jnp.result_type(float)
+        given: Settings = self._join(
+            [Settings(*(np.asarray(x, dtype) for x in run.settings)) for run in runs]
+        )
+        return given
+
+    def _item(self, runs: Sequence[Run], epoch: int) -> Item:
+        """Stack what differs between the runs; the images are there once."""
+        pipelines = {run[1:]: self._pipeline_of(run) for run in runs}
+        items = {key: next(x.epoch(epoch)) for key, x in pipelines.items()}
+        each = [items[run[1:]] for run in runs]
+        return Item(*each[0][:2], *self._join([item[2:] for item in each]))
+
+    def _join(self, trees: Sequence[Any]) -> Any:
+        if not self._mapped:
+            return self._devices.replicate(trees[0])
+        trees = [*trees, *[trees[-1]] * (self.size - len(trees))]
+        stacked = jax.tree.map(lambda *x: np.stack(x), *trees)
+        return self._devices.replicate(stacked)

@@ -7,7 +7,8 @@ The settings are h and gamma of hero, h of first_order, --strength of grad_l1, a
 --learning-rate and --weight-decay of all methods. They are arguments
 of one program, which is compiled once. Every setting is judged by its accuracy on
 `--validation-size` training images (a tenth of them if not given), averaged over the
-seeds, full precision and `--bits`; the test images are not used. The folder (`runs/CONFIG/sweep`, or `--out`) gets
+seeds, full precision and `--bits`; the test images are not used. The folder
+(`runs/CONFIG/sweep`, or `--out`) gets
 
     config.toml  all that the runs have in common
     sweep.json   every run, means with standard errors, the best setting; written after

@@ -45,6 +45,7 @@ GRID = Grid(
     gamma=(0.1, 0.5),
     learning_rate=(0.05,),
     weight_decay=(0.01,),
+    strength=(0.0,),
     seeds=(0, 7),
 )
 ARGUMENTS = shlex.split(
@@ -116,12 +117,53 @@ def test_a_run_of_a_sweep_is_the_ordinary_run_either_way(tmp_path):
     )
 
 
-def test_first_order_has_no_gamma(tmp_path, monkeypatch):
+def test_an_epoch_may_be_one_loop_on_the_device():
+    runs = [run._replace(label_noise=0.5) for run in GRID.runs()[1:4]]
+    outputs = []
+    for on_device in (False, True):
+        config = dataclasses.replace(CONFIG, epoch_on_device=on_device)
+        many = ManyRuns(config, input_pipeline.create(config), 3, "vmap")
+        seen = []
+        outputs.append([x for _, x in many.epochs(runs, seen.append)])
+        assert np.shape(seen) == (8, 3)
+        np.testing.assert_array_equal(seen[:4], outputs[-1][0][:, :, 0].T)
+    assert np.shape(outputs) == (2, 2, 3, 4, 5)
+    # Eight steps in single precision, of sums in another order.
+    np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-5)
+    clean, noisy = outputs[0][-1][:, :, 2], outputs[0][-1][:, :, 1]
+    assert (clean != noisy).any()
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [("first_order", ["h"]), ("grad_l1", ["strength"]), ("sgd", ["learning_rate"])],
+)
+def test_a_method_is_searched_in_its_own_settings(method, names, tmp_path, monkeypatch):
     monkeypatch.setattr(ManyRuns, "train", lambda _, runs, __: [None] * len(runs))
-    config = dataclasses.replace(CONFIG, method="first_order")
-    tried = dataclasses.replace(GRID, seeds=(0,))
+    config = dataclasses.replace(CONFIG, method=method)
+    rates = (0.1, 0.2) if method == "sgd" else (0.1,)
+    tried = Grid(
+        h=(1.0, 3.0), gamma=(0.1, 0.2), strength=(0.1, 0.3), learning_rate=rates
+    )
     record = search.sweep(config, tried, options(tmp_path))
-    assert [(row["h"], row["gamma"]) for row in record["runs"]] == [(1.0, 0), (3.0, 0)]
+    settings = {grid.settings_of(row) for row in record["runs"]}
+    assert len(settings) == 2
+    zero = Settings(0.0, 0.0, 0.1, 1e-4, 0.0)._asdict()
+    for found in settings:
+        found = found._asdict()
+        assert [x for x in found if found[x] != zero[x]] in ([], names)
+
+
+def test_the_penalty_of_grad_l1_has_the_strength_of_the_run(tmp_path):
+    config = dataclasses.replace(CONFIG, method="grad_l1", epochs=1)
+    tried = dataclasses.replace(GRID, strength=(0.0, 0.05), seeds=(0,))
+    rows = search.sweep(config, tried, options(tmp_path / "grad_l1"))["runs"]
+    plain = dataclasses.replace(config, method="sgd")
+    (sgd,) = search.sweep(plain, tried, options(tmp_path / "sgd"))["runs"]
+    losses = [row["validation_loss"] for row in rows]
+    # The same sums, but for the product times zero.
+    np.testing.assert_allclose(losses[0], sgd["validation_loss"], rtol=1e-4)
+    assert abs(losses[1] / losses[0] - 1.0) > 1e-3
 
 
 @pytest.mark.parametrize("together", ["vmap", "one_by_one"])
@@ -263,7 +305,7 @@ def test_the_best_setting_has_the_highest_mean_over_precisions_and_seeds():
         *rows_of([(1.0, 1.0), None], h=3.0),  # one of the seeds diverged
         *rows_of([(1.0, 1.0), (1.0, 1.0)], h=4.0)[:1],  # not finished
     ]
-    tried = Grid(h=(1.0, 2.0, 3.0, 4.0), gamma=(0.1,), seeds=(0, 7))
+    tried = Grid(h=(1.0, 2.0, 3.0, 4.0), gamma=(0.1,), strength=(0.0,), seeds=(0, 7))
     summaries = grid.summarize(tried, rows)
     assert [x["h"] for x in summaries] == [1.0, 2.0, 3.0]
     assert [x["diverged"] for x in summaries] == [0, 0, 1]
@@ -324,7 +366,7 @@ def test_the_command_names_the_best_run_on_all_images(tmp_path, capsys, monkeypa
         epochs=1,
         label_noise=0.0,
         synchronized_batch_norm=False,
-        **grid.settings_of(record["best"])._asdict(),
+        **grid.settings_of(record["best"])._replace(strength=digits.strength)._asdict(),
     )
 
 
@@ -366,7 +408,6 @@ def test_bad_grids_are_explained(arguments, message, capsys):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--method", "sgd"], 1, "method must be 'hero' or 'first_order' in a sweep"),
         (["--augmentation", "resized_crop"], 1, "augmentation must be 'none' or 'crop"),
         (["--learning-rate", "inf"], 2, "learning_rate must be a finite number, got"),
         (["--out", "/dev/null/x"], 1, "out must be a folder that can be written to"),

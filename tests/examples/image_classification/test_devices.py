@@ -111,7 +111,11 @@ def test_curvature_is_that_of_the_whole_batch_for_every_method():
     results = []
     for way in [("jit", 1), ("jit", 4), ("pmap", 4)]:
         config, pipeline, model, program = setting(*way, **fields)
-        results.append(evaluate.make_measure(config, model, pipeline)(program.init()))
+        results.append(
+            evaluate.make_measure(config, model, pipeline)(
+                evaluate.variables_of(program.init())
+            )
+        )
     for result in results[1:]:
         for name, value in result.items():
             np.testing.assert_allclose(value, results[0][name], rtol=1e-6)

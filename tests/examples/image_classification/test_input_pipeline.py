@@ -321,6 +321,19 @@ def test_photographs_are_cut_anew_in_every_epoch_and_the_sample_stays(photograph
     assert pipeline.skipped == skipped
 
 
+def test_images_may_be_downsampled():
+    whole = input_pipeline.create(DIGITS)
+    halved = input_pipeline.create(dataclasses.replace(DIGITS, downsample=2))
+    assert halved.image_shape == (4, 4, 1)
+    assert halved.checksum != whole.checksum
+    (images, *_), (expected, *_) = (next(x.epoch(0)) for x in (halved, whole))
+    squares = np.asarray(expected, np.float64).reshape(-1, 4, 2, 4, 2, 1)
+    # Rounded to whole levels.
+    np.testing.assert_allclose(images, squares.mean((2, 4)), atol=0.5)
+    with pytest.raises(DatasetError, match="downsample must divide the images' 8x8"):
+        input_pipeline.create(dataclasses.replace(DIGITS, downsample=3))
+
+
 def test_a_batch_without_a_readable_image_is_an_error(photographs, tmp_path):
     shutil.copytree(photographs, tmp_path / "copy")
     for path in (tmp_path / "copy" / "train").rglob("*.jpeg"):

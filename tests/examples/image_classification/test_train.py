@@ -325,7 +325,9 @@ def test_curvature_is_that_of_the_mean_over_fixed_batches():
         method="sgd", curvature_h=1e-2, curvature_batches=3
     )
     state = program.init()
-    measured = evaluate.make_measure(config, model, pipeline)(state)
+    measured = evaluate.make_measure(config, model, pipeline)(
+        evaluate.variables_of(state)
+    )
     norms, products = [], []
     item = next(pipeline.epoch(0))
     for k in range(3):
