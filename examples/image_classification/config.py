@@ -27,7 +27,8 @@ class Config:
     Attributes:
       dataset: "digits" (part of scikit-learn), a name of TensorFlow Datasets such as
         "cifar10", "cifar100" or "imagenet2012", an `.npz` file with x_train, y_train,
-        x_test and y_test, or a folder with train/CLASS/IMAGE and val/CLASS/IMAGE.
+        x_test and y_test, a folder with train/CLASS/IMAGE and val/CLASS/IMAGE, or one
+        of mosaics (see `mosaics.py`).
       train_size: use so many training images, the same ones for every seed.
       test_size: use so many test images.
       validation_size: hold out so many training images and test on them instead; for

@@ -1,4 +1,4 @@
-"""Data sets by name: digits, TensorFlow Datasets, `.npz` files and class folders.
+"""Data sets by name: digits, TensorFlow Datasets, `.npz` files, folders, mosaics.
 
 A data set is held in one of two ways: :class:`Arrays`, all images of one size, or
 :class:`Files`, encoded images of any size that are decoded as they are needed.
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
+from . import mosaics
 from .photographs import UNREADABLE, to_rgb
 
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
@@ -157,7 +158,8 @@ def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> 
     """Open a data set; encoded images are not decoded yet.
 
     Args:
-      name: "digits", a name of TensorFlow Datasets, an `.npz` file, or a folder.
+      name: "digits", a name of TensorFlow Datasets, an `.npz` file, a folder of images
+        by class, or one of mosaics.
       data_dir: where TensorFlow data sets lie; their default if None.
       download: whether a TensorFlow data set that is not there may be downloaded.
 
@@ -169,6 +171,8 @@ def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> 
         return _digits()
     if path.suffix == ".npz":
         return _npz(path)
+    if mosaics.found(path):
+        return _mosaics(path)
     if (path / "train").is_dir() or name.startswith((".", "/", "~")):
         return _folder(path)
     return _tfds(name, data_dir, download)
@@ -309,6 +313,15 @@ def _checked(path: Path, x: np.ndarray, y: np.ndarray, split: str) -> Arrays:
             f"{path}: y_{split} must be from 0 to 2^31 - 1, got {y.min()} to {y.max()}."
         )
     return Arrays(x, y.astype(np.int32))
+
+
+def _mosaics(root: Path) -> Dataset:
+    try:
+        splits, num_classes = mosaics.read(root)
+    except mosaics.MosaicError as error:
+        raise DatasetError(str(error)) from None
+    train, test = (_checked(root, *splits[x], x) for x in ("train", "test"))
+    return Dataset(train, test, num_classes)
 
 
 def _folder(root: Path) -> Dataset:

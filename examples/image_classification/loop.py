@@ -41,11 +41,19 @@ class Training:
       out: its folder.
       keep: number of latest checkpoints that stay.
       quiet: whether to print nothing.
+      minutes: after which to stop; no limit if None.
     """
 
     def __init__(
-        self, config: Config, pipeline: Pipeline, out: Path, keep: int, quiet: bool
+        self,
+        config: Config,
+        pipeline: Pipeline,
+        out: Path,
+        keep: int,
+        quiet: bool,
+        minutes: float | None = None,
     ) -> None:
+        self._stop = Signals(minutes)
         model = make_model(config, pipeline, config.normalizes_together)
         self._config, self._pipeline, self._out = config, pipeline, out
         self._devices = pipeline.devices
@@ -86,7 +94,8 @@ class Training:
         progress = Progress(epochs * steps * images, step * images, self._quiet)
         if step:
             say(f"resumed after step {step} of {epochs * steps}", self._quiet)
-        with contextlib.closing(book), contextlib.closing(progress), Signals() as stop:
+        closing = contextlib.closing
+        with closing(book), closing(progress), self._stop as stop:
             for epoch in range(done, epochs):
                 start = time.perf_counter()
                 before = len(outputs)
@@ -108,7 +117,7 @@ class Training:
                 outputs = []
                 self._save(step, state, outputs, book, row["test_accuracy"])
                 book.write()
-                if stop.requested and epoch + 1 < epochs:
+                if epoch + 1 < epochs and stop.now():
                     raise self._stopped(step)
             return self._devices.fetch(state), book.rows, book.seconds()
 
@@ -251,15 +260,20 @@ class Training:
 class Signals:
     """Notes that SIGTERM or SIGINT came, instead of ending the process at once.
 
-    Of several processes, all are told of the SIGTERM that one of them got, at the same
-    step; SIGINT ends the one that gets it.
+    Or that the time is up. Of several processes, all are told of the SIGTERM that one
+    of them got, at the same step; SIGINT ends the one that gets it.
+
+    Args:
+      minutes: from now on, after which the run is to stop; no limit if None.
 
     Attributes:
       requested: whether the run is to stop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, minutes: float | None = None) -> None:
         self.requested = False
+        seconds = math.inf if minutes is None else 60.0 * minutes
+        self._end = time.monotonic() + seconds
         self._calls = 0
         self._handlers: dict[int, Any] = {}
 
@@ -278,6 +292,8 @@ class Signals:
             reached = multihost_utils.reached_preemption_sync_point(self._calls)
             self.requested |= reached
             self._calls += 1
+        elif time.monotonic() > self._end:
+            self.requested = True
         return self.requested
 
     def _note(self, number: int, frame: object) -> None:

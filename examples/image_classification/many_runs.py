@@ -190,11 +190,26 @@ class ManyRuns:
                 state, outputs = self._step(state, item, given)
                 yield state, outputs
 
+    def shapes(self, runs: Sequence[Run]) -> TrainState:
+        """Return the shapes of the state of runs."""
+        shapes: TrainState = jax.eval_shape(self._start, self._item(runs, 0))
+        return shapes
+
+    def fetch(self, state: TrainState) -> TrainState:
+        """Return a copy of the state on the host."""
+        fetched: TrainState = self._devices.fetch(state)
+        return fetched
+
+    def place(self, state: TrainState) -> TrainState:
+        """Bring a state of the host to the device."""
+        placed: TrainState = self._devices.replicate(state)
+        return placed
+
     def networks(
         self, state: TrainState, runs: Sequence[Run]
     ) -> list[evaluate.Variables]:
         """Return what the model is applied with, of each run, on the host."""
-        state = self._devices.fetch(state)
+        state = self.fetch(state)
         states = [state]
         if self._mapped:
             states = [

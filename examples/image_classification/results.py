@@ -1,6 +1,7 @@
 """What results say about their origin, tables of them, and writing them safely."""
 
 import datetime as dt
+import importlib.util
 import json
 import os
 import platform
@@ -31,6 +32,15 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
     }
+
+
+def installed(module: str, wanted: str, quiet: bool) -> bool:
+    """Return whether a module can be imported; if not, say what is not written."""
+    if importlib.util.find_spec(module) is not None:
+        return True
+    if not quiet:
+        print(f"{wanted} is not written: {module} is not installed.")
+    return False
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

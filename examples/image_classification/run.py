@@ -44,6 +44,8 @@ class Options:
       distributed: join the other processes of a run on several hosts, all of which run
         the same command; all of their devices are used.
       keep: number of latest checkpoints that stay, beside the best one.
+      minutes: stop after so many, as if asked by SIGTERM; the same command goes on. Of
+        several processes none may have this limit.
       quiet: print nothing and show no progress bar.
     """
 
@@ -56,12 +58,13 @@ class Options:
     parallel: Parallel = "jit"
     distributed: bool = False
     keep: int = 2
+    minutes: float | None = None
     quiet: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ValueError` where a field is out of range."""
         for name, least in (
-            *(("workers", 0), ("keep", 1)),
+            *(("workers", 0), ("keep", 1), ("minutes", 0)),
             *(("devices", 1), ("host_devices", 1)),
         ):
             value = getattr(self, name)
@@ -135,7 +138,7 @@ def _train_and_test(
     first = hosts.is_first()
     quiet = options.quiet or not first
     with hosts.together():
-        training = Training(config, pipeline, out, options.keep, quiet)
+        training = Training(config, pipeline, out, options.keep, quiet, options.minutes)
         if first:
             results.write_text(out / "config.toml", configs.dumps(config))
     if devices.count > 1:
@@ -166,15 +169,17 @@ def _train_and_test(
         "epochs": rows,
     }
     if first:
-        hero_jax.quant.save(out / "weights.safetensors", networks[32])
-        title = f"{config.model} on {Path(config.dataset).name}, {config.method}"
-        plot(rows, accuracy, title, out / "curves.png")
+        if results.installed("safetensors", "weights.safetensors", quiet):
+            hero_jax.quant.save(out / "weights.safetensors", networks[32])
+        if results.installed("matplotlib", "curves.png", quiet):
+            title = f"{config.model} on {Path(config.dataset).name}, {config.method}"
+            plot(rows, accuracy, title, out / "curves.png")
         results.write_json(out / "result.json", record)
     widths = ("float" if bits == "32" else f"{bits} bit" for bits in accuracy)
     values = (f"{value:.2%}" for value in accuracy.values())
     pairs = (" ".join(pair) for pair in zip(widths, values, strict=True))
     say(f"test accuracy: {', '.join(pairs)}", quiet)
-    say(f"wrote {out / 'result.json'}, weights.safetensors and curves.png", quiet)
+    say(f"wrote {out / 'result.json'}", quiet)
     return record
 
 

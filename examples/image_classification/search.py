@@ -17,7 +17,7 @@ from .array_pipeline import ArrayPipeline
 from .config import Config
 from .grid import Grid, Row, Run
 from .logbook import Progress, say
-from .loop import RunError
+from .loop import RunError, Stopped
 from .many_runs import ManyRuns, Together
 from .run import check_folder, locked, read
 
@@ -35,6 +35,9 @@ class Options:
       at_once: runs that "vmap" computes at once; all if None, for which the device
         must have the memory.
       measure: only measure both ways, for a few steps.
+      dataset_path: file or folder to read in place of the data set that the config
+        names.
+      minutes: stop before a chunk of runs that would take longer; none if None.
       quiet: print nothing and show no progress bar.
     """
 
@@ -44,10 +47,14 @@ class Options:
     together: Together | None = None
     at_once: int | None = None
     measure: bool = False
+    dataset_path: str | None = None
+    minutes: float | None = None
     quiet: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ValueError` where a field is out of range."""
+        if self.minutes is not None and self.minutes < 0:
+            raise ValueError(f"minutes must be at least 0, got {self.minutes}.")
         if self.at_once is None:
             return
         if self.at_once < 1:
@@ -63,6 +70,10 @@ class Options:
         """How to run."""
         on_cpu = jax.default_backend() == "cpu"
         return self.together or ("one_by_one" if on_cpu else "vmap")
+
+    def located(self, config: Config) -> Config:
+        """Return the config with the data set where it lies."""
+        return dataclasses.replace(config, dataset=self.dataset_path or config.dataset)
 
 
 FEW = 4
@@ -85,6 +96,7 @@ def sweep(config: Config, tried: Grid, options: Options) -> dict[str, Any]:
       RunError: the config cannot be swept, or the folder cannot be written or belongs
         to another config.
       DatasetError: the data set is missing or malformed.
+      Stopped: the time was up; the runs so far are kept.
     """
     out = _folder(options)
     config, tried = _checked(config, tried, options)
@@ -133,7 +145,9 @@ def _checked(config: Config, tried: Grid, options: Options) -> tuple[Config, Gri
     tried = tried.of_method(config.method)
     if config.validation_size is None:
         data = datasets.load(
-            config.dataset, data_dir=options.data_dir, download=options.download
+            options.located(config).dataset,
+            data_dir=options.data_dir,
+            download=options.download,
         )
         size = config.train_size or input_pipeline.len_of(data.train)
         config = dataclasses.replace(config, validation_size=max(1, size // 10))
@@ -142,7 +156,7 @@ def _checked(config: Config, tried: Grid, options: Options) -> tuple[Config, Gri
 
 def _open(config: Config, options: Options) -> ArrayPipeline:
     pipeline = input_pipeline.create(
-        config,
+        options.located(config),
         data_dir=options.data_dir,
         download=options.download,
         devices=devices.choose(),
@@ -175,15 +189,17 @@ def _search(config: Config, tried: Grid, out: Path, options: Options) -> dict[st
     if chunks:
         many = ManyRuns(config, pipeline, size, options.way)
         results.write_text(out / "config.toml", configs.dumps(config))
-        for new in _train(many, chunks, config, pipeline, options.quiet):
+        for new in _train(many, chunks, config, pipeline, options):
             rows.extend(new)
             results.write_json(path, _summarized(record, tried, rows))
     record = _summarized(record, tried, rows)
     results.write_json(path, record)
     title = f"{config.model} on {Path(config.dataset).name}, {config.method}"
-    heat_maps.plot(tried, record["settings"], record["best"], title, out / "sweep.png")
     say(table(record), options.quiet)
-    say(f"wrote {path} and sweep.png", options.quiet)
+    say(f"wrote {path}", options.quiet)
+    if results.installed("matplotlib", "sweep.png", options.quiet):
+        picture = out / "sweep.png"
+        heat_maps.plot(tried, record["settings"], record["best"], title, picture)
     return record
 
 
@@ -208,13 +224,15 @@ def _train(
     chunks: Sequence[Sequence[Run]],
     config: Config,
     pipeline: ArrayPipeline,
-    quiet: bool,
+    options: Options,
 ) -> Iterator[list[Row]]:
     """Yield the rows of one chunk after another."""
     images = config.epochs * pipeline.steps * config.micro_batch
     total = sum(map(len, chunks))
     done, seen = 0, 0
-    progress = Progress(total * images, 0, quiet)
+    progress = Progress(total * images, 0, options.quiet)
+    begun, longest = time.perf_counter(), 0.0
+    most = math.inf if options.minutes is None else 60.0 * options.minutes
 
     def look(losses: np.ndarray) -> None:
         nonlocal seen
@@ -225,7 +243,10 @@ def _train(
     with contextlib.closing(progress):
         for chunk in chunks:
             start = time.perf_counter()
+            if start - begun + longest > most:
+                raise Stopped(f"{options.minutes:g} minutes are over: {done} runs done")
             trained = many.train(chunk, look)
+            longest = max(longest, time.perf_counter() - start)
             seconds = (time.perf_counter() - start) / len(chunk)
             done += len(chunk)
             # A run that diverges has fewer steps.

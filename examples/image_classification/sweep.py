@@ -34,6 +34,7 @@ from .__main__ import ERRORS, named
 from .config import Config
 from .grid import OF_METHOD, Grid, settings_of
 from .logbook import say
+from .loop import Stopped
 from .search import Options, measure, percent, sweep
 
 T = TypeVar("T")
@@ -151,6 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measure(config, given, options)
             return 0
         record = sweep(config, given, options)
+    except Stopped as stopped:
+        say(f"{stopped}; the same command goes on with the others.")
+        return 0
     except KeyboardInterrupt:
         print(
             "interrupted; the same command goes on with the runs that are missing.",

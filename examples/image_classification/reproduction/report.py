@@ -1,0 +1,213 @@
+"""The report: tables and figures of what there is, written into the README."""
+
+import functools
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..config import Config
+from ..results import replace_file, write_text
+from ..run import read
+from . import paper, tables
+from .entries import BUDGET, CPU, FINALISTS, Row, Search, entries
+from .statistics import SIGNIFICANT, accuracies, summary
+from .tables import Records
+from .work import COMMAND, path_of
+
+BEGIN = "<!-- written by reproduce --report: begin -->"
+END = "<!-- written by reproduce --report: end -->"
+
+STEP_TIMES = Path("step_time")
+"""Folder of measured steps, beside that of the reproduction."""
+
+_OF_METHOD = {
+    "hero": "HERO",
+    "first_order": "first-order",
+    "grad_l1": "GRAD-L1",
+    "sgd": "SGD",
+}
+"""Names in the files of step times."""
+
+
+def write(results: Path, readme: Path, check: bool = False) -> int:
+    """Write the report's section of the README, and its figures.
+
+    Args:
+      results: folder of records.
+      readme: has the two lines between which the section stands.
+      check: write nothing, only compare.
+
+    Returns:
+      The exit status: 1 if the README is to be checked, and differs.
+    """
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    new = f"{before}{BEGIN}\n\n{section(results)}\n\n{END}{after}"
+    if check:
+        if new != text:
+            print(f"{readme} is not what `{COMMAND} --report` writes", file=sys.stderr)
+        return int(new != text)
+    for name, figure in figures_of(results):
+        path = results / "cpu" / f"{name}.png"
+        save = functools.partial(figure.savefig, dpi=110)
+        replace_file(path, save)
+    write_text(readme, new)
+    print(f"wrote {readme} and figures in {results / 'cpu'}")
+    return 0
+
+
+def section(results: Path) -> str:
+    """Return the whole section."""
+    return "\n\n".join([*_at_cpu_scale(results), *_at_full_scale(results)])
+
+
+def records_of(results: Path, scale: str) -> Records:
+    """Return the records of rows by name."""
+    found = {
+        entry.name: read(path_of(entry, results))
+        for entry in entries()
+        if isinstance(entry, Row) and entry.scale == scale
+    }
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def figures_of(results: Path) -> Iterable[tuple[str, Any]]:
+    """Yield names and figures of what there is at the scale "cpu"."""
+    from . import figures
+
+    records = records_of(results, "cpu")
+    if "hero" in records:
+        yield "figure_1", figures.figure_1(records)
+        yield "figure_2", figures.figure_2(records)
+        yield "figure_3", figures.figure_3(records)
+    searches = {
+        entry.name: read(path_of(entry, results)) or {"runs": []}
+        for entry in entries()
+        if isinstance(entry, Search)
+    }
+    if (figure := figures.tuning(searches)) is not None:
+        yield "tuning", figure
+
+
+def _at_cpu_scale(results: Path) -> Iterable[str]:
+    records = records_of(results, "cpu")
+    if not records:
+        yield f"Nothing has been run yet: `{COMMAND} --list`."
+        return
+    one = next(iter(records.values()))
+    seeds = sorted({run["seed"] for x in records.values() for run in x["runs"]})
+    hours = sum(x["seconds"] for x in records.values()) / 3600.0
+    hours += _search_seconds(results) / 3600.0
+    dates = sorted({x["environment"]["date"] for x in records.values()})
+    environment = one["environment"]
+    yield (
+        f"**Setting.** {one['train_images_per_epoch']} of "
+        f"{CPU.train_size} training images in each of {CPU.epochs} epochs (batches of "
+        f"{CPU.batch_size}), CIFAR-10 at 16x16 pixels, ResNet8 with "
+        f"{one['parameters']:,} parameters, no augmentation, cosine from the learning "
+        f"rate, momentum {CPU.momentum:g}; {one['test_images']:,} test images; means ± "
+        f"standard errors over seeds {', '.join(map(str, seeds))}. "
+        f"`{COMMAND} --scale cpu --all --data-dir DIR` runs all of it, "
+        f"{hours:.1f} hours of one core; `--report` writes this section. "
+        f"({environment['cores']} cores, {environment['device']}, "
+        f"{environment['machine']}, jax {environment['jax']}, "
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; [all "
+        "numbers](examples/results/reproduction/cpu).)"
+    )
+    yield "**Table 1**: test accuracy in percent."
+    yield tables.table_1(records)
+    yield "**Table 2**: with label noise."
+    yield tables.table_2(records)
+    yield "**Table 3**: by bits of the weights, without label noise."
+    yield tables.table_3(records)
+    yield (
+        "**Differences** of the same seeds, in points; bold where a two-sided paired "
+        f"t-test says p < {SIGNIFICANT:g} (few seeds find little, and of so many "
+        'comparisons one in twenty is bold by chance); "mean" is that of all five.'
+    )
+    yield tables.differences_table(records)
+    yield "\n".join(tables.verdicts(records))
+    folder = "examples/results/reproduction/cpu"
+    yield (
+        "**Figure 1**: test accuracy against bits.\n\n"
+        f"![Test accuracy against bits]({folder}/figure_1.png)"
+    )
+    yield (
+        "**Figure 2**: Hessian norm, and train-test gap in the second half of "
+        "training, without label noise; shaded from the lowest to the highest seed.\n\n"
+        f"![Hessian norm and gap]({folder}/figure_2.png)"
+    )
+    yield (
+        "**Figure 3**: loss along two filter-normalized random directions, seed "
+        f"{seeds[0]}, at one scale.\n\n![Loss surface]({folder}/figure_3.png)"
+    )
+    finals = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((results / "cpu" / "tuning").glob("*_finals.json"))
+    }
+    if finals:
+        yield (
+            f"**Chosen settings**: the best of {BUDGET} for every method, on 2,000 "
+            f"images held out, by the mean of float and 4 bits (the best {FINALISTS} "
+            "from three seeds; the others from one)."
+        )
+        yield tables.settings(finals)
+        yield (
+            "Accuracy held out over h and gamma, one seed (gamma 0 is first-order "
+            f"only):\n\n![Accuracy over h and gamma]({folder}/tuning.png)"
+        )
+
+
+def _search_seconds(results: Path) -> float:
+    paths = (results / "cpu" / "tuning").glob("*/sweep.json")
+    return sum(float((read(path) or {"seconds": 0.0})["seconds"]) for path in paths)
+
+
+def _at_full_scale(results: Path) -> Iterable[str]:
+    records = records_of(results, "full")
+    rows = []
+    for entry in entries():
+        if not isinstance(entry, Row) or entry.scale != "full":
+            continue
+        config = entry.config
+        number = paper.accuracy(
+            config.dataset, config.model, config.method, config.label_noise
+        )
+        ours = tables.MISSING
+        if entry.name in records:
+            ours = str(summary([*accuracies(records[entry.name], "32").values()]))
+        hours = _hours(config, results.parent / STEP_TIMES)
+        told = tables.MISSING
+        if hours is not None:
+            told = f"{hours * len(entry.seeds):,.0f}"
+        rows.append((entry.name, number, ours, told))
+    done = sum(row[2] != tables.MISSING for row in rows)
+    yield (
+        f"**At full scale** {done} of {len(rows)} rows have been run. Each of them is "
+        f"`{COMMAND} --scale full --only NAME --data-dir DIR`; `--next --minutes 8` "
+        "instead of `--only NAME` takes the first that is missing, in pieces of eight "
+        "minutes. The hours are those of the steps as [measured](#what-it-costs) on "
+        "two cores (ImageNet at 64x64 pixels, so about twelve times as many at "
+        "224x224, and for one seed); on an accelerator nothing has been measured yet."
+    )
+    yield (
+        "<details><summary>All rows</summary>\n\n"
+        f"{tables.full_scale(rows)}\n\n</details>"
+    )
+
+
+def _hours(config: Config, folder: Path) -> float | None:
+    """Return the expected time of a run's steps; None if no step was measured."""
+    record = read(folder / f"{config.model}.json")
+    if record is None:
+        return None
+    measured = record["networks"][config.model]
+    times = measured["methods"].get(_OF_METHOD[config.method])
+    if times is None:
+        return None
+    images = {"imagenet2012": 1_281_167}.get(config.dataset, 50_000)
+    seconds = sorted(times["seconds"])[len(times["seconds"]) // 2]
+    return float(images * config.epochs * seconds / measured["batch"] / 3600.0)
