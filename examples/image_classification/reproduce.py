@@ -130,8 +130,8 @@ def compute(given: argparse.Namespace, start: float) -> int:
             outcomes.append(attempt(worker, entry, options))
             if outcomes[-1] is False or (outcomes[-1] and given.next):
                 return 0
-        if time.monotonic() > limits.deadline:
-            return 0
+            if time.monotonic() > limits.deadline:
+                return 0
         if not any(outcomes):  # others have it in hand, or what it needs
             if given.next or given.only:
                 say(
@@ -149,8 +149,6 @@ def attempt(worker: Worker, entry: Entry, options: Options) -> bool | None:
     with held(entry, options.work) as ours:
         if not ours or not missing(entry, options.results, options.seeds):
             return None
-        if time.monotonic() > options.limits.deadline:
-            return False
         try:
             finished = do(worker, entry, options.results)
         except NotReady:

@@ -1,7 +1,7 @@
 """What results say about their origin, tables of them, and writing them safely."""
 
 import datetime as dt
-import importlib.util
+import importlib
 import json
 import os
 import platform
@@ -36,11 +36,13 @@ def environment() -> dict[str, Any]:
 
 def installed(module: str, wanted: str, quiet: bool) -> bool:
     """Return whether a module can be imported; if not, say what is not written."""
-    if importlib.util.find_spec(module) is not None:
-        return True
-    if not quiet:
-        print(f"{wanted} is not written: {module} is not installed.")
-    return False
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        if not quiet:
+            print(f"{wanted} is not written: {module} is not installed.")
+        return False
+    return True
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

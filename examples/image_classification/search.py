@@ -37,7 +37,8 @@ class Options:
       measure: only measure both ways, for a few steps.
       dataset_path: file or folder to read in place of the data set that the config
         names.
-      minutes: stop before a chunk of runs that would take longer; none if None.
+      minutes: stop before a chunk of runs, other than the first, that would end later;
+        no limit if None.
       quiet: print nothing and show no progress bar.
     """
 
@@ -243,7 +244,7 @@ def _train(
     with contextlib.closing(progress):
         for chunk in chunks:
             start = time.perf_counter()
-            if start - begun + longest > most:
+            if done and start - begun + longest > most:
                 raise Stopped(f"{options.minutes:g} minutes are over: {done} runs done")
             trained = many.train(chunk, look)
             longest = max(longest, time.perf_counter() - start)

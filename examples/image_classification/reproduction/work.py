@@ -220,7 +220,7 @@ class Worker:
         finalists = [{"rank": k, **x} for k, x in enumerate(found, 1)]
         record = read(path) or {"runs": []}
         rows: list[Record] = record["runs"]
-        way, start, longest = options.way(), time.monotonic(), 0.0
+        way, longest = options.way(), 0.0
         for finalist in finalists:
             config = dataclasses.replace(
                 entry.config, perturbation=finalist["perturbation"]
@@ -231,7 +231,7 @@ class Worker:
             size = max(1, len(seeds)) if way == "vmap" else 1
             for k in range(0, len(seeds), size):
                 start = time.monotonic()
-                if start + longest > options.limits.deadline:
+                if longest and start + longest > options.limits.deadline:
                     return False
                 chunk = seeds[k : k + size]
                 many, pipeline = self._many(config, size)
@@ -281,6 +281,8 @@ class Worker:
         if self._options.way() == "vmap" and config.augmentation != "resized_crop":
             at_once = max(1, len(seeds))
         for k in range(0, len(seeds), at_once):
+            if k and time.monotonic() > self._options.limits.deadline:
+                return False
             chunk = seeds[k : k + at_once]
             new = (
                 self._from_files(row, config, chunk)

@@ -59,8 +59,9 @@ def key(config):
 
 def test_there_is_one_file_for_each_number_of_the_tables():
     files = {key(configs.load(path)): path for path in paths()}
-    assert len(files) == len(paths()) == 46
-    assert set(files) == {row for row, _ in rows()}
+    assert len(files) == len(paths()) == 51
+    compared = {("cifar10", "resnet20", "first_order", x) for x in (0.0, *NOISE)}
+    assert set(files) == {row for row, _ in rows()} | compared
     for row, text in rows():
         assert text in files[row].read_text()
 

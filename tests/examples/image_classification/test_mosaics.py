@@ -1,0 +1,92 @@
+"""Mosaics: every tile in its place, and what is wrong with a folder."""
+
+import json
+
+import numpy as np
+import pytest
+
+from examples.image_classification import datasets
+from examples.image_classification.datasets import DatasetError
+from tests.examples.image_classification import mosaic_files
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Images and labels, and the folder with them; the last row is not full."""
+    rng = np.random.default_rng(0)
+    images, labels = (
+        {
+            split: rng.integers(0, 256, (size, 6, 6, 3), np.uint8)
+            for split, size in (("train", 18), ("test", 5))
+        },
+        {"train": np.arange(18) % 3, "test": np.arange(5) % 3},
+    )
+    mosaic_files.write(tmp_path / "mosaics", images, labels)
+    return images, labels, tmp_path / "mosaics"
+
+
+def test_every_image_is_found_in_its_place(written):
+    images, labels, folder = written
+    dataset = datasets.load(str(folder))
+    assert dataset.num_classes == 3
+    for split, found in (("train", dataset.train), ("test", dataset.test)):
+        np.testing.assert_array_equal(found.images, images[split])
+        np.testing.assert_array_equal(found.labels, labels[split])
+
+
+def lose_a_picture(folder):
+    (folder / "train-01.webp").unlink()
+
+
+def swap_two(folder):
+    (folder / "train-00.webp").rename(folder / "x")
+    (folder / "train-01.webp").rename(folder / "train-00.webp")
+    (folder / "x").rename(folder / "train-01.webp")
+
+
+def lose_all(folder):
+    for path in folder.glob("test-*.webp"):
+        path.unlink()
+
+
+def damage(folder):
+    (folder / "train-00.webp").write_bytes(b"RIFF")
+
+
+def change_columns(folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"mosaic_columns": 5}))
+
+
+def forget_a_split(folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["splits"]["test"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def lose_labels(folder):
+    (folder / "test-labels.npy").unlink()
+
+
+def pickle_labels(folder):
+    np.save(folder / "test-labels.npy", np.array([{}] * 5), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lose_a_picture, "must have 18 images and labels to train, got 12 and 18"),
+        (swap_two, "the train images do not match their checksum"),
+        (lose_all, "no pictures .*test-00.webp and so on"),
+        (damage, "cannot be read: .*train-00.webp"),
+        (change_columns, "must be rows of 5 squares, got 24x12 pixels"),
+        (forget_a_split, "meta.json has no 'test'"),
+        (lose_labels, "test-labels.npy"),
+        (pickle_labels, "cannot be read: Object arrays cannot be loaded"),
+    ],
+)
+def test_bad_folders_are_named(written, change, message):
+    *_, folder = written
+    change(folder)
+    with pytest.raises(DatasetError, match=message):
+        datasets.load(str(folder))
