@@ -5,7 +5,7 @@ import sys
 import flax.linen as nn
 import jax.numpy as jnp
 
-from examples.image_classification import __main__, loop
+from examples.image_classification import loop
 
 
 class Small(nn.Module):
@@ -30,5 +30,7 @@ def make_model(_, pipeline, synchronized):
 
 
 if __name__ == "__main__":
+    from examples.image_classification import __main__
+
     loop.make_model = make_model
     sys.exit(__main__.main())
