@@ -152,7 +152,7 @@ def _at_cpu_scale(results: Path) -> Iterable[str]:
         yield (
             f"**Chosen settings**: the best of {BUDGET} for every method, on 2,000 "
             f"images held out, by the mean of float and 4 bits (the best {FINALISTS} "
-            "from three seeds; the others from one)."
+            "from two seeds; the others from one)."
         )
         yield tables.settings(finals)
         yield (
