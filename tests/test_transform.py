@@ -33,6 +33,19 @@ VARIANTS = {
     },
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=[*VARIANTS])
+main_variants = pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(variant, id=name, marks=marks)
+        for name, variant in VARIANTS.items()
+        for marks in [
+            ()
+            if name in ("layerwise", "off", "masked", "scheduled")
+            else pytest.mark.slow
+        ]
+    ],
+)
+"""Of which the others, equal to the function, would say the same."""
 
 BATCH = mlp_batch(dtype=jnp.float32)
 GRAD_FN = jax.grad(lambda params: mlp_loss(params, *BATCH))
@@ -97,13 +110,13 @@ def test_equals_the_function(variant):
     close(params, reference(variant))
 
 
-@every_variant
+@main_variants
 def test_jit_changes_nothing(variant):
     tx = optimizer(variant)
     close(*(run(tx, initial(), jit=jit)[0] for jit in (True, False)))
 
 
-@every_variant
+@main_variants
 def test_compiles_once_and_keeps_its_state_stable(variant):
     tx = optimizer(variant)
     step = jax.jit(lambda p, s: tx.update(GRAD_FN(p), s, p, grad_fn=GRAD_FN))
@@ -116,7 +129,7 @@ def test_compiles_once_and_keeps_its_state_stable(variant):
     assert step._cache_size() == 1
 
 
-@every_variant
+@main_variants
 def test_inside_scan_and_cond(variant):
     tx = optimizer(variant)
 
@@ -142,7 +155,7 @@ def _of_hero(path, _):
     return any(getattr(key, "tuple_name", None) == "HeroState" for key in path)
 
 
-@every_variant
+@main_variants
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_updates_keep_the_dtype_of_the_gradients(variant, dtype):
     tx, params = hero_jax.hero(**variant), initial(dtype)
@@ -154,7 +167,7 @@ def test_updates_keep_the_dtype_of_the_gradients(variant, dtype):
 
 
 @pytest.mark.usefixtures("x64")
-@every_variant
+@main_variants
 def test_state_is_stable_when_gradients_are_narrower_than_the_weights(variant):
     tx, params = hero_jax.hero(**variant), initial(jnp.float64)
     grad_fn = lambda p: jax.tree.map(lambda x: x.astype(jnp.float32), GRAD_FN(p))
@@ -162,7 +175,7 @@ def test_state_is_stable_when_gradients_are_narrower_than_the_weights(variant):
     chex.assert_trees_all_equal_dtypes(state, tx.init(params))
 
 
-@every_variant
+@main_variants
 def test_zero_gradient_is_finite(variant):
     params = initial()
     zero = lambda p: jax.tree.map(jnp.zeros_like, p)
@@ -170,7 +183,7 @@ def test_zero_gradient_is_finite(variant):
     chex.assert_tree_all_finite((updates, state))
 
 
-@every_variant
+@main_variants
 def test_vmap_over_stacked_weights(variant):
     tx = optimizer(variant)
     many = [mlp_params(seed, jnp.float32) for seed in range(3)]
@@ -198,7 +211,7 @@ def test_vmap_over_h_and_gamma():
     )
 
 
-@every_variant
+@main_variants
 def test_other_extra_arguments_are_accepted(variant):
     params, _ = run(optimizer(variant), initial(), value=jnp.array(1.0), tag=None)
     close(params, reference(variant))

@@ -119,6 +119,7 @@ def test_deployment(weights, capsys):
     assert weights[0].with_name("hero_seed0.stablehlo").exists()
 
 
+@pytest.mark.slow
 def test_four_bits_of_resnet20_take_a_seventh_of_the_floats():
     sizes = quantizer_speed.file_sizes(quantizer_speed.weights("resnet20"))
     assert 7 * sizes["4 bit"] <= sizes["float"]
@@ -132,6 +133,7 @@ def test_vgg19_has_the_size_of_the_paper():
     assert round(weights / 1e6, 2) == 20.04
 
 
+@pytest.mark.slow
 def test_speed_table(capsys):
     quantizer_speed.main(["--tree=resnet20", "--rounds=1"])
     printed = capsys.readouterr().out

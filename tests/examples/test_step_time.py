@@ -97,7 +97,14 @@ def test_every_method_differentiates_the_same_loss(variants):
     assert distance(gradient(every, 4) - first_order, 4 * penalty) < 1e-3
 
 
-@pytest.mark.parametrize("network", ["resnet20", "mobilenet_v2", "vgg19_bn"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        "resnet20",
+        pytest.param("mobilenet_v2", marks=pytest.mark.slow),
+        pytest.param("vgg19_bn", marks=pytest.mark.slow),
+    ],
+)
 def test_last_layers_are_some_of_them(variants, network):
     model = variants.create(network, jnp.float32, None)
     shapes = jax.eval_shape(

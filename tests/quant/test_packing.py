@@ -21,7 +21,7 @@ def numpy_packed(values, bits):
     return np.packbits(rows.astype(np.uint8).ravel(), bitorder="little")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(st.sampled_from((1, *WIDTHS, 9, 13)), st.integers(0, 40), st.randoms())
 def test_equals_numpy(bits, size, random):
     values = np.array([random.randrange(2**bits) for _ in range(size)], np.uint32)

@@ -8,8 +8,8 @@ images in 200 epochs; with random crops so small a network does not get there.
 At the scale "cpu" every method has the same budget of settings (`BUDGET`), which are
 judged at full precision and at 4 bits on 2,000 training images that are held out, once
 without label noise, and once with 40 % for all rows that have some: each from one seed,
-and the best `FINALISTS` of a method from another one, since settings differ by less than
-seeds do. The last four settings are the best one of the others with more weight decay
+and the best `FINALISTS` of a method from another one, since settings differ by less
+than seeds do. The last four settings are the best one of the others with more decay
 and a higher learning rate, which help against noise as flatness does. "sgd_recipe" is
 SGD with the learning rate and the weight decay of the paper's recipe, not searched.
 """

@@ -234,6 +234,7 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.slow
 def test_another_seed_is_another_run(tmp_path):
     for seed in (0, 1):
         config = dataclasses.replace(CONFIG, seed=seed, epochs=1)
