@@ -42,8 +42,11 @@ CPU = Config(
     model="resnet8",
     epochs=20,
     batch_size=64,
+    h=0.0,
+    gamma=0.0,
+    strength=0.0,
 )
-"""Common to all runs at the scale "cpu"."""
+"""Common to all runs at the scale "cpu"; h, gamma and strength are searched."""
 
 TUNING = dataclasses.replace(CPU, test_size=None, validation_size=2000, bits=(4,))
 
@@ -153,7 +156,13 @@ _CPU_NOISES = (0.0, 0.2, 0.4, 0.6, 0.8)
 
 def entries() -> list[Entry]:
     """Return all, those of the scale "cpu" first."""
-    return [*_cpu_searches(), *_cpu_finals(), *_cpu_rows(), *_full_rows()]
+    return [
+        *_cpu_searches(),
+        *_cpu_finals(),
+        *_cpu_rows(),
+        *_released(),
+        *_full_rows(),
+    ]
 
 
 def _cpu_searches() -> list[Search]:
@@ -217,6 +226,27 @@ def _cpu_rows() -> list[Row]:
         )
         for noise in _CPU_NOISES
         for name, method in _OF_ROWS.items()
+    ]
+
+
+def _released() -> list[Search]:
+    """Return HERO with the settings of the released code, which nothing needs."""
+    return [
+        Search(
+            name=f"released_{kind}",
+            scale="cpu",
+            config=dataclasses.replace(
+                TUNING,
+                method="hero",
+                perturbation="adaptive",
+                reduction="mean",
+                label_noise=noise,
+            ),
+            grid=dataclasses.replace(
+                Grid(h=(0.5,), gamma=(5.0,)), seeds=(FIRST_SEED, *MORE_SEEDS)
+            ).of_method("hero"),
+        )
+        for kind, noise in _CONDITIONS.items()
     ]
 
 
