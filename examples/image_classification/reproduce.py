@@ -25,7 +25,7 @@ import io
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .checkpoints import CheckpointError
@@ -71,9 +71,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--check", action="store_true", help="with --report: only compare the README")
     add("--scale", choices=("full", "cpu"), help="the paper's, or for two cores")
-    add("--minutes", type=_minutes, default=math.inf, help="stop after so many")
-    add("--seeds", type=int, nargs="+", help="instead of those of the row")
+    add("--minutes", type=_at_least(0.0), default=math.inf, help="stop after so many")
+    add("--seeds", type=_at_least(0), nargs="+", help="instead of those of the row")
     add("--together", choices=("vmap", "one_by_one"), help="how several seeds run")
+    add(
+        "--at-once",
+        type=_at_least(1),
+        help="runs of a search that vmap computes at once",
+    )
     add("--dataset", help="an .npz file, or a folder of mosaics, with CIFAR-10")
     add("--data-dir", type=Path, help="where TensorFlow data sets lie")
     add("--download", action="store_true", help="let TensorFlow Datasets fetch it")
@@ -121,6 +126,7 @@ def compute(given: argparse.Namespace, start: float) -> int:
         download=given.download,
         seeds=None if given.seeds is None else tuple(given.seeds),
         together=given.together,
+        at_once=given.at_once,
         limits=limits,
     )
     worker = Worker(options)
@@ -177,11 +183,16 @@ def table(wanted: Sequence[Entry], results: Path) -> str:
     return markdown(rows)
 
 
-def _minutes(text: str) -> float:
-    value = float(text)
-    if not value >= 0.0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
-    return value
+def _at_least(least: float) -> Callable[[str], float]:
+    """Return a reader of numbers of the same type, from the least one on."""
+
+    def number(text: str) -> float:
+        value = type(least)(text)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return value
+
+    return number
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ class Options:
       download: let TensorFlow Datasets fetch a data set that is not there.
       seeds: others than those of the row.
       together: how several seeds or settings are computed; by the device if None.
+      at_once: runs of a search that "vmap" computes at once, the least that can be done
+        in one piece; all if None.
       limits: when to stop.
     """
 
@@ -55,6 +57,7 @@ class Options:
     download: bool = False
     seeds: tuple[int, ...] | None = None
     together: Together | None = None
+    at_once: int | None = None
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def way(self) -> Together:
@@ -197,6 +200,7 @@ class Worker:
                     data_dir=options.data_dir,
                     download=options.download,
                     together=options.together,
+                    at_once=options.at_once,
                     minutes=None if math.isinf(minutes) else max(minutes, 0.0),
                     quiet=options.limits.quiet,
                     dataset_path=options.dataset,
