@@ -260,6 +260,19 @@ def test_a_signal_in_the_middle_of_an_epoch_saves_all(
     assert_same_result(tmp_path, whole)
 
 
+@pytest.mark.usefixtures("small")
+def test_a_run_stops_when_its_time_is_up(tmp_path):
+    run(CONFIG, options(tmp_path / "whole"))
+    pieces = options(tmp_path / "pieces", minutes=0)
+    for _ in range(2):
+        with pytest.raises(loop.Stopped, match="and saved"):
+            run(CONFIG, pieces)
+    run(CONFIG, options(tmp_path / "pieces"))
+    assert_same_result(tmp_path / "pieces", tmp_path / "whole")
+    with pytest.raises(ValueError, match="minutes must be at least 0, got -1"):
+        options(tmp_path, minutes=-1)
+
+
 def interrupt(monkeypatch, step):
     """Send SIGTERM while a step is looked at; return the counter of all steps."""
     counter = itertools.count(1)
