@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -61,8 +62,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    """Write a record as JSON, whole or not at all; a row of numbers is one line."""
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    text = _NUMBERS.sub(lambda row: f"[{' '.join(row[1].split())}]", text)
+    write_text(path, text + "\n")
+
+
+_NUMBERS = re.compile(r"\[\n((?:\s*(?:null|[-+.\deE]+),?\n)+)\s*\]")
 
 
 def markdown(rows: list[list[str]]) -> str:
