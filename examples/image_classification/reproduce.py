@@ -175,11 +175,11 @@ def do(worker: Worker, entry: Entry, results: Path) -> bool:
 
 def table(wanted: Sequence[Entry], results: Path) -> str:
     """Tell what there is of every entry."""
-    rows = [["scale", "name", "what", "runs missing"]]
+    rows = [["scale", "name", "for", "runs missing"]]
     for entry in wanted:
-        kind = {Search: "search", Finals: "finals", Row: "row"}[type(entry)]
+        what = entry.shown_in if isinstance(entry, Row) else "choosing settings"
         left = missing(entry, results)
-        rows.append([entry.scale, entry.name, kind, str(left) if left else "-"])
+        rows.append([entry.scale, entry.name, what, str(left) if left else "-"])
     return markdown(rows)
 
 

@@ -112,6 +112,20 @@ class Row:
     finals: str | None = None
     surface: bool = False
 
+    @property
+    def shown_in(self) -> str:
+        """Which tables and figures of the paper it is for."""
+        config = self.config
+        if config.label_noise:
+            return "Table 2"
+        if self.scale == "cpu":
+            return "Tables 1 and 3, Figures 1 to 3"
+        shown = {
+            ("cifar10", "resnet20"): "Table 1, Figures 1 to 3",
+            ("cifar10", "mobilenet_v2"): "Tables 1 and 3, Figure 1",
+        }
+        return shown.get((config.dataset, config.model), "Table 1, Figure 1")
+
 
 Entry = Search | Finals | Row
 
