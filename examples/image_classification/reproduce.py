@@ -23,33 +23,30 @@ but NumPy and Pillow, from `--dataset`: an `.npz` file or a folder of mosaics.
 import argparse
 import io
 import math
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
+
 from .checkpoints import CheckpointError
 from .datasets import DatasetError
 from .devices import DevicesError
 from .logbook import say
-from .loop import RunError
+from .loop import RunError, Signals
 from .reproduction import report
-from .reproduction.entries import Entry, Finals, Row, Search, entries
+from .reproduction.entries import Entry, Row, entries
+from .reproduction.records import NotReady, held, missing
 from .reproduction.training import Limits
-from .reproduction.work import (
-    NotReady,
-    Options,
-    Worker,
-    chosen,
-    held,
-    missing,
-    on_this_machine,
-)
+from .reproduction.work import Options, Worker, on_this_machine
 from .results import markdown
 
 ERRORS = (CheckpointError, DatasetError, DevicesError, RunError, OSError)
 ROOT = Path(__file__).parents[2]
-PAUSE = 10.0
+PAUSE = 10
 """Seconds before it looks again whether others have done what is waited for."""
 
 RESULTS = ROOT / "examples" / "results" / "reproduction"
@@ -79,9 +76,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=_at_least(1),
         help="runs of a search that vmap computes at once",
     )
-    add("--dataset", help="an .npz file, or a folder of mosaics, with CIFAR-10")
+    add("--dataset", help="CIFAR-10 as an .npz file or a folder of mosaics")
     add("--data-dir", type=Path, help="where TensorFlow data sets lie")
     add("--download", action="store_true", help="let TensorFlow Datasets fetch it")
+    add("--readme", type=Path, default=ROOT / "README.md", help="for the report")
     add("--results", type=Path, default=RESULTS, help="folder of results")
     add("--work", type=Path, default=Path("runs/reproduce"), help="for checkpoints")
     add("--quiet", action="store_true", help="print nothing, show no progress bar")
@@ -97,12 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         if given.report:
-            return report.write(given.results, ROOT / "README.md", given.check)
+            return report.write(given.results, given.readme, given.check)
         if given.list:
             wanted = [x for x in entries() if given.scale in (None, x.scale)]
             print(table(wanted, given.results))
             return 0
         return compute(given, start)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on.", file=sys.stderr)
+        return 128 + signal.SIGINT
     except ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -117,60 +118,84 @@ def compute(given: argparse.Namespace, start: float) -> int:
         if not wanted:
             names = ", ".join(x.name for x in entries() if x.scale == scale)
             raise RunError(f"--only must be one of {names}, got {given.only!r}.")
-    limits = Limits(deadline=start + 60.0 * given.minutes, quiet=given.quiet)
-    options = Options(
-        results=given.results,
-        work=given.work,
-        dataset=given.dataset,
-        data_dir=given.data_dir,
-        download=given.download,
-        seeds=None if given.seeds is None else tuple(given.seeds),
-        together=given.together,
-        at_once=given.at_once,
-        limits=limits,
-    )
-    worker = Worker(options)
+    if given.dataset is not None and not Path(given.dataset).exists():
+        raise RunError(
+            "--dataset must be an .npz file, or a folder of mosaics or of images by "
+            f"class, that exists, got {given.dataset!r}."
+        )
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # every piece needs the programs
+        jax.config.update("jax_compilation_cache_dir", str(given.work / "compiled"))
+    with Signals() as signals:
+        limits = Limits(
+            signals=signals,
+            deadline=start + 60.0 * given.minutes,
+            quiet=given.quiet,
+        )
+        options = Options(
+            results=given.results,
+            work=given.work,
+            dataset=given.dataset,
+            data_dir=given.data_dir,
+            download=given.download,
+            seeds=None if given.seeds is None else (*dict.fromkeys(given.seeds),),
+            together=given.together,
+            at_once=given.at_once,
+            limits=limits,
+        )
+        return work_on(wanted, options, given.next, given.only)
+
+
+def work_on(
+    wanted: Sequence[Entry], options: Options, only_next: bool, only: str | None
+) -> int:
+    """Do what is missing of some entries, or the next one; return the exit status."""
+    worker, limits = Worker(options), options.limits
+    told = None
     while left := [x for x in wanted if missing(x, options.results, options.seeds)]:
-        outcomes = []
+        outcomes: list[bool] = []
+        waits = ""
         for entry in left:
-            outcomes.append(attempt(worker, entry, options))
-            if outcomes[-1] is False or (outcomes[-1] and given.next):
+            try:
+                outcomes.append(attempt(worker, entry, options))
+            except NotReady as reason:
+                waits = waits or str(reason)
+                continue
+            if limits.stopped() or not outcomes[-1] or only_next:
                 return 0
-            if time.monotonic() > limits.deadline:
+            if limits.over(0.0):
                 return 0
-        if not any(outcomes):  # others have it in hand, or what it needs
-            if given.next or given.only:
-                say(
-                    "what is missing is in hand elsewhere, or waits for it", given.quiet
-                )
+        if any(outcomes):
+            continue
+        if only_next or only is not None:
+            print(f"error: {waits}", file=sys.stderr)
+            return 1
+        if waits != told:
+            say(f"waits: {waits}", limits.quiet)
+            told = waits
+        for _ in range(PAUSE):
+            if limits.over(0.0):
                 return 0
-            time.sleep(PAUSE)
-    say("nothing is missing", given.quiet)
+            time.sleep(1.0)
+    say("nothing is missing", limits.quiet)
     return 0
 
 
-def attempt(worker: Worker, entry: Entry, options: Options) -> bool | None:
-    """Do an entry; return whether it is done, None if it cannot be now."""
-    quiet = options.limits.quiet
-    with held(entry, options.work) as ours:
-        if not ours or not missing(entry, options.results, options.seeds):
-            return None
-        try:
-            finished = do(worker, entry, options.results)
-        except NotReady:
-            return None
+def attempt(worker: Worker, entry: Entry, options: Options) -> bool:
+    """Do an entry; return whether it is done, or was done by another process.
+
+    Raises:
+      NotReady: another process has it in hand, or what it needs is not there.
+    """
+    with held(entry, options.results) as ours:
+        if not ours:
+            raise NotReady(f"another process has {entry.name} in hand")
+        if not missing(entry, options.results, options.seeds):
+            return True
+        say(entry.name, options.limits.quiet)
+        finished = worker.do(entry)
     end = "done" if finished else "stopped; the same command goes on"
-    say(f"{entry.name}: {end}", quiet)
+    say(f"{entry.name}: {end}", options.limits.quiet)
     return finished
-
-
-def do(worker: Worker, entry: Entry, results: Path) -> bool:
-    """Compute an entry; return whether it is done."""
-    if isinstance(entry, Search):
-        return worker.search(entry)
-    if isinstance(entry, Finals):
-        return worker.finals(entry)
-    return worker.row(entry, chosen(entry, results))
 
 
 def table(wanted: Sequence[Entry], results: Path) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,12 @@ FEW = 4
 """Runs that are measured, if it is not said how many."""
 
 
-def sweep(config: Config, tried: Grid, options: Options) -> dict[str, Any]:
+def sweep(
+    config: Config,
+    tried: Grid,
+    options: Options,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Train and judge all runs of a grid; go on where an earlier attempt ended.
 
     Args:
@@ -89,6 +94,7 @@ def sweep(config: Config, tried: Grid, options: Options) -> dict[str, Any]:
         those of the grid. Its `bits` are the precisions that count.
       tried: the grid; what the method has not is left out of it.
       options: where and how to run.
+      stopped: whether to stop before the next chunk of runs.
 
     Returns:
       The record that is written to `sweep.json`.
@@ -97,13 +103,13 @@ def sweep(config: Config, tried: Grid, options: Options) -> dict[str, Any]:
       RunError: the config cannot be swept, or the folder cannot be written or belongs
         to another config.
       DatasetError: the data set is missing or malformed.
-      Stopped: the time was up; the runs so far are kept.
+      Stopped: the time was up, or it was asked for; the runs so far are kept.
     """
     out = _folder(options)
     config, tried = _checked(config, tried, options)
     check_folder(out, config)
     with locked(out):
-        return _search(config, tried, out, options)
+        return _search(config, tried, out, options, stopped)
 
 
 def measure(config: Config, tried: Grid, options: Options) -> dict[str, Any]:
@@ -166,7 +172,13 @@ def _open(config: Config, options: Options) -> ArrayPipeline:
     return pipeline
 
 
-def _search(config: Config, tried: Grid, out: Path, options: Options) -> dict[str, Any]:
+def _search(
+    config: Config,
+    tried: Grid,
+    out: Path,
+    options: Options,
+    stopped: Callable[[], bool],
+) -> dict[str, Any]:
     """Do the runs that are missing, then draw and tell."""
     path = out / "sweep.json"
     earlier = read(path) or {"runs": []}
@@ -190,7 +202,7 @@ def _search(config: Config, tried: Grid, out: Path, options: Options) -> dict[st
     if chunks:
         many = ManyRuns(config, pipeline, size, options.way)
         results.write_text(out / "config.toml", configs.dumps(config))
-        for new in _train(many, chunks, config, pipeline, options):
+        for new in _train(many, chunks, config, pipeline, options, stopped):
             rows.extend(new)
             results.write_json(path, _summarized(record, tried, rows))
     record = _summarized(record, tried, rows)
@@ -226,6 +238,7 @@ def _train(
     config: Config,
     pipeline: ArrayPipeline,
     options: Options,
+    stopped: Callable[[], bool],
 ) -> Iterator[list[Row]]:
     """Yield the rows of one chunk after another."""
     images = config.epochs * pipeline.steps * config.micro_batch
@@ -244,8 +257,8 @@ def _train(
     with contextlib.closing(progress):
         for chunk in chunks:
             start = time.perf_counter()
-            if done and start - begun + longest > most:
-                raise Stopped(f"{options.minutes:g} minutes are over: {done} runs done")
+            if done and (stopped() or start - begun + longest > most):
+                raise Stopped(f"stopped after {done} of {total} runs")
             trained = many.train(chunk, look)
             longest = max(longest, time.perf_counter() - start)
             seconds = (time.perf_counter() - start) / len(chunk)

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config
+from ..loop import RunError
 from ..results import replace_file, write_text
 from ..run import read
 from . import paper, tables
 from .entries import BUDGET, CPU, FINALISTS, Row, Search, entries
-from .statistics import SIGNIFICANT, accuracies, summary
+from .records import chosen, differences, path_of
+from .statistics import SIGNIFICANT
 from .tables import Records
-from .work import COMMAND, path_of
+from .work import COMMAND
 
 BEGIN = "<!-- written by reproduce --report: begin -->"
 END = "<!-- written by reproduce --report: end -->"
 
-STEP_TIMES = Path("step_time")
-"""Folder of measured steps, beside that of the reproduction."""
+STEP_TIMES = Path(__file__).parents[2] / "results" / "step_time"
+"""Folder of measured steps."""
 
 _OF_METHOD = {
     "hero": "HERO",
@@ -41,8 +43,14 @@ def write(results: Path, readme: Path, check: bool = False) -> int:
 
     Returns:
       The exit status: 1 if the README is to be checked, and differs.
+
+    Raises:
+      RunError: the README has no such lines, or a result is of other settings than
+        those that were found best.
     """
     text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise RunError(f"{readme} must have the lines {BEGIN!r} and {END!r} once.")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     new = f"{before}{BEGIN}\n\n{section(results)}\n\n{END}{after}"
@@ -51,9 +59,8 @@ def write(results: Path, readme: Path, check: bool = False) -> int:
             print(f"{readme} is not what `{COMMAND} --report` writes", file=sys.stderr)
         return int(new != text)
     for name, figure in figures_of(results):
-        path = results / "cpu" / f"{name}.png"
         save = functools.partial(figure.savefig, dpi=110)
-        replace_file(path, save)
+        replace_file(results / "cpu" / f"{name}.png", save)
     write_text(readme, new)
     print(f"wrote {readme} and figures in {results / 'cpu'}")
     return 0
@@ -66,12 +73,18 @@ def section(results: Path) -> str:
 
 def records_of(results: Path, scale: str) -> Records:
     """Return the records of rows by name."""
-    found = {
-        entry.name: read(path_of(entry, results))
-        for entry in entries()
-        if isinstance(entry, Row) and entry.scale == scale
-    }
-    return {name: record for name, record in found.items() if record is not None}
+    found = {}
+    for entry in entries():
+        record = read(path_of(entry, results))
+        if not isinstance(entry, Row) or entry.scale != scale or record is None:
+            continue
+        if different := differences(record, chosen(entry, results)):
+            raise RunError(
+                f"the result of {entry.name} is of another config "
+                f"({'; '.join(different)}): delete it, and run it again."
+            )
+        found[entry.name] = record
+    return found
 
 
 def figures_of(results: Path) -> Iterable[tuple[str, Any]]:
@@ -82,7 +95,8 @@ def figures_of(results: Path) -> Iterable[tuple[str, Any]]:
     if "hero" in records:
         yield "figure_1", figures.figure_1(records)
         yield "figure_2", figures.figure_2(records)
-        yield "figure_3", figures.figure_3(records)
+        if any("surface" in record for record in records.values()):
+            yield "figure_3", figures.figure_3(records)
     searches = {
         entry.name: read(path_of(entry, results)) or {"runs": []}
         for entry in entries()
@@ -99,8 +113,7 @@ def _at_cpu_scale(results: Path) -> Iterable[str]:
         return
     one = next(iter(records.values()))
     seeds = sorted({run["seed"] for x in records.values() for run in x["runs"]})
-    hours = sum(x["seconds"] for x in records.values()) / 3600.0
-    hours += _search_seconds(results) / 3600.0
+    hours = (_seconds(records.values()) + _search_seconds(results)) / 3600.0
     dates = sorted({x["environment"]["date"] for x in records.values()})
     environment = one["environment"]
     yield (
@@ -110,7 +123,7 @@ def _at_cpu_scale(results: Path) -> Iterable[str]:
         f"{one['parameters']:,} parameters, no augmentation, cosine from the learning "
         f"rate, momentum {CPU.momentum:g}; {one['test_images']:,} test images; means ± "
         f"standard errors over seeds {', '.join(map(str, seeds))}. "
-        f"`{COMMAND} --scale cpu --all --data-dir DIR` runs all of it, "
+        f"`{COMMAND} --scale cpu --all --data-dir DIR` runs all of it, which took "
         f"{hours:.1f} hours of one core; `--report` writes this section. "
         f"({environment['cores']} cores, {environment['device']}, "
         f"{environment['machine']}, jax {environment['jax']}, "
@@ -162,8 +175,13 @@ def _at_cpu_scale(results: Path) -> Iterable[str]:
 
 
 def _search_seconds(results: Path) -> float:
-    paths = (results / "cpu" / "tuning").glob("*/sweep.json")
-    return sum(float((read(path) or {"seconds": 0.0})["seconds"]) for path in paths)
+    tuning = results / "cpu" / "tuning"
+    paths = [*tuning.glob("*/sweep.json"), *tuning.glob("*_finals.json")]
+    return _seconds(read(path) for path in paths)
+
+
+def _seconds(records: Iterable[dict[str, Any] | None]) -> float:
+    return sum(float(record["seconds"]) for record in records if record)
 
 
 def _at_full_scale(results: Path) -> Iterable[str]:
@@ -176,22 +194,22 @@ def _at_full_scale(results: Path) -> Iterable[str]:
         number = paper.accuracy(
             config.dataset, config.model, config.method, config.label_noise
         )
-        ours = tables.MISSING
-        if entry.name in records:
-            ours = str(summary([*accuracies(records[entry.name], "32").values()]))
-        hours = _hours(config, results.parent / STEP_TIMES)
+        ours = [tables.found(records, entry.name, bits) for bits in ("32", "4")]
+        hours = _hours(config)
         told = tables.MISSING
         if hours is not None:
             told = f"{hours * len(entry.seeds):,.0f}"
-        rows.append((entry.name, number, ours, told))
+        rows.append((entry.name, number, ours[0], ours[1], told))
     done = sum(row[2] != tables.MISSING for row in rows)
     yield (
         f"**At full scale** {done} of {len(rows)} rows have been run. Each of them is "
-        f"`{COMMAND} --scale full --only NAME --data-dir DIR`; `--next --minutes 8` "
-        "instead of `--only NAME` takes the first that is missing, in pieces of eight "
-        "minutes. The hours are those of the steps as [measured](#what-it-costs) on "
-        "two cores (ImageNet at 64x64 pixels, so about twelve times as many at "
-        "224x224, and for one seed); on an accelerator nothing has been measured yet."
+        f"`{COMMAND} --scale full --only NAME --data-dir DIR`. The hours are those of "
+        "the steps of three seeds as [measured](#what-it-costs) on two cores "
+        "(ImageNet: one seed, at 64x64 pixels, so about twelve times as many at "
+        "224x224). They are for accelerators, on which nothing has been measured yet: "
+        "there `--next --minutes 8` takes the first that is missing, in pieces of "
+        "eight minutes. The least piece is an epoch, for which HERO takes two cores 11 "
+        "minutes or more."
     )
     yield (
         "<details><summary>All rows</summary>\n\n"
@@ -199,9 +217,9 @@ def _at_full_scale(results: Path) -> Iterable[str]:
     )
 
 
-def _hours(config: Config, folder: Path) -> float | None:
+def _hours(config: Config) -> float | None:
     """Return the expected time of a run's steps; None if no step was measured."""
-    record = read(folder / f"{config.model}.json")
+    record = read(STEP_TIMES / f"{config.model}.json")
     if record is None:
         return None
     measured = record["networks"][config.model]

@@ -54,9 +54,12 @@ class Difference(NamedTuple):
 
 def accuracies(record: dict[str, Any], bits: str) -> dict[int, float]:
     """Return percent by seed; a run that diverged counts as a guess."""
-    classes = 10.0
+    classes = {"cifar100": 100, "imagenet2012": 1000}.get(
+        record["config"]["dataset"], 10
+    )
+    guess = {bits: 1.0 / classes}
     return {
-        run["seed"]: 100.0 * (run["accuracy_by_bits"] or {bits: 1.0 / classes})[bits]
+        run["seed"]: 100.0 * (run["accuracy_by_bits"] or guess)[bits]
         for run in record["runs"]
     }
 

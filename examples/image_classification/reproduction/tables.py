@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..grid import OF_METHOD
+from ..grid import OF_METHOD, settings_of
 from ..results import markdown
 from . import paper
 from .statistics import (
@@ -129,15 +129,10 @@ def verdicts(records: Records) -> Iterable[str]:
             if whole is None:
                 continue
             better = sum(x.mean > 0 for x in each)
-            counts = (
-                sum(x.significant and x.mean > 0 for x in each),
-                sum(x.significant and x.mean < 0 for x in each),
-            )
             yield (
                 f"- {METHODS[one]} against {METHODS[other]}, "
                 f"{'float' if bits == '32' else '4 bits'}: better in {better} of "
-                f"{len(each)} conditions, significantly better in {counts[0]}, "
-                f"significantly worse in {counts[1]}; on average {whole.mean:+.1f} ± "
+                f"{len(each)} conditions, on average by {whole.mean:+.1f} ± "
                 f"{whole.error:.1f} points (p = {whole.p:.2g}"
                 + (")." if whole.p < SIGNIFICANT else ", not significant).")
             )
@@ -148,11 +143,14 @@ def settings(finals: Records) -> str:
     rows = [["", "rows", "direction", "settings", "held out: float", "4 bit"]]
     for name, record in finals.items():
         best = record["best"]
+        if best is None:  # not finished
+            continue
         method = record["config"]["method"]
         has = OF_METHOD[method]
         names = [*has, "learning_rate", "weight_decay"]
         told = ", ".join(f"{x.replace('_', ' ')} {best[x]:g}" for x in names)
-        runs = [x for x in record["runs"] if x["rank"] == best["rank"]]
+        key = best["perturbation"], settings_of(best)
+        runs = [x for x in record["runs"] if (x["perturbation"], settings_of(x)) == key]
         means = []
         for bits in PRECISIONS:
             values = [100.0 * best["accuracy_by_bits"][bits]["mean"]]
@@ -164,11 +162,11 @@ def settings(finals: Records) -> str:
     return markdown(rows)
 
 
-def full_scale(rows: Sequence[tuple[str, float | None, str, str]]) -> str:
+def full_scale(rows: Sequence[tuple[str, float | None, str, str, str]]) -> str:
     """Return the rows of the paper: its number, ours, and what it would take."""
-    titles = ["name", "paper", "here", "hours for three seeds on two cores"]
+    titles = ["name", "paper", "here", "here, 4 bits", "hours on two cores"]
     cells = [
-        [name, MISSING if number is None else f"{number:.2f}", ours, hours]
-        for name, number, ours, hours in rows
+        [name, MISSING if number is None else f"{number:.2f}", *others]
+        for name, number, *others in rows
     ]
     return markdown([titles, *cells])

@@ -51,12 +51,28 @@ class Limits:
     """When to stop, and what to say meanwhile.
 
     Attributes:
+      signals: tell whether it was asked for.
       deadline: of `time.monotonic`, infinite if there is none.
       quiet: whether to show no progress bar.
     """
 
+    signals: Signals
     deadline: float = math.inf
     quiet: bool = False
+
+    def stopped(self) -> bool:
+        """Whether a signal asked to stop."""
+        return self.signals.now()
+
+    def over(self, seconds: float) -> bool:
+        """Whether to stop rather than do what takes so long."""
+        return self.stopped() or time.monotonic() + seconds > self.deadline
+
+    def minutes_left(self) -> float | None:
+        """Return the minutes until the deadline, None if there is none."""
+        if math.isinf(self.deadline):
+            return None
+        return max(0.0, self.deadline - time.monotonic()) / 60.0
 
 
 def train(
@@ -97,7 +113,6 @@ def train(
         images = len(runs) * steps * config.micro_batch
         progress = Progress(config.epochs * images, done * images, limits.quiet)
         stack.enter_context(contextlib.closing(progress))
-        stop = stack.enter_context(Signals())
 
         def look(losses: np.ndarray) -> None:
             text = f"epoch {done + 1}, loss {np.median(losses):.3f}"
@@ -119,7 +134,9 @@ def train(
             spent, longest = spent + seconds, max(longest, seconds)
             if done == config.epochs:
                 break
-            ends = stop.requested or now + 1.1 * longest > limits.deadline
+            if all(curve["train_loss"][-1] is None for curve in curves):
+                break  # all have diverged
+            ends = limits.over(1.1 * longest)
             if ends or now - saved > SAVE_EVERY:
                 record = {"data": data, "curves": curves, "seconds": spent}
                 checkpoints.save(done, many.fetch(state), record, None)

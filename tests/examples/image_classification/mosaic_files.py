@@ -28,5 +28,6 @@ def write(folder, images, labels, columns=4, per_picture=8):
             "num_examples": len(images[split]),
             "images_sha256": digest.hexdigest(),
         }
-    meta = {"classes": ["a", "b", "c"], "mosaic_columns": columns, "splits": splits}
+    classes = [*map(str, range(max(map(max, labels.values())) + 1))]
+    meta = {"classes": classes, "mosaic_columns": columns, "splits": splits}
     (folder / "meta.json").write_text(json.dumps(meta))

@@ -18,10 +18,10 @@ from examples.image_classification.grid import Grid
 from examples.image_classification.reproduction import entries as wanted
 from examples.image_classification.reproduction import (
     paper,
+    records,
     report,
     statistics,
     surface,
-    work,
 )
 from examples.image_classification.reproduction.entries import Finals, Row, Search
 from examples.image_classification.run import Options, run
@@ -186,7 +186,7 @@ def test_seeds_may_be_trained_at_once(tmp_path):
     assert command(turns, "--only", "plain", "--together", "one_by_one") == 0
     vmap = ("--only", "plain", "--together", "vmap")
     assert command(at_once, *vmap, "--minutes", "0.00001") == 0
-    assert not (at_once / "results").exists()
+    assert not [*(at_once / "results").rglob("*.json")]
     assert command(at_once, *vmap) == 0
     assert record_of(at_once)["together"] == "vmap"
     for one, other in zip(
@@ -211,14 +211,17 @@ def test_seeds_may_be_added_but_configs_not_mixed(tmp_path, capsys, monkeypatch)
 
 
 def test_what_another_process_has_in_hand_is_left_to_it(tmp_path, capsys):
-    with work.held(PLAIN, tmp_path / "work") as ours:
+    with records.held(PLAIN, tmp_path / "results") as ours:
         assert ours
-        assert command(tmp_path, "--only", "plain") == 0
-    assert not (tmp_path / "results").exists()
-    assert command(tmp_path, "--only", "row") == 0  # its finals are not there
-    assert not (tmp_path / "results").exists()
+        assert command(tmp_path, "--only", "plain") == 1
+    assert "another process has plain in hand" in capsys.readouterr().err
+    assert command(tmp_path, "--only", "row") == 1
+    assert "row needs finals, which is not finished" in capsys.readouterr().err
+    assert not [*(tmp_path / "results").rglob("*.json")]
     assert command(tmp_path, "--only", "nothing") == 1
     assert "--only must be one of layerwise, adaptive" in capsys.readouterr().err
+    assert command(tmp_path, "--next", "--dataset", str(tmp_path / "x.npz")) == 1
+    assert "--dataset must be an .npz file, or" in capsys.readouterr().err
 
 
 def test_it_runs_with_few_packages_from_mosaics(tmp_path):
@@ -228,7 +231,7 @@ def test_it_runs_with_few_packages_from_mosaics(tmp_path):
         split: rng.integers(0, 256, (size, 8, 8, 3), np.uint8)
         for split, size in (("train", 136), ("test", 50))
     }
-    labels = {split: np.arange(len(x)) % 3 for split, x in images.items()}
+    labels = {split: np.arange(len(x)) % 10 for split, x in images.items()}
     mosaic_files.write(tmp_path / "mosaics", images, labels, per_picture=200)
     blocked = {
         *("matplotlib", "tyro", "tqdm", "tensorboardX", "tensorflow_datasets"),
@@ -372,7 +375,9 @@ def test_differences_are_paired_by_seed():
 def test_a_run_that_diverged_counts_as_a_guess():
     runs = [{"seed": 0, "accuracy_by_bits": None}]
     runs.append({"seed": 1, "accuracy_by_bits": {"4": 0.25}})
-    assert statistics.accuracies({"runs": runs}, "4") == {0: 10.0, 1: 25.0}
+    for dataset, guess in (("cifar10", 10.0), ("cifar100", 1.0)):
+        record = {"runs": runs, "config": {"dataset": dataset}}
+        assert statistics.accuracies(record, "4") == {0: guess, 1: 25.0}
 
 
 def test_the_report_in_the_readme_is_that_of_the_results(monkeypatch):
