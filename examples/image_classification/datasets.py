@@ -321,6 +321,13 @@ def _mosaics(root: Path) -> Dataset:
     except mosaics.MosaicError as error:
         raise DatasetError(str(error)) from None
     train, test = (_checked(root, *splits[x], x) for x in ("train", "test"))
+    highest = max(train.labels.max(), test.labels.max())
+    if highest >= num_classes or train.images.shape[1:] != test.images.shape[1:]:
+        raise DatasetError(
+            f"{root} must have labels below {num_classes}, the number of classes, and "
+            f"images of one size, got {highest}, {train.images.shape[1:]} and "
+            f"{test.images.shape[1:]}."
+        )
     return Dataset(train, test, num_classes)
 
 

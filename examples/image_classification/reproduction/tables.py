@@ -99,19 +99,17 @@ def differences(records: Records) -> dict[tuple[str, str, str, str], Difference]
 def differences_table(records: Records) -> str:
     """Return paired differences, those that are significant in bold."""
     all_found = differences(records)
-    titles = [
-        f"{METHODS[one]} less {METHODS[other]}, {'float' if bits == '32' else '4 bit'}"
-        for one, other in PAIRS
-        for bits in PRECISIONS
-    ]
-    rows = [["label noise", *titles]]
-    for condition in (*(f"{noise} %" for noise in (0, *paper.NOISES)), "mean"):
-        cells = [
-            str(all_found.get((one, other, condition, bits), MISSING))
-            for one, other in PAIRS
-            for bits in PRECISIONS
-        ]
-        rows.append([condition, *cells])
+    conditions = (*(f"{noise} %" for noise in (0, *paper.NOISES)), "mean")
+    rows = [["label noise", *conditions]]
+    for one, other in PAIRS:
+        for bits in PRECISIONS:
+            precision = "float" if bits == "32" else "4 bits"
+            cells = (
+                str(all_found.get((one, other, condition, bits), MISSING))
+                for condition in conditions
+            )
+            title = f"{METHODS[one]} less {METHODS[other]}, {precision}"
+            rows.append([title, *cells])
     return markdown(rows)
 
 

@@ -23,10 +23,12 @@ def write(folder, images, labels, columns=4, per_picture=8):
             path = folder / f"{split}-{k // per_picture:02d}.webp"
             Image.fromarray(picture).save(path, lossless=True)
         np.save(folder / f"{split}-labels.npy", labels[split])
-        digest = hashlib.sha256(np.ascontiguousarray(images[split]).tobytes())
-        splits[split] = {
-            "num_examples": len(images[split]),
-            "images_sha256": digest.hexdigest(),
+        splits[split] = {"num_examples": len(images[split])} | {
+            f"{name}_sha256": hashlib.sha256(x.tobytes()).hexdigest()
+            for name, x in (
+                ("images", np.ascontiguousarray(images[split])),
+                ("labels", labels[split].astype(np.uint8)),
+            )
         }
     classes = [*map(str, range(max(map(max, labels.values())) + 1))]
     meta = {"classes": classes, "mosaic_columns": columns, "splits": splits}

@@ -64,6 +64,20 @@ def forget_a_split(folder):
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
+def make_one_class_of_all(folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"classes": ["a"]}))
+
+
+def permute_labels(folder):
+    labels = np.load(folder / "train-labels.npy")
+    np.save(folder / "train-labels.npy", np.roll(labels, 1))
+
+
+def empty_labels(folder):
+    (folder / "train-labels.npy").write_bytes(b"")
+
+
 def lose_labels(folder):
     (folder / "test-labels.npy").unlink()
 
@@ -81,6 +95,9 @@ def pickle_labels(folder):
         (damage, "cannot be read: .*train-00.webp"),
         (change_columns, "must be rows of 5 squares, got 24x12 pixels"),
         (forget_a_split, "meta.json has no 'test'"),
+        (make_one_class_of_all, "must have labels below 1, the number of classes"),
+        (permute_labels, "the train labels do not match their checksum"),
+        (empty_labels, "cannot be read: No data left in file"),
         (lose_labels, "test-labels.npy"),
         (pickle_labels, "cannot be read: Object arrays cannot be loaded"),
     ],

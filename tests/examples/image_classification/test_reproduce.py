@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -207,7 +209,172 @@ def test_seeds_may_be_added_but_configs_not_mixed(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(reproduce, "entries", lambda: [other])
     assert command(tmp_path, "--only", "plain") == 1
     assert "runs of another config (h was 1.0, now 2.0)" in capsys.readouterr().err
+    assert command(tmp_path, "--only", "plain", "--seeds", "0", "1") == 1
+    assert "runs of another config" in capsys.readouterr().err
     assert record_of(tmp_path) == before
+
+
+def test_a_checkpoint_of_another_config_is_not_resumed(tmp_path, monkeypatch):
+    other = dataclasses.replace(PLAIN, config=dataclasses.replace(PLAIN.config, h=2.0))
+    first = ("--only", "plain", "--seeds", "0")
+    assert command(tmp_path, *first, "--minutes", "0.00001") == 0
+    monkeypatch.setattr(reproduce, "entries", lambda: [other])
+    assert command(tmp_path, *first) == 0
+    assert command(tmp_path / "fresh", *first) == 0
+    assert record_of(tmp_path)["runs"] == record_of(tmp_path / "fresh")["runs"]
+
+
+def test_seeds_of_other_images_are_not_mixed(tmp_path, capsys):
+    assert command(tmp_path, "--only", "plain", "--seeds", "0", "0") == 0
+    path = tmp_path / "results" / "cpu" / "plain.json"
+    record = record_of(tmp_path)
+    assert [run["seed"] for run in record["runs"]] == [0]
+    path.write_text(json.dumps(record | {"data": record["data"] + 1}))
+    assert command(tmp_path, "--only", "plain", "--seeds", "1") == 1
+    assert "seeds [0] were trained on other images" in capsys.readouterr().err
+
+
+def test_a_signal_in_the_last_epoch_stops_all_that_follows(tmp_path, monkeypatch):
+    measure, calls = many_runs.ManyRuns.measure, []
+
+    def interrupted(self, variables, run):
+        calls.append(run.seed)
+        if len(calls) == PLAIN.config.epochs:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return measure(self, variables, run)
+
+    monkeypatch.setattr(many_runs.ManyRuns, "measure", interrupted)
+    monkeypatch.setattr(reproduce, "entries", lambda: [PLAIN])
+    assert command(tmp_path, "--all") == 0
+    assert [run["seed"] for run in record_of(tmp_path)["runs"]] == [0]
+    assert calls == [0, 0, 0]
+
+
+def test_finals_are_known_by_their_settings():
+    def final(perturbation, h, **fields):
+        return {"perturbation": perturbation, "h": h, "gamma": 0.1, **fields} | {
+            "learning_rate": 0.1,
+            "weight_decay": 1e-4,
+            "strength": 0.0,
+        }
+
+    def run_of(perturbation, h, seed, accuracy):
+        accuracies = None if accuracy is None else {"32": accuracy, "4": accuracy - 0.1}
+        return final(perturbation, h, seed=seed, accuracy_by_bits=accuracies)
+
+    candidates = [
+        final("adaptive", 1.0, score={"mean": 0.6}),
+        final("layerwise", 1.0, score={"mean": 0.5}),
+    ]
+    rows = [
+        run_of("layerwise", 1.0, 4, 0.85),
+        run_of("layerwise", 2.0, 4, 0.99),  # of an earlier search
+        run_of("adaptive", 1.0, 4, None),  # diverged
+    ]
+    best = records.best_of(candidates, {"runs": rows}, [4])
+    assert best["perturbation"] == "layerwise"
+    # Of 0.5, and of 0.85 and 0.75, by hand.
+    np.testing.assert_allclose(best["score_of_all_seeds"], 0.65)
+    assert records.best_of(candidates, {"runs": rows[:2]}, [4]) is None
+
+
+def made_up(folder):
+    """Results of every row at the scale "cpu", by chance; two finals are unfinished."""
+    rng = np.random.default_rng(0)
+    axis = [-1.0, 0.0, 1.0]
+    settings = {"h": 1.0, "gamma": 0.1, "learning_rate": 0.1, "weight_decay": 1e-4}
+    settings |= {"strength": 0.0, "perturbation": "layerwise"}
+    accuracies = {bits: {"mean": 0.5} for bits in ("32", "4")}
+    for entry in wanted.entries():
+        if entry.scale != "cpu":
+            continue
+        path = records.path_of(entry, folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(entry, Finals):
+            best = settings | {"accuracy_by_bits": accuracies}
+            unfinished = entry.name.endswith("grad_l1_finals")
+            record = {
+                "config": dataclasses.asdict(entry.config),
+                "best": None if unfinished else best,
+                "seconds": 60.0,
+                "runs": [],
+            }
+            path.write_text(json.dumps(record))
+        if not isinstance(entry, Row) or entry.config.method == "grad_l1":
+            continue
+        runs = [
+            {
+                "seed": seed,
+                "accuracy_by_bits": {
+                    bits: rng.random() for bits in ("32", "8", "6", "5", "4", "3")
+                },
+                "epochs": {
+                    name: rng.random(4).tolist()
+                    for name in ("train_accuracy", "test_accuracy", "hessian_norm")
+                },
+            }
+            for seed in entry.seeds
+        ]
+        record = {
+            "environment": {
+                "cores": 2,
+                "device": "cpu",
+                "machine": "x",
+                "jax": "0",
+                "date": "2026-01-01",
+            },
+            "config": dataclasses.asdict(records.chosen(entry, folder)),
+            "parameters": 10,
+            "train_images_per_epoch": 96,
+            "test_images": 50,
+            "seconds": 3600.0,
+            "runs": runs,
+        }
+        if entry.surface:
+            record["surface"] = {"axis": axis, "loss": rng.random((3, 3)).tolist()}
+        path.write_text(json.dumps(record))
+
+
+def test_the_report_tells_means_errors_and_differences(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    made_up(tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nstale text\n{report.END}\nafter")
+    assert report.write(tmp_path, readme) == 0
+    text = readme.read_text()
+    assert report.write(tmp_path, readme, check=True) == 0
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter")
+    assert "stale text" not in text
+
+    def percent(name, bits="32"):
+        found = json.loads((tmp_path / "cpu" / f"{name}.json").read_text())
+        return np.array([100 * x["accuracy_by_bits"][bits] for x in found["runs"]])
+
+    lines = text.splitlines()
+    table_1 = lines[next(k for k, x in enumerate(lines) if "**Table 1**" in x) :]
+    hero = next(line for line in table_1 if line.startswith("| HERO "))
+    values = percent("hero")
+    expected = f"{values.mean():.1f} ± {stats.sem(values):.1f}"
+    assert [x.strip() for x in hero.split("|")[2:4]] == ["93.44", expected]
+    noisy = lines[next(k for k, x in enumerate(lines) if "**Differences**" in x) :]
+    row = next(x for x in noisy if x.startswith("| HERO less SGD, 4 bits"))
+    pairs = percent("hero_noise60", "4") - percent("sgd_noise60", "4")
+    told = row.split("|")[5].strip()
+    assert told.strip("*") == f"{pairs.mean():+.1f} ± {stats.sem(pairs):.1f}"
+    assert ("**" in told) == (stats.ttest_1samp(pairs, 0.0).pvalue < 0.05)
+    for name in ("figure_1", "figure_2", "figure_3"):
+        png = (tmp_path / "cpu" / f"{name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG")
+
+    (tmp_path / "cpu" / "hero.json").write_text(
+        (tmp_path / "cpu" / "hero.json").read_text().replace('"h": 1.0', '"h": 2.0')
+    )
+    with pytest.raises(loop.RunError, match=r"hero is of another config \(h was 2.0"):
+        report.write(tmp_path, readme)
+    readme.write_text("nothing")
+    with pytest.raises(loop.RunError, match="must have the lines"):
+        report.write(tmp_path, readme)
 
 
 def test_what_another_process_has_in_hand_is_left_to_it(tmp_path, capsys):
