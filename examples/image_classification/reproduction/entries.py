@@ -175,6 +175,7 @@ def entries() -> list[Entry]:
         *_cpu_finals(),
         *_cpu_rows(),
         *_released(),
+        *_wider(),
         *_full_rows()[:4],
         *_full_searches(),
         *_full_rows()[4:],
@@ -263,6 +264,26 @@ def _released() -> list[Search]:
             ).of_method("hero"),
         )
         for kind, noise in _CONDITIONS.items()
+    ]
+
+
+def _wider() -> list[Search]:
+    """Return more of HERO's h and gamma, to look at; nothing is chosen from it."""
+    lengths: dict[Direction, tuple[float, ...]] = {
+        "layerwise": (0.5, 5.0),
+        "adaptive": (0.2, 0.5),
+    }
+    return [
+        Search(
+            name=f"wider_{kind}_{direction}",
+            scale="cpu",
+            config=dataclasses.replace(
+                TUNING, method="hero", perturbation=direction, label_noise=noise
+            ),
+            grid=_of_seed(Grid(h=h, gamma=(0.01, 0.1, 1.0, 5.0)), "hero"),
+        )
+        for kind, noise in _CONDITIONS.items()
+        for direction, h in lengths.items()
     ]
 
 

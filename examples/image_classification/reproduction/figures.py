@@ -26,7 +26,7 @@ INCREASE = 0.1
 def figure_1(records: Records) -> Figure:
     """Draw test accuracy against the bits of the weights, at every label noise."""
     noises = [n for n in (0, *paper.NOISES) if name_of("hero", n) in records]
-    figure = Figure(figsize=(3.1 * len(noises), 3.4), layout="constrained")
+    figure = Figure(figsize=(3.1 * len(noises), 3.7), layout="constrained")
     panels = figure.subplots(1, len(noises), squeeze=False)[0]
     places = range(len(BITS))
     for axes, noise in zip(panels, noises, strict=True):
@@ -54,7 +54,8 @@ def figure_1(records: Records) -> Figure:
         )
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy (%)")
-    panels[0].legend(fontsize="small")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 
@@ -131,19 +132,18 @@ def surface_of(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return axis, loss - loss[len(axis) // 2, len(axis) // 2]
 
 
-def tuning(searches: Records) -> Figure | None:
+def tuning(searches: dict[str, list[dict[str, Any]]]) -> Figure | None:
     """Draw accuracy held out, over h and gamma: HERO, and with gamma 0 first-order.
 
     Args:
-      searches: by name, "clean_hero_layerwise" and so on.
+      searches: settings with means, of "clean_hero_layerwise" and so on.
     """
     maps = []
     for kind in ("clean", "noise40"):
         for direction in ("layerwise", "adaptive"):
             names = [f"{kind}_{x}_{direction}" for x in ("first_order", "hero")]
-            rows = [
-                x for name in names for x in searches.get(name, {"runs": []})["runs"]
-            ]
+            names.append(f"wider_{kind}_{direction}")
+            rows = [row for name in names for row in searches.get(name, [])]
             if rows:
                 maps.append((kind, direction, rows))
     if not maps:
@@ -169,7 +169,7 @@ def _map(axes: Any, rows: Sequence[dict[str, Any]], bits: str) -> None:
     for row in rows:
         if row["accuracy_by_bits"] is not None:
             place = hs.index(row["h"]), gammas.index(row["gamma"])
-            values[place] = 100.0 * row["accuracy_by_bits"][bits]
+            values[place] = 100.0 * row["accuracy_by_bits"][bits]["mean"]
     image = axes.imshow(values, aspect="auto", cmap="viridis")
     axes.set_xticks(range(len(gammas)), [f"{x:g}" for x in gammas])
     axes.set_yticks(range(len(hs)), [f"{x:g}" for x in hs])

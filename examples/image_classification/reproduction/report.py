@@ -12,7 +12,7 @@ from ..loop import RunError
 from ..results import replace_file, write_text
 from ..run import read
 from . import paper, tables
-from .entries import BUDGET, CPU, FINALISTS, Row, Search, entries
+from .entries import BUDGET, CPU, FINALISTS, Row, entries
 from .records import chosen, differences, path_of
 from .statistics import SIGNIFICANT
 from .tables import Records
@@ -97,11 +97,8 @@ def figures_of(results: Path) -> Iterable[tuple[str, Any]]:
         yield "figure_2", figures.figure_2(records)
         if any("surface" in record for record in records.values()):
             yield "figure_3", figures.figure_3(records)
-    searches = {
-        entry.name: read(path_of(entry, results)) or {"runs": []}
-        for entry in entries()
-        if isinstance(entry, Search)
-    }
+    found = {x.name: read(path_of(x, results)) for x in entries()}
+    searches = {name: x["settings"] for name, x in found.items() if x and "grid" in x}
     if (figure := figures.tuning(searches)) is not None:
         yield "tuning", figure
 
