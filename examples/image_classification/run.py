@@ -44,8 +44,8 @@ class Options:
       distributed: join the other processes of a run on several hosts, all of which run
         the same command; all of their devices are used.
       keep: number of latest checkpoints that stay, beside the best one.
-      minutes: stop after so many, as if asked by SIGTERM; the same command goes on. Of
-        several processes none may have this limit.
+      minutes: stop after so many, as if asked by SIGTERM; the same command goes on. A
+        run of several processes takes no notice.
       quiet: print nothing and show no progress bar.
     """
 
