@@ -80,8 +80,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--data-dir", type=Path, help="where TensorFlow data sets lie")
     add("--download", action="store_true", help="let TensorFlow Datasets fetch it")
     add("--readme", type=Path, default=ROOT / "README.md", help="for the report")
-    add("--results", type=Path, default=RESULTS, help="folder of results")
-    add("--work", type=Path, default=Path("runs/reproduce"), help="for checkpoints")
+    add("--results", type=Path, default=RESULTS, help="folder (%(default)s)")
+    add(
+        "--work",
+        type=Path,
+        default=Path("runs/reproduce"),
+        help="for checkpoints (%(default)s)",
+    )
     add("--quiet", action="store_true", help="print nothing, show no progress bar")
     return parser.parse_args(arguments)
 
