@@ -139,7 +139,12 @@ def verdicts(records: Records) -> Iterable[str]:
 def settings(finals: Records) -> str:
     """Return what was chosen for each method, and how well it did when chosen."""
     rows = [["", "rows", "direction", "settings", "held out: float", "4 bit"]]
-    for name, record in finals.items():
+    order = [*METHODS]
+    by_method = sorted(
+        finals.items(),
+        key=lambda item: (order.index(item[1]["config"]["method"]), item[0]),
+    )
+    for name, record in by_method:
         best = record["best"]
         if best is None:  # not finished
             continue
