@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 
+from hero_jax import landscape
+
 from . import paper
 from .statistics import accuracies, summary
 from .tables import METHODS, Records, name_of
@@ -112,10 +114,11 @@ def figure_3(records: Records) -> Figure:
         )
         axes.contour(axis, axis, rise.T, levels=[INCREASE], colors="red", linewidths=2)
         axes.plot(0.0, 0.0, "k+")
-        share = np.mean(rise < INCREASE)
+        within = landscape.area_within((axis, axis), rise, INCREASE)
+        bound = "" if within.closed else "≥ "
         axes.set(
-            title=f"{METHODS[method]}: {100 * share:.0f} % of the points\n"
-            f"within +{INCREASE:g} of the loss",
+            title=f"{METHODS[method]}\narea within +{INCREASE:g}: "
+            f"{bound}{within.area:.3f}",
             aspect="equal",
             xlabel="first random direction",
         )
