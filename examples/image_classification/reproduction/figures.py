@@ -115,7 +115,7 @@ def figure_3(records: Records) -> Figure:
         axes.contour(axis, axis, rise.T, levels=[INCREASE], colors="red", linewidths=2)
         axes.plot(0.0, 0.0, "k+")
         within = landscape.area_within((axis, axis), rise, INCREASE)
-        bound = "" if within.closed else "≥ "
+        bound = "" if within.is_closed else "≥ "
         axes.set(
             title=f"{METHODS[method]}\narea within +{INCREASE:g}: "
             f"{bound}{within.area:.3f}",
