@@ -11,6 +11,7 @@ from ..config import Config
 from ..loop import RunError
 from ..results import replace_file, write_text
 from ..run import read
+from ..search import percent
 from . import paper, tables
 from .entries import BUDGET, CPU, FINALISTS, Row, entries
 from .records import chosen, differences, path_of
@@ -165,9 +166,25 @@ def _at_cpu_scale(results: Path) -> Iterable[str]:
             "from two seeds; the others from one)."
         )
         yield tables.settings(finals)
+        yield from _released(results / "cpu" / "tuning")
         yield (
             "Accuracy held out over h and gamma, one seed (gamma 0 is first-order "
             f"only):\n\n![Accuracy over h and gamma]({folder}/tuning.png)"
+        )
+
+
+def _released(tuning: Path) -> Iterable[str]:
+    """Tell what the released code's setting gives on the images held out, if known."""
+    for kind, noise in (("clean", "without noise"), ("noise40", "with 40 % noise")):
+        record = read(tuning / f"released_{kind}" / "sweep.json")
+        if record is None or record["best"] is None:
+            continue
+        found = record["best"]["accuracy_by_bits"]
+        yield (
+            "Not chosen from: HERO with the setting of the released code (adaptive, "
+            f"mean, h = 0.5, gamma = 5) has {percent(found['32'])} held out {noise}, "
+            f"and {percent(found['4'])} at 4 bits "
+            f"({len(record['grid']['seeds'])} seeds)."
         )
 
 
