@@ -17,8 +17,9 @@ per number in the paper's tables; every field of :class:`Config` is an option, a
     weights.safetensors  the last weights and BatchNorm statistics
     result.json          accuracy at every precision, versions, machine, command
 
-`python -m examples.image_classification.sweep` searches h and gamma, and
-`python -m examples.image_classification.speed` measures pipeline and step.
+`python -m examples.image_classification.sweep` searches h and gamma,
+`python -m examples.image_classification.reproduce` computes the paper's tables and
+figures, and `python -m examples.image_classification.speed` measures pipeline and step.
 
 To start a project of your own, copy this folder.
 """
