@@ -13,6 +13,7 @@ sys.path.insert(0, str(EXAMPLES))
 import weak_scaling  # noqa: E402
 
 
+@pytest.mark.slow
 def test_table(capsys):
     arguments = ["--size=8", "--batch=4", "--rounds=1", "--devices", "1", "2"]
     weak_scaling.main([*arguments, "--method", "SGD", "--way", "pmap local"])

@@ -87,6 +87,7 @@ def test_m_sharpness_does_not_depend_on_the_devices():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_a_product_over_some_images_does_not_depend_on_the_devices():
     fields = {"method": "hero", "hvp_examples": 8, "penalty_every": 2}
     expected = after_an_epoch(**fields)

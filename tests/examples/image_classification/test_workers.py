@@ -82,9 +82,11 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         start_new_session=True,
     )
     with parent:
-        assert parent.stdout.readline() == "alive\n"
-        assert running(parent.pid)
-        parent.kill()
+        try:
+            assert parent.stdout.readline() == "alive\n"
+            assert running(parent.pid)
+        finally:
+            parent.kill()
     deadline = time.monotonic() + 20
     while running(parent.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -94,7 +96,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 def running(session):
     """The worker processes of a session."""
     found = subprocess.run(
-        ["ps", "-o", "args=", "-s", str(session)],
+        ["ps", "-ww", "-o", "args=", "-s", str(session)],  # whole lines
         capture_output=True,
         text=True,
         check=False,
