@@ -26,6 +26,7 @@ ALLOWED = {
     "models": {"_checks", "_axis"},
     "curvature": {"_typing", "_checks", "_tree", "_autodiff", "perturbation"},
     "landscape": {"_typing", "_checks", "_tree", "curvature"},
+    "sensitivity": {"_typing", "_checks", "_tree", "curvature", "quant"},
 }
 CORE_PACKAGES = {"jax", "optax", "chex", "numpy", "hero_jax"}
 OPTIONAL_PACKAGES = {

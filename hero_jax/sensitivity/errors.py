@@ -1,0 +1,91 @@
+"""What each number of bits does to each layer."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Unpack
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from hero_jax import _tree
+from hero_jax._typing import Mask, Params
+from hero_jax.quant import fake_quantize
+from hero_jax.quant.options import GridOptions, check_choices
+from hero_jax.quant.tree import make_plan
+
+
+class Errors(NamedTuple):
+    """The errors of quantization d = Q(W) - W, layer by layer and choice by choice.
+
+    Attributes:
+      choices: numbers of bits, ascending.
+      layers: path of the leaf to its errors, `[len(choices), *shape]`.
+    """
+
+    choices: tuple[int, ...]
+    layers: dict[str, chex.Array]
+
+    def squared_norms(self) -> dict[str, chex.Array]:
+        """Return `||d||^2` of every layer and choice, `[len(choices)]`."""
+        return {
+            path: jnp.square(jax.vmap(_tree.norm)(d)) for path, d in self.layers.items()
+        }
+
+
+def weight_errors(
+    params: Params,
+    choices: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
+    *,
+    mask: Mask | None = None,
+    **options: Unpack[GridOptions],
+) -> Errors:
+    """Quantize every layer to every number of bits, and take the differences.
+
+    Args:
+      params: float weights W.
+      choices: numbers of bits, 2 to 8 or 16.
+      mask: which leaves are quantized, as of :func:`hero_jax.quant.quantize`.
+      **options: see :class:`hero_jax.quant.GridOptions`; `axis=-1, group_size=k` gives
+        every k output channels a grid of their own, as in Q-BERT.
+
+    Returns:
+      The errors, float32 or wider: as much memory as `len(choices)` times the weights.
+
+    Raises:
+      TypeError: an argument has another type, or an option is unknown.
+      ValueError: an argument or option is out of range, a mask chooses nothing, or a
+        leaf has NaN or infinite entries.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from hero_jax import sensitivity
+      >>> params = {"kernel": jnp.array([[-1.0, 0.3, 2.0]]), "bias": jnp.ones(3)}
+      >>> errors = sensitivity.weight_errors(params, choices=(2, 4))
+      >>> {path: d.shape for path, d in errors.layers.items()}
+      {'kernel': (2, 1, 3)}
+      >>> [f"{x:.4f}" for x in errors.squared_norms()["kernel"]]
+      ['0.0900', '0.0100']
+
+    References:
+      Shen et al., `Q-BERT <https://arxiv.org/abs/1909.05840>`_, 2020, Section 3.2.
+    """
+    choices = check_choices(choices)
+    plan = make_plan(params, choices[-1], mask, None, options, lambda _: None)
+    if not plan.where:
+        raise ValueError(
+            "mask must choose a leaf to be quantized; by default those of two or more "
+            f"dimensions are, and params has {_tree.unique_leaf_paths(params)}."
+        )
+    paths = _tree.unique_leaf_paths(params)
+    W = [_tree.widen(x) for x in plan.arrays]
+    rounded = [
+        jax.tree.leaves(fake_quantize(params, bits, mask=mask, **options))
+        for bits in choices
+    ]
+    return Errors(
+        choices,
+        {
+            paths[i]: jnp.stack([_tree.cast_like(q[i], w) - w for q in rounded])
+            for i, w in zip(plan.where, W, strict=True)
+        },
+    )
