@@ -31,6 +31,7 @@ ALLOWED = {
 CORE_PACKAGES = {"jax", "optax", "chex", "numpy", "hero_jax"}
 OPTIONAL_PACKAGES = {
     "quant/files.py": {"safetensors"},
+    "quant/program.py": {"scipy"},
     "models": {"flax"},
     "curvature/lanczos.py": {"matfree"},
     "landscape": {"contourpy"},
@@ -73,7 +74,7 @@ def test_import_is_silent_and_pulls_in_no_extras():
     program = (
         "import sys, hero_jax;"
         "extras = {'contourpy', 'flax', 'matfree', 'matplotlib', 'safetensors',"
-        "          'sklearn', 'tqdm'};"
+        "          'scipy.optimize', 'sklearn', 'tqdm'};"
         "sys.exit(', '.join(extras & set(sys.modules)) or 0)"
     )
     done = subprocess.run(

@@ -1,11 +1,20 @@
 """Post-training quantization of parameter pytrees to real integers."""
 
+from hero_jax.quant.allocation import (
+    Allocation,
+    Frontier,
+    LayerSize,
+    allocate_bits,
+    layer_sizes,
+    pareto_frontier,
+)
 from hero_jax.quant.array import QuantizedArray, fake_quantize_array, quantize_array
 from hero_jax.quant.error import QuantizationError, quantization_error
 from hero_jax.quant.evaluation import accuracy_against_bits
-from hero_jax.quant.files import QuantFileError, load, save
+from hero_jax.quant.files import QuantFileError, file_size, load, save
 from hero_jax.quant.options import GridOptions
 from hero_jax.quant.packing import PackedArray
+from hero_jax.quant.search import Found, smallest_accurate
 from hero_jax.quant.tree import (
     dequantize,
     fake_quantize,
@@ -17,22 +26,31 @@ from hero_jax.quant.tree import (
 )
 
 __all__ = [
+    "Allocation",
+    "Found",
+    "Frontier",
     "GridOptions",
+    "LayerSize",
     "PackedArray",
     "QuantFileError",
     "QuantizationError",
     "QuantizedArray",
     "accuracy_against_bits",
+    "allocate_bits",
     "dequantize",
     "fake_quantize",
     "fake_quantize_array",
+    "file_size",
     "is_quantized",
+    "layer_sizes",
     "load",
     "pack",
+    "pareto_frontier",
     "quantization_error",
     "quantize",
     "quantize_array",
     "save",
     "size_in_bytes",
+    "smallest_accurate",
     "unpack",
 ]

@@ -1,8 +1,8 @@
 """Accuracy of a classifier against the number of bits of its weights (Figure 1)."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, Unpack
 
 import chex
 import jax
@@ -12,8 +12,9 @@ import numpy as np
 from hero_jax import _checks
 from hero_jax._typing import Mask, Params
 from hero_jax.quant.array import fit_levels
+from hero_jax.quant.bits import bits_of_leaves
 from hero_jax.quant.options import GridOptions, Options, check_bits
-from hero_jax.quant.tree import check_finite, is_quantized, make_plan
+from hero_jax.quant.tree import Plan, check_finite, is_quantized, make_plan
 
 LogitsFn: TypeAlias = Callable[[Params, chex.ArrayTree, chex.Array], chex.Array]
 """`(params, batch_stats, images) -> logits` of evaluation, `[B, num_classes]`."""
@@ -29,7 +30,7 @@ def accuracy_against_bits(
     params: Params,
     images: chex.Array,
     labels: chex.Array,
-    bits: Sequence[int] = (32, 8, 6, 5, 4, 3, 2),
+    bits: Sequence[int | Mapping[str, int]] = (32, 8, 6, 5, 4, 3, 2),
     *,
     batch_stats: chex.ArrayTree = None,
     batch_size: int | None = None,
@@ -48,8 +49,9 @@ def accuracy_against_bits(
       params: weights, as of :func:`hero_jax.quant.quantize`.
       images: inputs of any shape `[N, ...]`.
       labels: classes `[N]`.
-      bits: numbers of bits to try, 2 to 8 or 16; 32 stands for the weights as they
-        are.
+      bits: what to try: numbers of bits, 2 to 8 or 16, for all layers, or mappings from
+        paths or patterns to numbers, as of :func:`hero_jax.quant.quantize`; 32 stands
+        for the weights as they are.
       batch_stats: BatchNorm statistics, handed to `logits_fn`.
       batch_size: number of images that go through the model at once; N by default.
       stats_fn: `(params, images) -> batch_stats`, the statistics of one batch by
@@ -89,11 +91,9 @@ def accuracy_against_bits(
     _checks.check_callable("logits_fn", logits_fn, "(params, batch_stats, images)")
     if not isinstance(bits, (tuple, list, range, np.ndarray, jax.Array)):
         raise TypeError(
-            f"bits must be a sequence of integers, got {type(bits).__name__}: {bits!r}."
+            "bits must be a sequence of integers or of mappings from paths to "
+            f"integers, got {type(bits).__name__}: {bits!r}."
         )
-    for width in bits:
-        if width != FLOAT_BITS:
-            check_bits(width)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     if images.ndim == 0:
         raise ValueError(
@@ -132,9 +132,27 @@ def accuracy_against_bits(
         program,
         (params, batch_stats, images, labels),
         calibration_images,
-        np.asarray(bits, np.int32),
+        _widths(bits, plan),
     )
     return num_correct / num_images
+
+
+def _widths(bits: Sequence[Any], plan: Plan) -> np.ndarray:
+    """Return the number of bits of every quantized leaf, `[len(bits), leaves]`."""
+    positions = jax.tree.unflatten(plan.structure, range(len(plan.leaves)))
+    chosen = [i in plan.where for i in range(len(plan.leaves))]
+    rows = []
+    for each in bits:
+        if isinstance(each, Mapping):
+            widths = bits_of_leaves(each, positions, chosen)
+            row = [widths[i] for i in plan.where]
+        else:
+            row = [each] * len(plan.where)
+        for width in row or [each]:
+            if width != FLOAT_BITS:
+                check_bits(width)
+        rows.append(row)
+    return np.asarray(rows, np.int32).reshape(len(rows), len(plan.where))
 
 
 class _Program(NamedTuple):
@@ -158,19 +176,20 @@ def _count_correct(
     leaves, structure = jax.tree.flatten(params, is_leaf=is_quantized)
     batches = _in_batches(images, labels, program.batch_size)
 
-    def of_width(width: chex.Array) -> chex.Array:
+    def of_widths(widths: chex.Array) -> chex.Array:
         rounded = list(leaves)
-        for i, options in zip(program.where, program.options, strict=True):
+        each = zip(program.where, widths, program.options, strict=True)
+        for i, width, options in each:
             x = leaves[i]
             levels, _ = fit_levels(x, jnp.minimum(width, MAX_BITS), None, options)
             rounded[i] = jnp.where(width == FLOAT_BITS, x, levels)
         weights = jax.tree.unflatten(structure, rounded)
         stats = batch_stats
         if program.stats_fn is not None:
-            each = jax.lax.map(
+            of_batches = jax.lax.map(
                 lambda batch: program.stats_fn(weights, batch), calibration_images
             )
-            stats = jax.tree.map(lambda x: x.mean(0), each)
+            stats = jax.tree.map(lambda x: x.mean(0), of_batches)
 
         def num_correct(batch: tuple[chex.Array, chex.Array, chex.Array]) -> chex.Array:
             logits = program.logits_fn(weights, stats, batch[0])
@@ -186,7 +205,7 @@ def _count_correct(
 
         return jax.lax.map(num_correct, batches).sum()
 
-    return jax.lax.map(of_width, bits)
+    return jax.lax.map(of_widths, bits)
 
 
 def _in_batches(

@@ -78,6 +78,29 @@ def save(path: str | os.PathLike[str], tree: chex.ArrayTree) -> None:
       >>> quantized["kernel"].bits, quantized["bias"].shape
       (4, (3,))
     """
+    _write_whole(Path(path), _serialized(tree))
+
+
+def file_size(tree: chex.ArrayTree) -> int:
+    """Return how many bytes the file of a tree has: :func:`save` without writing.
+
+    Args:
+      tree: as of :func:`save`.
+
+    Returns:
+      Its length with header and checksum, which :func:`hero_jax.quant.size_in_bytes`
+      leaves out.
+
+    Raises:
+      ImportError: safetensors is not installed.
+      TypeError: as :func:`save`.
+      ValueError: as :func:`save`.
+    """
+    return len(_serialized(tree))
+
+
+def _serialized(tree: chex.ArrayTree) -> bytes:
+    """Return what is in the file of a tree."""
     safetensors = _safetensors()
     tensors: dict[str, np.ndarray] = {}
 
@@ -101,7 +124,7 @@ def save(path: str | os.PathLike[str], tree: chex.ArrayTree) -> None:
         "structure": text,
         "sha256": _checksum(text, tensors),
     }
-    _write_whole(Path(path), safetensors.numpy.save(tensors, metadata))
+    return bytes(safetensors.numpy.save(tensors, metadata))
 
 
 def load(

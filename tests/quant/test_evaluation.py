@@ -158,6 +158,31 @@ def test_works_inside_jit():
     np.testing.assert_allclose(jax.jit(accuracy)(params), accuracy(params), rtol=1e-6)
 
 
+def test_mixed_precision_equals_quantizing_so():
+    """Mappings and numbers in one call, floats among them."""
+    params, stats, images, labels = problem()
+    mixed = {"hidden": 2, "out": 3}
+    accuracies = quant.accuracy_against_bits(
+        logits_fn,
+        params,
+        images,
+        labels,
+        (mixed, 4, {"h*": 32, "*": 2}),
+        batch_stats=stats,
+    )
+    rounded = [
+        quant.dequantize(quant.quantize(params, mixed)),
+        quant.dequantize(quant.quantize(params, 4)),
+        {**params, "out": quant.dequantize(quant.quantize(params["out"], 2))},
+    ]
+    expected = [
+        float(np.mean(logits_fn(p, stats, images).argmax(-1) == labels))
+        for p in rounded
+    ]
+    assert len({*expected}) == 3
+    np.testing.assert_allclose(accuracies, expected)
+
+
 def test_logits_that_are_not_finite_are_wrong():
     nothing = lambda params, _, images: jnp.full((len(images), 3), jnp.nan)
     accuracy = quant.accuracy_against_bits(
@@ -174,7 +199,13 @@ def test_logits_that_are_not_finite_are_wrong():
             ValueError,
             r"bits must be an integer from 2 to 8, or 16, go",
         ),
-        ({"bits": 4}, TypeError, r"bits must be a sequence of integers, got int: 4"),
+        ({"bits": ({"hidden": 4},)}, ValueError, r"none of .* matches 'out'"),
+        ({"bits": ({"*": 9},)}, ValueError, r"bits must be .* got 9"),
+        (
+            {"bits": 4},
+            TypeError,
+            r"bits must be a sequence of integers or of mappings .* got int: 4",
+        ),
         (
             {"labels": np.zeros(3, int)},
             ValueError,
