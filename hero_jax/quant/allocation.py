@@ -29,6 +29,7 @@ from hero_jax.quant.program import solve
 from hero_jax.quant.tree import is_quantized, quantize, size_in_bytes
 
 Unit = Literal["average_bits", "bytes"]
+UNITS = ("average_bits", "bytes")
 
 
 class LayerSize(NamedTuple):
@@ -176,20 +177,20 @@ def allocate_bits(
 
 
 class Frontier(Sequence[Allocation]):
-    """The best allocations of all sizes, from the smallest to the largest.
+    """Allocations of many sizes, from the smallest to the largest.
 
-    A sequence of :class:`Allocation`: each is the least sensitive of its size, and less
-    sensitive than all that are smaller.
+    A sequence of :class:`Allocation`, which is made when it is asked for.
 
     Attributes:
       paths: of the layers.
-      bits: `[size, layers]`.
-      sensitivity: `[size]`, falling.
-      bytes: `[size]`, as of :class:`Allocation`.
-      average_bits: `[size]`.
+      bits: `[n, layers]`.
+      sensitivity: `[n]`; falling, if the allocations are the best of their sizes.
+      bytes: `[n]`, as of :class:`Allocation`.
+      average_bits: `[n]`.
     """
 
     def __init__(self, table: "Table", chosen: np.ndarray, cost: np.ndarray) -> None:
+        self._table = table
         self.paths = tuple(table.paths)
         self.bits = np.asarray(table.choices)[chosen]
         self.sensitivity = cost
@@ -213,6 +214,27 @@ class Frontier(Sequence[Allocation]):
     def __iter__(self) -> Iterator[Allocation]:
         return (self[i] for i in range(len(self)))
 
+    def within(self, budget: float, *, unit: Unit = "average_bits") -> Allocation:
+        """Return the least sensitive allocation of those within a budget.
+
+        Args:
+          budget: at most so much, in `unit`.
+          unit: "average_bits" or "bytes", as of :func:`allocate_bits`.
+
+        Raises:
+          TypeError: `budget` is no number.
+          ValueError: nothing is within it.
+        """
+        _checks.check_choice("unit", unit, UNITS)
+        limit = self._table._replace(unit=unit).limit(budget)
+        size = self.bytes if unit == "bytes" else self.bits @ self._table.weights
+        if not np.any(size <= limit):
+            least = self._table._replace(unit=unit).in_unit(size.min())
+            raise ValueError(f"budget must be at least {least:g}, got {budget!r}.")
+        cost = np.where(size <= limit, self.sensitivity, np.inf)
+        best: Allocation = self[int(np.argmin(cost))]
+        return best
+
 
 def pareto_frontier(
     sensitivity: Mapping[str, Sequence[float] | chex.Array],
@@ -233,8 +255,8 @@ def pareto_frontier(
       unit: in which allocations are compared.
 
     Returns:
-      The allocations that no other beats in both size and sensitivity, by size. There
-      may be many thousand.
+      The allocations that no other beats in both size and sensitivity, by size: each is
+      less sensitive than all that are smaller. There may be many thousand.
 
     Raises:
       TypeError: an argument has another type.
@@ -294,7 +316,7 @@ class Table(NamedTuple):
         unit: Unit,
     ) -> "Table":
         """Check the arguments and put them into arrays."""
-        _checks.check_choice("unit", unit, ("average_bits", "bytes"))
+        _checks.check_choice("unit", unit, UNITS)
         ordered = check_choices(choices)
         column = [[*choices].index(bits) for bits in ordered]
         for name, mapping in (("sensitivity", sensitivity), ("sizes", sizes)):

@@ -1,5 +1,48 @@
-"""How much the loss depends on the precision of each layer."""
+"""How much the loss depends on the precision of each layer, for mixed precision.
+
+>>> import jax, jax.numpy as jnp
+>>> from hero_jax import quant, sensitivity
+>>> keys = jax.random.split(jax.random.key(0), 3)
+>>> params = {"a": jax.random.normal(keys[0], (4, 8)), "b": jnp.linspace(0, 1, 8)}
+>>> x, y = jax.random.normal(keys[1], (50, 4)), jax.random.normal(keys[2], (50,))
+>>> loss_fn = lambda p, x, y: jnp.mean((jnp.tanh(x @ p["a"]) @ p["b"] - y) ** 2)
+>>> errors = sensitivity.weight_errors(params, choices=(2, 3, 4, 8))
+>>> found = sensitivity.quadratic(loss_fn, params, errors, x, y)
+>>> sizes = quant.layer_sizes(params, found.choices)
+>>> best = quant.allocate_bits(found.layers, sizes, 3.5, found.choices)
+>>> quantized = quant.quantize(params, best.bits)
+
+The measures differ in what they know and what they cost, n being the number of layers
+and c that of choices; none of them needs more memory than a Hessian-vector product,
+but for the c errors of every layer:
+
+- :func:`eigenvalue` (HAWQ) and :func:`eigenvalue_spread` (Q-BERT): the worst direction
+  in the layer; 10 n products with the Hessian.
+- :func:`average_trace` (HAWQ-V2): the average direction; 32 products.
+- :func:`quadratic`: the direction of the error itself; c n products, which with
+  `pairwise=True` also tell what layers do to each other.
+- :func:`measured`: the loss itself, layer by layer; c n evaluations of the loss.
+- :func:`greedy_frontier`: the loss itself, layers together; c n^2 / 2 evaluations.
+"""
 
 from hero_jax.sensitivity.errors import Errors, weight_errors
+from hero_jax.sensitivity.measured import greedy_frontier, measured
+from hero_jax.sensitivity.result import Sensitivity
+from hero_jax.sensitivity.second_order import (
+    average_trace,
+    eigenvalue,
+    eigenvalue_spread,
+    quadratic,
+)
 
-__all__ = ["Errors", "weight_errors"]
+__all__ = [
+    "Errors",
+    "Sensitivity",
+    "average_trace",
+    "eigenvalue",
+    "eigenvalue_spread",
+    "greedy_frontier",
+    "measured",
+    "quadratic",
+    "weight_errors",
+]

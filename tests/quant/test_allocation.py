@@ -91,6 +91,10 @@ def test_the_frontier_is_the_optimum_of_every_budget(unit):
         total, _ = exhaustive(rows, sizes, budget, unit)
         best = frontier[np.searchsorted(ours, budget + 0.5) - 1]
         np.testing.assert_allclose(best.sensitivity, total, rtol=1e-12)
+        if unit == "bytes":
+            assert frontier.within(budget, unit=unit) == best
+    with pytest.raises(ValueError, match=r"budget must be at least \d+, got 1"):
+        frontier.within(1, unit="bytes")
 
 
 def test_frontier_and_program_agree_on_a_network_too_large_to_search():
