@@ -68,11 +68,10 @@ def measured(
     for i in range(layers):
         alone[i, :, i] = range(choices)
     columns = np.concatenate([[[FLOAT] * layers], alone.reshape(-1, layers)])
-    total = len(columns) * problem.num_batches(args)
     compiled = functools.partial(_losses, problem, where)
     losses = progress.listen(
         options.get("progress"),
-        total,
+        len(columns),
         compiled,
         params,
         [*errors.layers.values()],

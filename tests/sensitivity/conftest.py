@@ -1,0 +1,19 @@
+"""The written-out problem of the curvature tests, and errors of its weights."""
+
+import pytest
+
+from hero_jax import sensitivity
+from tests.curvature import dense as problems
+
+CHOICES = (2, 3, 5)
+
+
+@pytest.fixture
+def dense(x64: None) -> problems.Dense:
+    del x64
+    return problems.make()
+
+
+@pytest.fixture
+def errors(dense: problems.Dense) -> sensitivity.Errors:
+    return sensitivity.weight_errors(dense.params, CHOICES)

@@ -1,0 +1,99 @@
+"""Measured sensitivities against quantizing and evaluating by hand."""
+
+import jax
+import numpy as np
+import pytest
+
+from hero_jax import quant, sensitivity
+from tests import problems
+
+CHOICES = (2, 3, 5)
+
+
+def loss_of(dense, bits):
+    """Return the loss with some layers quantized and the others left as they are."""
+    mask = jax.tree.map(lambda _: False, dense.params)
+    for i in (0, 1):
+        mask["hidden"][i]["kernel"] = f"hidden/{i}/kernel" in bits
+    mask["out"]["kernel"] = "out/kernel" in bits
+    moved = quant.fake_quantize(dense.params, bits, mask=mask) if bits else dense.params
+    return float(problems.mlp_loss(moved, *dense.args))
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_measured_is_the_loss_with_one_layer_quantized(dense, errors, batch_size):
+    told = []
+    found = sensitivity.measured(
+        problems.mlp_loss,
+        dense.params,
+        errors,
+        *dense.args,
+        batch_size=batch_size,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    for path, row in found.layers.items():
+        expected = [loss_of(dense, {path: b}) - loss_of(dense, {}) for b in CHOICES]
+        np.testing.assert_allclose(row, expected, rtol=1e-9)
+    assert told == [(k, 10) for k in range(1, 11)]  # losses, the float one among them
+
+
+def greedy_by_hand(dense, sizes):
+    """Walk down from five bits, one layer at a time."""
+    now = dict.fromkeys(sizes, 5)
+    way = [(dict(now), loss_of(dense, now))]
+    while any(bits != 2 for bits in now.values()):
+        options = []
+        for path, bits in now.items():
+            if bits == 2:
+                continue
+            lower = CHOICES[CHOICES.index(bits) - 1]
+            then = now | {path: lower}
+            risen = loss_of(dense, then) - way[-1][1]
+            saved = sizes[path].bytes[bits] - sizes[path].bytes[lower]
+            price = risen / saved if risen > 0 else risen
+            options.append((risen > 0, price, then))
+        _, _, now = min(options, key=lambda x: x[:2])
+        way.append((dict(now), loss_of(dense, now)))
+    return way[::-1]
+
+
+def test_greedy_takes_the_cheapest_step_of_all(dense, errors):
+    sizes = quant.layer_sizes(dense.params, CHOICES)
+    told = []
+    frontier = sensitivity.greedy_frontier(
+        problems.mlp_loss,
+        dense.params,
+        errors,
+        sizes,
+        *dense.args,
+        batch_size=4,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    expected = greedy_by_hand(dense, sizes)
+    assert [a.bits for a in frontier] == [bits for bits, _ in expected]
+    np.testing.assert_allclose(
+        frontier.sensitivity,
+        [loss - loss_of(dense, {}) for _, loss in expected],
+        rtol=1e-9,
+        atol=1e-12,
+    )
+    assert np.all(np.diff(frontier.bytes) > 0)
+    assert told[-1] == (8 * 3 * 2, 8 * 3 * 2)  # 6 steps and 2 starts, layers, batches
+    chosen = frontier.within(3.5)
+    best = [a for a in frontier if a.average_bits <= 3.5]
+    assert chosen == min(best, key=lambda a: a.sensitivity)
+
+
+def test_one_program_for_all_steps(dense, errors):
+    calls = []
+
+    def counted(params, x, y):
+        calls.append(1)
+        return problems.mlp_loss(params, x, y)
+
+    sizes = quant.layer_sizes(dense.params, CHOICES)
+    arguments = (counted, dense.params, errors, sizes, *dense.args)
+    sensitivity.greedy_frontier(*arguments)
+    traced = len(calls)
+    sensitivity.greedy_frontier(*arguments)
+    assert len(calls) == traced <= 2
