@@ -32,6 +32,7 @@ CORE_PACKAGES = {"jax", "optax", "chex", "numpy", "hero_jax"}
 OPTIONAL_PACKAGES = {
     "quant/files.py": {"safetensors"},
     "quant/program.py": {"scipy"},
+    "quant/interception.py": {"flax"},
     "models": {"flax"},
     "curvature/lanczos.py": {"matfree"},
     "landscape": {"contourpy"},

@@ -1,5 +1,6 @@
-"""Post-training quantization of parameter pytrees to real integers."""
+"""Post-training quantization: weights to real integers, activations to their levels."""
 
+from hero_jax.quant.activations import quantize_activations
 from hero_jax.quant.allocation import (
     Allocation,
     Frontier,
@@ -14,6 +15,7 @@ from hero_jax.quant.evaluation import accuracy_against_bits
 from hero_jax.quant.files import QuantFileError, file_size, load, save
 from hero_jax.quant.options import GridOptions
 from hero_jax.quant.packing import PackedArray
+from hero_jax.quant.ranges import ActivationRange, activation_ranges
 from hero_jax.quant.search import Found, smallest_accurate
 from hero_jax.quant.tree import (
     dequantize,
@@ -26,6 +28,7 @@ from hero_jax.quant.tree import (
 )
 
 __all__ = [
+    "ActivationRange",
     "Allocation",
     "Found",
     "Frontier",
@@ -36,6 +39,7 @@ __all__ = [
     "QuantizationError",
     "QuantizedArray",
     "accuracy_against_bits",
+    "activation_ranges",
     "allocate_bits",
     "dequantize",
     "fake_quantize",
@@ -48,6 +52,7 @@ __all__ = [
     "pareto_frontier",
     "quantization_error",
     "quantize",
+    "quantize_activations",
     "quantize_array",
     "save",
     "size_in_bytes",
