@@ -23,8 +23,15 @@ but for the c errors of every layer:
   `pairwise=True` also tell what layers do to each other.
 - :func:`measured`: the loss itself, layer by layer; c n evaluations of the loss.
 - :func:`greedy_frontier`: the loss itself, layers together; c n^2 / 2 evaluations.
+
+:func:`activation_problem` makes the same questions out of a network's activations.
 """
 
+from hero_jax.sensitivity.activations import (
+    ActivationProblem,
+    OffsetLoss,
+    activation_problem,
+)
 from hero_jax.sensitivity.errors import Errors, weight_errors
 from hero_jax.sensitivity.measured import greedy_frontier, measured
 from hero_jax.sensitivity.result import Sensitivity
@@ -36,8 +43,11 @@ from hero_jax.sensitivity.second_order import (
 )
 
 __all__ = [
+    "ActivationProblem",
     "Errors",
+    "OffsetLoss",
     "Sensitivity",
+    "activation_problem",
     "average_trace",
     "eigenvalue",
     "eigenvalue_spread",
