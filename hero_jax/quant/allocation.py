@@ -25,7 +25,7 @@ from hero_jax import _checks, _tree
 from hero_jax._typing import Mask, Params
 from hero_jax.quant.options import GridOptions, check_choices
 from hero_jax.quant.packing import packed_size
-from hero_jax.quant.program import solve
+from hero_jax.quant.program import Solution, solve
 from hero_jax.quant.tree import is_quantized, quantize, size_in_bytes
 
 Unit = Literal["average_bits", "bytes"]
@@ -52,12 +52,15 @@ class Allocation(NamedTuple):
       sensitivity: total.
       bytes: total of the layers, as they are in a file.
       average_bits: mean over the weights, without scales and zero points.
+      gap: the least sensitivity may be lower by so much; 0 unless a time limit ended
+        the search.
     """
 
     bits: dict[str, int]
     sensitivity: float
     bytes: int
     average_bits: float
+    gap: float = 0.0
 
 
 def layer_sizes(
@@ -123,7 +126,7 @@ def allocate_bits(
 ) -> Allocation:
     """Choose the bits of every layer: the least total sensitivity within a budget.
 
-    Exact, by integer programming.
+    Exact, by integer programming, unless a time limit ends it.
 
     Args:
       sensitivity: path of the layer to what each choice costs, `[len(choices)]`, in the
@@ -138,8 +141,10 @@ def allocate_bits(
       interactions: what pairs of choices cost on top, `[layers, choices, layers,
         choices]` in the order of `sensitivity` and `choices`; symmetric, and only the
         part between different layers counts, each pair once. The program grows with
-        the square of the layers, and takes long for more than a dozen or two.
-      time_limit: seconds, after which the search fails; none by default.
+        the square of the layers: a dozen take seconds, two dozen too long, and a
+        `time_limit` is wanted.
+      time_limit: seconds, after which the best allocation found so far is returned,
+        with its `gap`; none by default.
 
     Returns:
       The allocation; its `bits` go straight to :func:`hero_jax.quant.quantize`.
@@ -148,7 +153,7 @@ def allocate_bits(
       TypeError: an argument has another type.
       ValueError: layers or lengths do not match, a sensitivity is not finite, or not
         even the smallest allocation is within the budget.
-      TimeoutError: the time limit was reached.
+      TimeoutError: the time limit was reached before any allocation was found.
 
     Example:
       >>> from hero_jax import quant
@@ -355,11 +360,11 @@ class Table(NamedTuple):
     def _num_weights(self) -> int:
         return int(self.weights.sum())
 
-    def allocation(self, chosen: tuple[np.ndarray, float]) -> Allocation:
+    def allocation(self, solution: Solution) -> Allocation:
         """Return the allocation of the solution of the program."""
-        columns, cost = chosen
-        only: Allocation = Frontier(self, columns[None], np.array([cost]))[0]
-        return only
+        cost = np.array([solution.cost])
+        only: Allocation = Frontier(self, solution.chosen[None], cost)[0]
+        return only._replace(gap=solution.gap)
 
 
 def _costs(path: str, row: Any, length: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The integer program of mixed precision: a multiple-choice knapsack, with pairs."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,13 +11,27 @@ TIME_LIMIT_REACHED = 1
 """Status of `scipy.optimize.milp`."""
 
 
+class Solution(NamedTuple):
+    """A choice of one column for every row.
+
+    Attributes:
+      chosen: `[rows]`.
+      cost: total.
+      gap: at most so much less is possible; zero where that is known to be nothing.
+    """
+
+    chosen: np.ndarray
+    cost: float
+    gap: float
+
+
 def solve(
     cost: np.ndarray,
     size: np.ndarray,
     limit: int,
     pairs: np.ndarray | None,
     time_limit: float | None,
-) -> tuple[np.ndarray, float]:
+) -> Solution:
     """Choose one column of every row: the least total cost within a total size.
 
     With `x[i, b]` one where row i takes column b, and `y[i, b, j, c]` where j takes c,
@@ -33,15 +47,15 @@ def solve(
       time_limit: seconds, or None.
 
     Returns:
-      Chosen columns `[rows]` and their total cost.
+      The best choice; with a time limit, the best that was found by then.
 
     Raises:
-      TimeoutError: the time limit was reached.
+      TimeoutError: the time limit was reached before any choice was found.
     """
     from scipy import optimize
 
     rows, columns = cost.shape
-    objective = _scaled(cost, pairs)
+    objective, unit_cost = _scaled(cost, pairs)
     constraints = _constraints(rows, columns, pairs is not None)
     integrality = np.zeros(objective.size)
     integrality[: cost.size] = 1
@@ -60,16 +74,20 @@ def solve(
             constraints=constraints,
             options=options,
         )
-        if result.status == TIME_LIMIT_REACHED:
+        if result.x is None and result.status == TIME_LIMIT_REACHED:
             raise TimeoutError(
-                f"no allocation was proved the best within time_limit={time_limit} "
-                "seconds. Without interactions the program is a small one."
+                f"no allocation was found within time_limit={time_limit} seconds. "
+                "Without interactions the program is a small one."
             )
         if result.x is None:
             raise RuntimeError(f"scipy.optimize.milp failed: {result.message}")
         chosen = result.x[: cost.size].reshape(cost.shape).argmax(1)
         if size[np.arange(rows), chosen].sum() <= limit:
-            return chosen, total_cost(cost, pairs, chosen)
+            total = total_cost(cost, pairs, chosen)
+            gap = 0.0
+            if result.status == TIME_LIMIT_REACHED:
+                gap = max(0.0, (result.fun - result.mip_dual_bound) * unit_cost)
+            return Solution(chosen, total, gap)
         # Over the limit by less than the solver can see: all but this one.
         taken = np.zeros((1, objective.size))
         taken[0, np.arange(rows) * columns + chosen] = 1.0
@@ -86,8 +104,8 @@ def total_cost(cost: np.ndarray, pairs: np.ndarray | None, chosen: np.ndarray) -
     return float(total)
 
 
-def _scaled(cost: np.ndarray, pairs: np.ndarray | None) -> np.ndarray:
-    """Return the coefficients of x, and of y if there are pairs."""
+def _scaled(cost: np.ndarray, pairs: np.ndarray | None) -> tuple[np.ndarray, float]:
+    """Return the coefficients of x, and of y if there are pairs; and what one costs."""
     shifted = cost - cost.min(1, keepdims=True)  # one per row is taken in any case
     parts = [shifted.ravel()]
     if pairs is not None:
@@ -95,7 +113,8 @@ def _scaled(cost: np.ndarray, pairs: np.ndarray | None) -> np.ndarray:
         parts.append(pairs.transpose(0, 2, 1, 3)[upper].ravel())
     objective = np.concatenate(parts)
     largest = np.abs(objective).max()
-    return objective * (COSTS_UP_TO / largest if largest > 0.0 else 1.0)
+    unit_cost = largest / COSTS_UP_TO if largest > 0.0 else 1.0
+    return objective / unit_cost, unit_cost
 
 
 def _constraints(rows: int, columns: int, with_pairs: bool) -> list[Any]:

@@ -272,7 +272,30 @@ def test_misuse_is_named(change, error, message):
 def test_a_time_limit_is_told():
     rows, sizes = problem(0, layers=14)
     pairs = interactions(0, layers=14)
-    with pytest.raises(TimeoutError, match=r"time_limit=0\.01 seconds"):
+    with pytest.raises(TimeoutError, match=r"time_limit=1e-06 seconds"):
         quant.allocate_bits(
-            rows, sizes, 4.0, CHOICES, interactions=pairs, time_limit=0.01
+            rows, sizes, 4.0, CHOICES, interactions=pairs, time_limit=1e-6
         )
+
+
+def test_what_a_time_limit_leaves_is_within_the_gap(monkeypatch):
+    """As if the solver stopped at its first solution, with a bound below the best."""
+    rows, sizes = problem(1, layers=4)
+    best = quant.allocate_bits(rows, sizes, 4.0, CHOICES)
+    strict = optimize.milp
+
+    def stopped(objective, **kwargs):
+        least = strict(objective, **kwargs)
+        first = strict(-objective, **kwargs)
+        return optimize.OptimizeResult(
+            x=first.x, status=1, fun=objective @ first.x, mip_dual_bound=least.fun - 1
+        )
+
+    monkeypatch.setattr(optimize, "milp", stopped)
+    found = quant.allocate_bits(rows, sizes, 4.0, CHOICES, time_limit=1)
+    assert found.sensitivity > best.sensitivity
+    lower = found.sensitivity - found.gap
+    assert lower < best.sensitivity
+    # One unit of the solver's objective is a millionth of the largest cost.
+    assert lower == pytest.approx(best.sensitivity, abs=1e-5 * best.sensitivity + 1e-5)
+    assert best.gap == 0.0
