@@ -113,11 +113,16 @@ def of_quickstart(path: Path, label_noise: float) -> Network:
     )
 
 
-def of_run(folder: Path, data_dir: Path | None, num_images: int) -> Network:
+def of_run(
+    folder: Path,
+    data_dir: Path | None,
+    num_images: int,
+    num_test_images: int | None = None,
+) -> Network:
     """Read a finished run of the training recipe, and the first images of its data.
 
     Those to train on are the first batches, cropped and flipped as they were, with
-    their noisy labels.
+    their noisy labels. There are as many to test on, or `num_test_images`.
 
     Raises:
       OSError: a file cannot be read.
@@ -146,7 +151,7 @@ def of_run(folder: Path, data_dir: Path | None, num_images: int) -> Network:
             np.concatenate([np.reshape(x, (-1, *x.shape[2:])) for x in each])
             for each in zip(*((b.images, b.labels) for b in tested), strict=True)
         )
-        chosen = np.flatnonzero(real)[:num_images]
+        chosen = np.flatnonzero(real)[: num_test_images or num_images]
         test_images = pipeline.standardized(bytes_[chosen])
         model = train.make_model(config, pipeline, synchronized=False)
         shapes = jax.eval_shape(

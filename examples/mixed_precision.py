@@ -1,0 +1,290 @@
+"""Give every layer of trained networks its own number of bits, by their sensitivity.
+
+Takes weights that the quick start saved, or folders of finished runs of the training
+recipe; without any, trains SGD and HERO on the digits first.
+
+    python examples/mixed_precision.py                       # 2 minutes on 2 cores
+    python examples/mixed_precision.py --within 1            # a point of accuracy lost
+    python examples/mixed_precision.py --bytes 12000 --group-size 4
+    python examples/quickstart.py --save-weights --out out
+    python examples/mixed_precision.py out/weights/{sgd,hero}_seed?.safetensors
+    python examples/mixed_precision.py runs/NAME/seed_0 --data-dir DIR
+
+Sensitivity is measured on training images in six ways: by the largest eigenvalue of
+each layer's Hessian (HAWQ), its mean and spread over parts of the data (Q-BERT), the
+average trace (HAWQ-V2), the quadratic form along the real error, that with gradient and
+terms between layers (pairwise), and the loss itself. Allocations by each, and by greedy
+descent, are tested beside uniform precision. Written are `report.md` with its pictures,
+`mixed_precision.json`, and for every network `NAME.mixed.safetensors`.
+Networks whose names differ in the seed alone are averaged.
+"""
+
+import argparse
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import accuracy_against_bits
+import quickstart
+from diagnostics import networks
+from diagnostics.networks import Network
+from image_classification.results import (
+    environment,
+    replace_file,
+    write_json,
+    write_text,
+)
+from precision import activations, figures, text, weights
+from precision.weights import MEASURES, Measured, Settings
+
+from hero_jax import quant
+
+BUDGETS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read and check the command line, and load the networks it names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("networks", nargs="*", type=Path, help="files of weights or folders of runs")
+    add("--out", type=Path, default=Path("mixed_precision_results"), help="folder")
+    add("--measure", choices=MEASURES, default="HAWQ-V2", help="for the file's bits")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--average-bits", type=float, default=3.5, help="of the file's layers"
+    )
+    size.add_argument("--bytes", type=int, help="the whole file takes at most so many")
+    size.add_argument(
+        "--within",
+        type=float,
+        metavar="POINTS",
+        help="the smallest file that loses at most so many points of accuracy on the "
+        "calibration images",
+    )
+    add("--choices", type=int, nargs="+", default=(2, 3, 4, 5, 6, 8), help="of bits")
+    add("--scheme", choices=("affine", "symmetric"), help="of the quantizer")
+    add("--calibration", choices=("minmax", "percentile", "mse"), help="of its ranges")
+    add("--per-channel", action="store_true", help="one grid per output channel")
+    add("--group-size", type=int, help="output channels that share a grid (Q-BERT)")
+    add("--images", type=int, default=1000, help="to calibrate with")
+    add("--test-images", type=int, default=2000, help="of a run of the recipe")
+    add("--batch-size", type=int, default=250, help="images that go through at once")
+    add("--probes", type=int, default=64, help="of the traces")
+    add("--steps", type=int, default=10, help="of Lanczos, for a layer's eigenvalue")
+    add("--allocations", type=int, default=100, help="random ones, for correlation")
+    add("--time-limit", type=float, default=20.0, help="seconds for pairs of layers")
+    add("--no-activations", action="store_true", help="look at weights alone")
+    add("--activation-images", type=int, default=64, help="of the one batch for traces")
+    add("--seed", type=int, default=0, help="of probes and random allocations")
+    add("--data-dir", type=Path, help="of TensorFlow data sets")
+    add("--label-noise", type=float, default=0.4, help="of networks of the quick start")
+    add("--epochs", type=int, default=40, help="of training, if there is any")
+    add("--quiet", action="store_true", help="show no progress bars")
+    options = parser.parse_args(arguments)
+    quickstart.check_training_options(parser, options)
+    for name in ("images", "test_images", "batch_size", "steps", "activation_images"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    for name, least in (("probes", 2), ("allocations", 3)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} must be at least {least}")
+    options.choices = tuple(sorted({*options.choices}))
+    if not all(2 <= b <= 8 for b in options.choices) or len(options.choices) < 2:
+        parser.error(f"--choices must be two or more of 2 to 8, got {options.choices}")
+    if not options.choices[0] <= options.average_bits <= options.choices[-1]:
+        parser.error(
+            f"--average-bits must be {options.choices[0]} to {options.choices[-1]}, "
+            f"as --choices are, got {options.average_bits:g}"
+        )
+    if options.within is not None and options.within < 0:
+        parser.error(f"--within must be at least 0, got {options.within:g}")
+    if options.within is not None and options.measure == "pairwise":
+        parser.error("--within needs the whole frontier, which pairwise has not")
+    if options.bytes is not None and options.measure == "pairwise":
+        parser.error("--bytes needs the whole frontier, which pairwise has not")
+    try:
+        options.loaded = [_load(path, options) for path in options.networks]
+    except (OSError, TypeError, ValueError) as error:
+        parser.error(str(error))
+    return options
+
+
+def _load(path: Path, options: argparse.Namespace) -> Network:
+    if path.is_dir():
+        return networks.of_run(
+            path, options.data_dir, options.images, options.test_images
+        )
+    return networks.of_quickstart(path, options.label_noise)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    """Return what is measured."""
+    grid: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("scheme", "calibration")
+        if getattr(options, name) is not None
+    }
+    if options.per_channel or options.group_size is not None:
+        grid["axis"] = -1
+    if options.group_size is not None:
+        grid["group_size"] = options.group_size
+    least, most = options.choices[0], options.choices[-1]
+    budgets = {b for b in (*BUDGETS, options.average_bits) if least <= b <= most}
+    return Settings(
+        choices=options.choices,
+        budgets=tuple(sorted(budgets)),
+        target=options.average_bits,
+        images=options.images,
+        batch_size=options.batch_size,
+        probes=options.probes,
+        steps=options.steps,
+        allocations=options.allocations,
+        time_limit=options.time_limit,
+        grid=grid,
+        activations=not options.no_activations,
+        activation_images=options.activation_images,
+        seed=options.seed,
+        quiet=options.quiet,
+    )
+
+
+def choose(
+    network: Network,
+    measured: Measured,
+    settings: Settings,
+    options: argparse.Namespace,
+) -> quant.Allocation:
+    """Return the allocation of the file: by average bits, accuracy or bytes.
+
+    Raises:
+      ValueError: nothing is small or accurate enough.
+    """
+    name = options.measure
+    if name == "pairwise":
+        at = settings.budgets.index(options.average_bits)
+        row = measured.record["allocations"][name][at]
+        return quant.Allocation(**row)
+    frontier = measured.frontiers[name]
+    if options.bytes is not None:
+        return within_file(network, frontier, settings, options.bytes)
+    if options.within is None:
+        return frontier.within(options.average_bits)
+    images, labels = weights.calibration(network, settings)
+
+    def accuracy(bits: Any) -> float:
+        return float(weights.accuracy(network, settings, [bits], images, labels)[0])
+
+    (in_float,) = weights.accuracy(network, settings, [32], images, labels)
+    least = in_float - options.within - 1e-4  # of rounding
+    return quant.smallest_accurate(frontier, accuracy, least).allocation
+
+
+def quantized(network: Network, settings: Settings, bits: dict[str, int]) -> Any:
+    """Return what goes into the file."""
+    params = quant.quantize(network.params, bits, **settings.grid)
+    return {"params": params, "batch_stats": network.batch_stats}
+
+
+def within_file(
+    network: Network, frontier: quant.Frontier, settings: Settings, budget: int
+) -> quant.Allocation:
+    """Return the least sensitive allocation whose file has at most so many bytes.
+
+    The header's length depends a little on the allocation: what it takes more than was
+    reckoned is saved in the next attempt.
+    """
+    rest = 0
+    while True:
+        allocation = frontier.within(max(budget - rest, 0), unit="bytes")
+        tree = quantized(network, settings, allocation.bits)
+        excess = quant.file_size(tree) - budget
+        if excess <= 0:
+            return allocation
+        rest += excess
+
+
+def write_file(
+    network: Network,
+    allocation: quant.Allocation,
+    settings: Settings,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Write the quantized network, and return what the report says of it."""
+    name = f"{network.name.replace('/', '_')}.mixed.safetensors"
+    path = options.out / name
+    tree = quantized(network, settings, allocation.bits)
+    quant.save(path, tree)
+    read = network._replace(
+        params=quant.dequantize(quant.load(path, like=tree))["params"]
+    )
+    tested = weights.accuracy(read, settings, [32], *network.test)
+    return {
+        "name": name,
+        "measure": options.measure,
+        "bits": allocation.bits,
+        "bytes": path.stat().st_size,
+        "layer_bytes": allocation.bytes,
+        "average_bits": allocation.average_bits,
+        "accuracy": float(tested[0]),
+    }
+
+
+def group_of(name: str) -> str:
+    """Return the name without its seed."""
+    return re.sub(r"[_/]seed_?\d+$", "", name)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the command; return the record."""
+    options = parse(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    chosen = options.loaded
+    if not chosen:
+        paths = accuracy_against_bits.train(
+            options.epochs, options.label_noise, options.out / "weights", options.quiet
+        )
+        chosen = [networks.of_quickstart(p, options.label_noise) for p in paths]
+    settings = _settings(options)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for network in chosen:
+        measured = weights.measure(network, settings)
+        record = measured.record
+        allocation = choose(network, measured, settings, options)
+        record["file"] = write_file(network, allocation, settings, options)
+        if settings.activations:
+            record["activations"] = activations.measure(
+                network, settings, allocation.bits
+            )
+        groups.setdefault(group_of(network.name), []).append(record)
+    drawn = {
+        "pareto": figures.pareto(groups),
+        "predictions": figures.predictions(groups, settings.target),
+        "allocations": figures.allocations(
+            groups, options.average_bits, [*settings.budgets]
+        ),
+        "activations": figures.activations(groups, [*settings.budgets]),
+    }
+    pictures = {name: figure for name, figure in drawn.items() if figure is not None}
+    for name, figure in pictures.items():
+        replace_file(
+            options.out / f"{name}.png", functools.partial(figure.savefig, dpi=120)
+        )
+    result = {
+        "environment": environment(),
+        "settings": settings._asdict(),
+        "networks": groups,
+    }
+    write_json(options.out / "mixed_precision.json", result)
+    words = text.report(groups, settings, result["environment"], [*pictures])
+    write_text(options.out / "report.md", words)
+    print(words)
+    print(f"Wrote report.md to {options.out}.")
+    return result
+
+
+if __name__ == "__main__":
+    main()

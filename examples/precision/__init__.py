@@ -1,0 +1,1 @@
+"""Mixed precision of trained networks: what `mixed_precision.py` measures and shows."""
