@@ -78,7 +78,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--allocations", type=int, default=100, help="random ones, for correlation")
     add("--time-limit", type=float, default=20.0, help="seconds for pairs of layers")
     add("--no-activations", action="store_true", help="look at weights alone")
-    add("--activation-images", type=int, default=64, help="of the one batch for traces")
+    add(
+        "--activation-images",
+        type=int,
+        default=250,
+        help="of the batch they are seen on",
+    )
     add("--seed", type=int, default=0, help="of probes and random allocations")
     add("--data-dir", type=Path, help="of TensorFlow data sets")
     add("--label-noise", type=float, default=0.4, help="of networks of the quick start")

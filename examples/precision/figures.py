@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from .weights import MEASURES
 
@@ -25,8 +26,7 @@ STYLES = {
 
 def pareto(groups: Groups) -> Figure:
     """Draw test accuracy against the bytes of the quantized layers."""
-    figure = Figure(figsize=(5.4 * len(groups), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    figure, panels = _panels(len(groups))
     for axes, (name, records) in zip(panels, groups.items(), strict=True):
         first = records[0]
         uniform = first["uniform_bytes"]
@@ -58,15 +58,18 @@ def pareto(groups: Groups) -> Figure:
         axes.axhline(in_float, color="gray", ls=":", label="float")
         axes.set(title=name, xlabel="kilobytes of the quantized layers")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("test accuracy (%)")
-    panels[-1].legend(fontsize="small")
-    return figure
+    return _with_legend(figure, panels)
 
 
 def allocations(groups: Groups, budget: float, budgets: list[float]) -> Figure:
     """Draw the bits of every layer as each measure chooses them at one budget."""
     at = budgets.index(budget)
-    figure = Figure(figsize=(9.0, 0.6 + 2.4 * len(groups)), layout="constrained")
+    layers = max(len(records[0]["layers"]) for records in groups.values())
+    height = 2.6 if layers <= 8 else 4.0
+    figure = Figure(
+        figsize=(max(9.0, 0.42 * layers), 0.4 + height * len(groups)),
+        layout="constrained",
+    )
     panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
     for axes, records in zip(panels, groups.values(), strict=True):
         first = records[0]
@@ -80,11 +83,11 @@ def allocations(groups: Groups, budget: float, budgets: list[float]) -> Figure:
             ink = "white" if b > 5 else "black"
             axes.text(column, row, str(b), ha="center", va="center", color=ink)
         axes.set_yticks(range(len(MEASURES)), MEASURES)
-        sizes = [f"{first['layers'][p]['size']:,}" for p in paths]
+        labels = [_label(p, first["layers"][p]["size"]) for p in paths]
         steep = {"rotation": 90, "fontsize": "x-small"} if len(paths) > 8 else {}
-        axes.set_xticks(range(len(paths)), sizes, **steep)
+        axes.set_xticks(range(len(paths)), labels, **steep)
         axes.set_title(f"{first['name']}: bits at {budget:g} on average")
-    panels[-1].set_xlabel("layers in the order of their names, by number of weights")
+    panels[-1].set_xlabel("layers and their numbers of weights")
     return figure
 
 
@@ -110,6 +113,7 @@ def predictions(groups: Groups, target: float) -> Figure:
             shown = "none" if rho is None else f"{rho:.2f}"
             axes.set_title(f"{measure}: rank {shown}", fontsize="medium")
             axes.tick_params(labelsize="x-small")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.3)
         row[0].set_ylabel(f"{first['name']}\naccuracy lost", fontsize="small")
     figure.supxlabel("predicted increase of the calibration loss", fontsize="medium")
@@ -121,15 +125,17 @@ def activations(groups: Groups, budgets: list[float]) -> Figure | None:
     """Draw test accuracy against the average bits of the activations."""
     if not all("activations" in r for records in groups.values() for r in records):
         return None
-    figure = Figure(figsize=(5.4 * len(groups), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    figure, panels = _panels(len(groups))
     for axes, (name, records) in zip(panels, groups.items(), strict=True):
         for weights, style in (("float", "-"), ("mixed", ":")):
             rows = [r["activations"][f"accuracy, {weights} weights"] for r in records]
             uniform = np.array([[*row["uniform"].values()] for row in rows])
             bits = [int(b) for b in rows[0]["uniform"]]
-            axes.plot(bits, uniform.mean(0), f"ko{style}", label=f"uniform, {weights}")
-            for measure in rows[0].keys() - {"float", "uniform"}:
+            label = f"uniform, {weights} weights"
+            axes.plot(bits, uniform.mean(0), f"ko{style}", label=label)
+            for measure in rows[0]:
+                if measure in ("float", "uniform"):
+                    continue
                 color, marked = STYLES[measure]
                 mean = np.mean([row[measure] for row in rows], 0)
                 axes.plot(
@@ -137,13 +143,31 @@ def activations(groups: Groups, budgets: list[float]) -> Figure | None:
                     mean,
                     f"{marked[0]}{style}",
                     color=color,
-                    label=f"{measure}, {weights}",
+                    label=f"{measure}, {weights} weights",
                 )
         axes.set(title=name, xlabel="average bits of the activations")
         axes.grid(alpha=0.3)
+    return _with_legend(figure, panels)
+
+
+def _panels(count: int) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5.4 * count, 5.2), layout="constrained")
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def _with_legend(figure: Figure, panels: Any) -> Figure:
+    """Put one legend below all panels, whose lines are the same."""
     panels[0].set_ylabel("test accuracy (%)")
-    panels[-1].legend(fontsize="x-small", title="activations, weights")
+    handles, labels = panels[0].get_legend_handles_labels()
+    columns = 5 if len(panels) > 1 else 3
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize="small"
+    )
     return figure
+
+
+def _label(path: str, size: int) -> str:
+    return f"{path.removesuffix('/kernel')}\n{size:,}"
 
 
 def _uniform(records: list[Record]) -> np.ndarray:

@@ -1,0 +1,274 @@
+"""The command on mixed precision, of small networks, against doing it by hand."""
+
+import json
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+from scipy.stats import spearmanr
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import mixed_precision  # noqa: E402
+from diagnostics import networks  # noqa: E402
+
+from hero_jax import quant  # noqa: E402
+from tests.problems import slices  # noqa: E402
+
+ARGUMENTS = [
+    *("--choices", "2", "3", "5", "--images", "60", "--batch-size", "40"),
+    *("--probes", "300", "--steps", "30", "--allocations", "12", "--quiet"),
+]
+
+
+class Tiny(nn.Module):
+    """A network whose Hessian can be written out."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(6, name="first")(x.reshape(len(x), -1))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        x = nn.Dense(5, name="second")(jnp.tanh(x))
+        return nn.Dense(3, name="last")(jnp.tanh(x))
+
+
+def logits(network, params, images):
+    variables = {"params": params, "batch_stats": network.batch_stats}
+    return network.model.apply(variables, images, train=False)
+
+
+def tiny(path):
+    """A network that has learnt a little, by its name's seed."""
+    rng = np.random.default_rng(int(path.stem[-1]))
+    images = jnp.asarray(rng.normal(size=(110, 2, 2, 1)), jnp.float32)
+    labels = jnp.asarray((images[:, 0, 0, 0] > 0) + (images[:, 1, 1, 0] > 0), int)
+    variables = Tiny().init(jax.random.key(0), images, train=False)
+    network = networks.Network(
+        path.stem,
+        Tiny(),
+        variables["params"],
+        variables["batch_stats"],
+        (images[:60], labels[:60]),
+        (images[60:], labels[60:]),
+        0.0,
+        None,
+    )
+
+    def loss(params):
+        out = logits(network, params, images[:60])
+        return optax.softmax_cross_entropy_with_integer_labels(out, labels[:60]).mean()
+
+    params = network.params
+    step = jax.jit(lambda p: jax.tree.map(lambda x, g: x - g, p, jax.grad(loss)(p)))
+    for _ in range(100):
+        params = step(params)
+    return network._replace(params=params)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The record of three networks, two of which differ in the seed alone."""
+    out = tmp_path_factory.mktemp("mixed")
+    names = ["a_seed0.x", "a_seed1.x", "b_seed0.x"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixed_precision, "_load", lambda path, _: tiny(path))
+        record = mixed_precision.main([*names, "--out", str(out), *ARGUMENTS])
+    return record, out
+
+
+def accuracy_of(network, params):
+    images, labels = network.test
+    right = logits(network, params, images).argmax(-1) == labels
+    return 100.0 * float(right.mean())
+
+
+def test_accuracies_are_those_of_quantize(run):
+    record, _ = run
+    assert {k: len(v) for k, v in record["networks"].items()} == {"a": 2, "b": 1}
+    network, found = tiny(Path("a_seed1")), record["networks"]["a"][1]
+    accuracy = found["accuracy"]
+    assert accuracy["float"] == pytest.approx(accuracy_of(network, network.params))
+    assert accuracy["float"] > 60.0
+    for bits in (2, 3, 5):
+        rounded = quant.fake_quantize(network.params, bits)
+        assert accuracy["uniform"][bits] == pytest.approx(accuracy_of(network, rounded))
+    budgets = record["settings"]["budgets"]
+    for measure in ("HAWQ", "pairwise", "greedy"):
+        row = found["allocations"][measure]
+        for budget, a, percent in zip(budgets, row, accuracy[measure], strict=True):
+            rounded = quant.fake_quantize(network.params, a["bits"])
+            assert percent == pytest.approx(accuracy_of(network, rounded))
+            assert a["average_bits"] <= budget
+
+
+def test_curvature_of_layers_is_that_of_the_dense_hessian(run):
+    record, _ = run
+    network, found = tiny(Path("b_seed0")), record["networks"]["b"][0]
+    flat, unravel = ravel_pytree(network.params)
+    images, labels = network.train
+
+    def loss(w):
+        out = logits(network, unravel(w), images)
+        return optax.softmax_cross_entropy_with_integer_labels(out, labels).mean()
+
+    H = np.asarray(jax.hessian(loss)(flat), np.float64)
+    paths = [
+        jax.tree_util.keystr(p, simple=True, separator="/")
+        for p, _ in jax.tree_util.tree_leaves_with_path(network.params)
+    ]
+    for path, i in zip(paths, slices(network.params), strict=True):
+        if not path.endswith("kernel"):
+            continue
+        layer = found["layers"][path]
+        block = H[i, i]
+        assert layer["size"] == len(block)
+        top = np.linalg.eigvalsh(block)[-1]
+        assert layer["eigenvalue"] == pytest.approx(top, rel=1e-3)
+        error = abs(layer["average_trace"] - np.trace(block) / len(block))
+        assert error < 4.0 * layer["average_trace_stderr"]
+        d = quant.fake_quantize(network.params, 2)
+        d = np.asarray(ravel_pytree(d)[0] - flat, np.float64)[i]
+        form = d @ block @ d / 2
+        assert layer["sensitivity"]["quadratic"][0] == pytest.approx(form, rel=1e-3)
+        mask = unravel(jnp.zeros_like(flat).at[i].set(1.0))
+        mask = jax.tree.map(lambda x: bool(x.any()), mask)
+        alone = quant.fake_quantize(network.params, 2, mask=mask)
+        lost = found["accuracy"]["float"] - accuracy_of(network, alone)
+        assert layer["accuracy_lost"][0] == pytest.approx(lost, abs=1e-4)
+
+
+def test_rank_correlations_are_of_losses_measured(run):
+    record, _ = run
+    network, found = tiny(Path("a_seed0")), record["networks"]["a"][0]
+    random = found["random"]
+    averages = []
+    for columns, lost in zip(random["bits"], random["accuracy_lost"], strict=True):
+        bits = dict(zip(found["layers"], columns, strict=True))
+        rounded = quant.fake_quantize(network.params, bits)
+        expected = found["accuracy"]["float"] - accuracy_of(network, rounded)
+        assert lost == pytest.approx(expected, abs=1e-4)
+        weights = [layer["size"] for layer in found["layers"].values()]
+        averages.append(np.average(columns, weights=weights))
+    assert np.ptp(averages) < 1.0
+    assert abs(np.mean(averages) - 3.5) < 0.5
+    expected = spearmanr(random["predicted"]["measured"], random["accuracy_lost"])
+    found_rank = found["rank_correlation"]["measured"]["allocations"]
+    assert found_rank == pytest.approx(expected.statistic)
+
+
+def test_the_file_is_what_the_report_says(run):
+    record, out = run
+    for found in (r for records in record["networks"].values() for r in records):
+        file = found["file"]
+        path = out / file["name"]
+        assert path.stat().st_size == file["bytes"]
+        tree = quant.dequantize(quant.load(path))
+        network = tiny(Path(found["name"]))
+        assert file["accuracy"] == pytest.approx(accuracy_of(network, tree["params"]))
+        assert file["average_bits"] <= 3.5
+    words = (out / "report.md").read_text()
+    for name in ("pareto", "predictions", "allocations", "activations"):
+        assert f"({name}.png)" in words
+        assert (out / f"{name}.png").stat().st_size > 1000
+    assert f"{file['bytes']:,}" in words
+    assert json.loads((out / "mixed_precision.json").read_text())["networks"]
+
+
+def test_activations_are_rounded_as_by_hand(run):
+    """The last layer's input alone is left to compare: the others feed it."""
+    record, _ = run
+    network, found = tiny(Path("b_seed0")), record["networks"]["b"][0]
+    images, _ = network.train
+    ranges = found["activations"]["layers"]
+    assert ranges["first"]["low"] == pytest.approx(float(images.min()))
+    assert ranges["first"]["high"] == pytest.approx(float(images.max()))
+    assert {path: r["size"] for path, r in ranges.items()} == {
+        "first": 4,
+        "second": 6,
+        "last": 5,
+    }
+    rows = found["activations"]["accuracy, float weights"]
+    assert rows["float"] == pytest.approx(found["accuracy"]["float"])
+    fn = quant.quantize_activations(
+        lambda p, images: logits(network, p, images),
+        {
+            path: quant.ActivationRange(*map(np.float32, (r["low"], r["high"])), 1)
+            for path, r in ranges.items()
+        },
+        3,
+    )
+    images, labels = network.test
+    right = jax.jit(fn)(network.params, images).argmax(-1) == labels
+    assert rows["uniform"][3] == pytest.approx(100.0 * float(right.mean()))
+
+
+def options(*more):
+    return mixed_precision.parse([*ARGUMENTS, *more])
+
+
+def test_a_budget_in_bytes_is_that_of_the_file():
+    network = tiny(Path("a_seed0"))
+    chosen = options()
+    settings = mixed_precision._settings(chosen)
+    sizes = quant.layer_sizes(network.params, settings.choices)
+    rows = {path: np.array([1.0, 0.3, 0.0]) for path in sizes}
+    frontier = quant.pareto_frontier(rows, sizes, settings.choices)
+    files = sorted(
+        quant.file_size(mixed_precision.quantized(network, settings, a.bits))
+        for a in frontier
+    )
+    for budget in range(files[0], files[-1] + 40, 7):
+        found = mixed_precision.within_file(network, frontier, settings, budget)
+        tree = mixed_precision.quantized(network, settings, found.bits)
+        assert quant.file_size(tree) <= budget
+    assert found.bits == frontier[-1].bits
+    with pytest.raises(ValueError, match="budget must be at least"):
+        mixed_precision.within_file(network, frontier, settings, files[0] - 100)
+
+
+def test_within_points_of_the_float_accuracy(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixed_precision, "_load", lambda path, _: tiny(path))
+        record = mixed_precision.main(
+            [
+                *("a_seed0.x", "--out", str(tmp_path), "--within", "3"),
+                *("--measure", "measured", "--no-activations", *ARGUMENTS),
+            ]
+        )
+    (found,) = record["networks"]["a"]
+    network = tiny(Path("a_seed0"))
+    images, labels = network.train
+    train = network._replace(test=(images, labels))
+    rounded = quant.fake_quantize(network.params, found["file"]["bits"])
+    assert (
+        accuracy_of(train, rounded) >= accuracy_of(train, network.params) - 3.0 - 1e-3
+    )
+    assert found["file"]["average_bits"] < 5.0
+    assert "activations" not in found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--choices", "1", "4"], "--choices must be two or more of 2 to 8"),
+        (["--choices", "4"], "--choices must be two or more of 2 to 8"),
+        (["--average-bits", "9"], "--average-bits must be 2 to 5, as --choices are"),
+        (["--within", "-1"], "--within must be at least 0, got -1"),
+        (["--within", "1", "--measure", "pairwise"], "which pairwise has not"),
+        (["--bytes", "100", "--within", "1"], "not allowed with argument"),
+        (["--probes", "1"], "--probes must be at least 2"),
+        (["--images", "0"], "--images must be at least 1"),
+        (["missing.safetensors"], "missing.safetensors"),
+    ],
+)
+def test_misuse_is_named(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        options(*arguments)
+    assert message in capsys.readouterr().err
