@@ -16,17 +16,22 @@ average trace (HAWQ-V2), the quadratic form along the real error, that with grad
 terms between layers (pairwise), and the loss itself. Allocations by each, and by greedy
 descent, are tested beside uniform precision. Written are `report.md` with its pictures,
 `mixed_precision.json`, and for every network `NAME.mixed.safetensors`.
-Networks whose names differ in the seed alone are averaged.
+Networks whose names differ in the seed alone are averaged; those that were examined
+before, with the same settings, are taken from the folder.
 """
 
 import argparse
 import functools
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import accuracy_against_bits
+import jax
+import numpy as np
 import quickstart
 from diagnostics import networks
 from diagnostics.networks import Network
@@ -219,7 +224,7 @@ def write_file(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Write the quantized network, and return what the report says of it."""
-    name = f"{network.name.replace('/', '_')}.mixed.safetensors"
+    name = f"{stem(network)}.mixed.safetensors"
     path = options.out / name
     tree = quantized(network, settings, allocation.bits)
     quant.save(path, tree)
@@ -238,6 +243,53 @@ def write_file(
     }
 
 
+def examine(
+    network: Network, settings: Settings, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure a network, write its file, and return all that the report says."""
+    measured = weights.measure(network, settings)
+    allocation = choose(network, measured, settings, options)
+    record = measured.record
+    record["file"] = write_file(network, allocation, settings, options)
+    if settings.activations:
+        record["activations"] = activations.measure(network, settings, allocation.bits)
+    return record
+
+
+def look_up(
+    network: Network, settings: Settings, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the record of a network that was examined before, or examine it.
+
+    A run that was killed goes on with the networks that are missing.
+    """
+    path = options.out / "networks" / f"{stem(network)}.json"
+    digest = hashlib.sha256()
+    for x in jax.tree.leaves((network.params, network.batch_stats)):
+        digest.update(np.asarray(x).tobytes())
+    asked = {
+        "settings": {k: v for k, v in settings._asdict().items() if k != "quiet"},
+        "file": [getattr(options, name) for name in _OF_FILE],
+        "weights": digest.hexdigest(),
+    }
+    asked = json.loads(json.dumps(asked))
+    if path.exists() and (options.out / f"{stem(network)}.mixed.safetensors").exists():
+        known: dict[str, Any] = json.loads(path.read_text())
+        if known["asked"] == asked:
+            return dict(known["found"])
+    found = examine(network, settings, options)
+    write_json(path, {"asked": asked, "found": found})
+    return dict(json.loads(path.read_text())["found"])
+
+
+_OF_FILE = ("measure", "average_bits", "bytes", "within")
+
+
+def stem(network: Network) -> str:
+    """Return the name of a network as one of a file."""
+    return network.name.replace("/", "_")
+
+
 def group_of(name: str) -> str:
     """Return the name without its seed."""
     return re.sub(r"[_/]seed_?\d+$", "", name)
@@ -246,7 +298,7 @@ def group_of(name: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the command; return the record."""
     options = parse(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "networks").mkdir(parents=True, exist_ok=True)
     chosen = options.loaded
     if not chosen:
         paths = accuracy_against_bits.train(
@@ -256,14 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     settings = _settings(options)
     groups: dict[str, list[dict[str, Any]]] = {}
     for network in chosen:
-        measured = weights.measure(network, settings)
-        record = measured.record
-        allocation = choose(network, measured, settings, options)
-        record["file"] = write_file(network, allocation, settings, options)
-        if settings.activations:
-            record["activations"] = activations.measure(
-                network, settings, allocation.bits
-            )
+        record = look_up(network, settings, options)
         groups.setdefault(group_of(network.name), []).append(record)
     drawn = {
         "pareto": figures.pareto(groups),

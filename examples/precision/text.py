@@ -64,8 +64,8 @@ def _accuracies(name: str, records: list[Record], settings: Settings) -> str:
         [
             "uniform",
             *(
-                _pm([row[int(b)] for row in uniform]) if b in uniform[0] else ""
-                for b in settings.budgets
+                _pm([row[b] for row in uniform]) if b in uniform[0] else ""
+                for b in map("{:g}".format, settings.budgets)
             ),
         ]
     )
@@ -155,10 +155,10 @@ def _activations(groups: Groups, settings: Settings) -> list[str]:
                 [
                     "uniform",
                     *(
-                        _pm([row["uniform"][int(b)] for row in each])
+                        _pm([row["uniform"][b] for row in each])
                         if b in each[0]["uniform"]
                         else ""
-                        for b in settings.budgets
+                        for b in map("{:g}".format, settings.budgets)
                     ),
                 ]
             )

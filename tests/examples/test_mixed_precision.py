@@ -98,7 +98,9 @@ def test_accuracies_are_those_of_quantize(run):
     assert accuracy["float"] > 60.0
     for bits in (2, 3, 5):
         rounded = quant.fake_quantize(network.params, bits)
-        assert accuracy["uniform"][bits] == pytest.approx(accuracy_of(network, rounded))
+        assert accuracy["uniform"][str(bits)] == pytest.approx(
+            accuracy_of(network, rounded)
+        )
     budgets = record["settings"]["budgets"]
     for measure in ("HAWQ", "pairwise", "greedy"):
         row = found["allocations"][measure]
@@ -206,7 +208,30 @@ def test_activations_are_rounded_as_by_hand(run):
     )
     images, labels = network.test
     right = jax.jit(fn)(network.params, images).argmax(-1) == labels
-    assert rows["uniform"][3] == pytest.approx(100.0 * float(right.mean()))
+    assert rows["uniform"]["3"] == pytest.approx(100.0 * float(right.mean()))
+
+
+def test_networks_examined_before_are_taken_from_the_folder(run, monkeypatch):
+    """Unless settings or weights are others."""
+    record, out = run
+    monkeypatch.setattr(mixed_precision, "_load", lambda path, _: tiny(path))
+
+    def examined(network, *_):
+        raise InterruptedError(network.name)
+
+    monkeypatch.setattr(mixed_precision, "examine", examined)
+    arguments = ["a_seed1.x", "--out", str(out), *ARGUMENTS]
+    again = mixed_precision.main(arguments)
+    assert again["networks"]["a"] == [record["networks"]["a"][1]]
+    with pytest.raises(InterruptedError, match="a_seed1"):
+        mixed_precision.main([*arguments, "--seed", "1"])
+    with pytest.raises(InterruptedError, match="a_seed1"):
+        mixed_precision.main([*arguments, "--average-bits", "3"])
+    other = tiny(Path("a_seed1"))
+    other = other._replace(params=jax.tree.map(lambda x: 1.1 * x, other.params))
+    monkeypatch.setattr(mixed_precision, "_load", lambda path, _: other)
+    with pytest.raises(InterruptedError, match="a_seed1"):
+        mixed_precision.main(arguments)
 
 
 def options(*more):
