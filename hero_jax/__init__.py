@@ -17,7 +17,15 @@ dtype('uint8')
 
 from importlib.metadata import version
 
-from hero_jax import bounds, curvature, landscape, perturbation, quant, schedules
+from hero_jax import (
+    bounds,
+    curvature,
+    landscape,
+    perturbation,
+    quant,
+    schedules,
+    sensitivity,
+)
 from hero_jax.gradient import Metrics, grad_l1_value_and_grad, hero_value_and_grad
 from hero_jax.transform import HeroState, hero
 
@@ -35,4 +43,5 @@ __all__ = [
     "perturbation",
     "quant",
     "schedules",
+    "sensitivity",
 ]
