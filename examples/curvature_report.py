@@ -90,23 +90,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if not getattr(options, name) > 0.0:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
     try:
-        loaded = [load(path, options) for path in options.networks]
+        options.loaded = networks.load_all(
+            options.networks, options.label_noise, options.data_dir, options.images
+        )
     except (OSError, TypeError, ValueError) as error:
         parser.error(str(error))
-    if len({network.name for network in loaded}) < len(loaded):
-        loaded = [
-            network._replace(name=str(path))
-            for network, path in zip(loaded, options.networks, strict=True)
-        ]
-    options.loaded = loaded
     return options
-
-
-def load(path: Path, options: argparse.Namespace) -> networks.Network:
-    """Read a file of the quick start or the folder of a run."""
-    if path.is_dir():
-        return networks.of_run(path, options.data_dir, options.images)
-    return networks.of_quickstart(path, options.label_noise)
 
 
 def draw(

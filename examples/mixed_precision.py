@@ -117,18 +117,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.bytes is not None and options.measure == "pairwise":
         parser.error("--bytes needs the whole frontier, which pairwise has not")
     try:
-        options.loaded = [_load(path, options) for path in options.networks]
+        options.loaded = networks.load_all(
+            options.networks,
+            options.label_noise,
+            options.data_dir,
+            options.images,
+            options.test_images,
+        )
     except (OSError, TypeError, ValueError) as error:
         parser.error(str(error))
     return options
-
-
-def _load(path: Path, options: argparse.Namespace) -> Network:
-    if path.is_dir():
-        return networks.of_run(
-            path, options.data_dir, options.images, options.test_images
-        )
-    return networks.of_quickstart(path, options.label_noise)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -287,7 +285,7 @@ _OF_FILE = ("measure", "average_bits", "bytes", "within")
 
 def stem(network: Network) -> str:
     """Return the name of a network as one of a file."""
-    return network.name.replace("/", "_")
+    return network.name.replace("/", "_").strip("._")
 
 
 def group_of(name: str) -> str:

@@ -1,7 +1,7 @@
 """Networks to look at: of the quick start, or of runs of the training recipe."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -171,6 +171,32 @@ def of_run(
         config.label_noise,
         metrics if metrics.exists() else None,
     )
+
+
+def load_all(
+    paths: Sequence[Path],
+    label_noise: float,
+    data_dir: Path | None,
+    num_images: int,
+    num_test_images: int | None = None,
+) -> list[Network]:
+    """Read files of the quick start and folders of runs, each under a name of its own.
+
+    Raises:
+      OSError: a file cannot be read.
+      TypeError: a config has a value of another type.
+      ValueError: a file is not of its network, or a data set is missing.
+    """
+    found = [
+        of_run(path, data_dir, num_images, num_test_images)
+        if path.is_dir()
+        else of_quickstart(path, label_noise)
+        for path in paths
+    ]
+    if len({network.name for network in found}) < len(found):
+        named = zip(found, paths, strict=True)
+        found = [network._replace(name=str(path)) for network, path in named]
+    return found
 
 
 def train(epochs: int, label_noise: float, folder: Path, quiet: bool) -> list[Path]:

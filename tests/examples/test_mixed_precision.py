@@ -78,7 +78,7 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("mixed")
     names = ["a_seed0.x", "a_seed1.x", "b_seed0.x"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixed_precision, "_load", lambda path, _: tiny(path))
+        patch.setattr(networks, "of_quickstart", lambda path, _: tiny(path))
         record = mixed_precision.main([*names, "--out", str(out), *ARGUMENTS])
     return record, out
 
@@ -211,10 +211,20 @@ def test_activations_are_rounded_as_by_hand(run):
     assert rows["uniform"]["3"] == pytest.approx(100.0 * float(right.mean()))
 
 
+def test_networks_of_one_name_keep_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "of_quickstart", lambda path, _: tiny(path))
+    same = [tmp_path / "x" / "a_seed0", tmp_path / "y" / "a_seed0"]
+    names = [n.name for n in networks.load_all(same, 0.0, None, 1)]
+    assert names == [*map(str, same)]
+    stems = {mixed_precision.stem(tiny(path)._replace(name=str(path))) for path in same}
+    assert len(stems) == 2
+    assert all(stem[0].isalnum() for stem in stems)
+
+
 def test_networks_examined_before_are_taken_from_the_folder(run, monkeypatch):
     """Unless settings or weights are others."""
     record, out = run
-    monkeypatch.setattr(mixed_precision, "_load", lambda path, _: tiny(path))
+    monkeypatch.setattr(networks, "of_quickstart", lambda path, _: tiny(path))
 
     def examined(network, *_):
         raise InterruptedError(network.name)
@@ -229,7 +239,7 @@ def test_networks_examined_before_are_taken_from_the_folder(run, monkeypatch):
         mixed_precision.main([*arguments, "--average-bits", "3"])
     other = tiny(Path("a_seed1"))
     other = other._replace(params=jax.tree.map(lambda x: 1.1 * x, other.params))
-    monkeypatch.setattr(mixed_precision, "_load", lambda path, _: other)
+    monkeypatch.setattr(networks, "of_quickstart", lambda path, _: other)
     with pytest.raises(InterruptedError, match="a_seed1"):
         mixed_precision.main(arguments)
 
@@ -260,7 +270,7 @@ def test_a_budget_in_bytes_is_that_of_the_file():
 
 def test_within_points_of_the_float_accuracy(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixed_precision, "_load", lambda path, _: tiny(path))
+        patch.setattr(networks, "of_quickstart", lambda path, _: tiny(path))
         record = mixed_precision.main(
             [
                 *("a_seed0.x", "--out", str(tmp_path), "--within", "3"),
