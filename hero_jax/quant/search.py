@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from hero_jax import _checks
-from hero_jax.quant.allocation import Allocation
+from hero_jax.quant.table import Allocation
 
 
 class Found(NamedTuple):

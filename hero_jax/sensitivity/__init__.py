@@ -1,4 +1,4 @@
-"""How much the loss depends on the precision of each layer, for mixed precision.
+r"""How much the loss depends on the precision of each layer, for mixed precision.
 
 >>> import jax, jax.numpy as jnp
 >>> from hero_jax import quant, sensitivity
@@ -11,6 +11,19 @@
 >>> sizes = quant.layer_sizes(params, found.choices)
 >>> best = quant.allocate_bits(found.layers, sizes, 3.5, found.choices)
 >>> quantized = quant.quantize(params, best.bits)
+
+Moving the weights of layer i by its quantization error `d_i` raises the loss by
+
+.. math::
+
+    L(W + d_i) - L(W) \approx g_i' d_i + \tfrac{1}{2} d_i' H_{ii} d_i .
+
+At a minimum g is zero. HAWQ bounds the rest from above by the largest eigenvalue of
+`H_ii`; HAWQ-V2 takes its mean over all directions, by the average trace; the quadratic
+form itself asks for one product with the Hessian for every layer and choice, and knows
+what the layers do to each other for the same price. All three are written with the
+half, which the papers leave out, so that they are changes of the loss and can be
+compared with measured ones; allocations are the same.
 
 The measures differ in what they know and what they cost, n being the number of layers
 and c that of choices; none of them needs more memory than a Hessian-vector product,
@@ -32,15 +45,12 @@ from hero_jax.sensitivity.activations import (
     OffsetLoss,
     activation_problem,
 )
+from hero_jax.sensitivity.eigenvalues import eigenvalue, eigenvalue_spread
 from hero_jax.sensitivity.errors import Errors, weight_errors
+from hero_jax.sensitivity.forms import quadratic
 from hero_jax.sensitivity.measured import greedy_frontier, measured
 from hero_jax.sensitivity.result import Sensitivity
-from hero_jax.sensitivity.second_order import (
-    average_trace,
-    eigenvalue,
-    eigenvalue_spread,
-    quadratic,
-)
+from hero_jax.sensitivity.traces import average_trace
 
 __all__ = [
     "ActivationProblem",

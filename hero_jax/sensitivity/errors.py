@@ -6,6 +6,7 @@ from typing import NamedTuple, Unpack
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hero_jax import _tree
 from hero_jax._typing import Mask, Params
@@ -89,3 +90,33 @@ def weight_errors(
             for i, w in zip(plan.where, W, strict=True)
         },
     )
+
+
+def positions(errors: Errors, params: Params) -> tuple[int, ...]:
+    """Return the positions of the leaves that errors are of, or raise."""
+    if not isinstance(errors, Errors):
+        raise TypeError(
+            f"errors must be of sensitivity.weight_errors, got {type(errors).__name__}."
+        )
+    paths = _tree.unique_leaf_paths(params)
+    shapes = dict(zip(paths, map(np.shape, jax.tree.leaves(params)), strict=True))
+    for path, d in errors.layers.items():
+        expected = (len(errors.choices), *shapes.get(path, ()))
+        if path not in shapes or np.shape(d) != expected:
+            raise ValueError(
+                f"errors must be of the layers of params: {path!r} has shape "
+                f"{np.shape(d)}, and params "
+                + (
+                    f"asks for {expected}."
+                    if path in shapes
+                    else f"has only {[*shapes]}."
+                )
+            )
+    return tuple(paths.index(path) for path in errors.layers)
+
+
+def mask_of(errors: Errors, params: Params) -> Params:
+    """Return which leaves the errors are of."""
+    where = positions(errors, params)
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(structure, [i in where for i in range(len(leaves))])

@@ -14,10 +14,11 @@ from hero_jax._typing import Params
 from hero_jax.curvature import problem as problems
 from hero_jax.curvature import progress
 from hero_jax.curvature.problem import Options, Problem
-from hero_jax.quant.allocation import Frontier, LayerSize, Table, Unit
-from hero_jax.sensitivity.errors import Errors
+from hero_jax.quant.frontier import Frontier
+from hero_jax.quant.sizes import LayerSize
+from hero_jax.quant.table import Table, Unit
+from hero_jax.sensitivity.errors import Errors, positions
 from hero_jax.sensitivity.result import Sensitivity
-from hero_jax.sensitivity.second_order import positions
 
 FLOAT = -1
 """Stands for a layer that is not quantized, among positions of choices."""

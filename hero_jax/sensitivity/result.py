@@ -6,6 +6,8 @@ from typing import NamedTuple
 import chex
 import numpy as np
 
+from hero_jax.sensitivity.errors import Errors
+
 
 class Sensitivity(NamedTuple):
     r"""What every number of bits costs in every layer, in units of the loss.
@@ -63,3 +65,19 @@ def _position(choices: Sequence[int], bits: int, path: str) -> int:
     if bits not in choices:
         raise ValueError(f"bits must be among {[*choices]}, got {bits!r} at {path!r}.")
     return choices.index(bits)
+
+
+def times_squared_norms(
+    errors: Errors,
+    values: dict[str, chex.Array],
+    stderr: dict[str, chex.Array] | None,
+) -> Sensitivity:
+    """Multiply one number per layer by `||d||^2 / 2` of every choice."""
+    halves = {path: x / 2.0 for path, x in errors.squared_norms().items()}
+    return Sensitivity(
+        errors.choices,
+        {path: values[path] * half for path, half in halves.items()},
+        None
+        if stderr is None
+        else {path: stderr[path] * half for path, half in halves.items()},
+    )

@@ -1,0 +1,153 @@
+"""Sensitivity by the largest eigenvalue of a layer's Hessian: HAWQ and Q-BERT."""
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hero_jax import _checks, curvature
+from hero_jax._typing import Params
+from hero_jax.curvature import problem as problems
+from hero_jax.curvature.problem import Options
+from hero_jax.sensitivity.errors import Errors, mask_of, positions
+from hero_jax.sensitivity.result import Sensitivity, times_squared_norms
+
+
+def eigenvalue(
+    loss_fn: Callable[..., Any],
+    params: Params,
+    errors: Errors,
+    *args: Any,
+    steps: int = 10,
+    key: chex.PRNGKey | None = None,
+    **options: Unpack[Options],
+) -> Sensitivity:
+    r"""HAWQ: `lambda_max(H_ii) ||d_i||^2 / 2`, the worst that an error can do.
+
+    Args:
+      loss_fn: `(params, *args) -> loss`, a mean over examples.
+      params: float weights W.
+      errors: of :func:`hero_jax.sensitivity.weight_errors` at these weights.
+      *args: further arguments of `loss_fn`.
+      steps: products with the Hessian for each layer.
+      key: of the start vectors; `jax.random.key(0)` by default.
+      **options: see :class:`hero_jax.curvature.Options`.
+
+    Returns:
+      Sensitivities; no standard errors: Lanczos finds eigenvalues from below.
+
+    Raises:
+      ImportError: matfree is not installed.
+      TypeError: an argument has another type, or the loss is no scalar.
+      ValueError: an argument is out of range, or the errors are of other weights.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from hero_jax import sensitivity
+      >>> params = {"kernel": jnp.array([[-1.0, 0.3, 2.0]])}
+      >>> loss_fn = lambda w: jnp.sum(jnp.array([1.0, 2.0, 8.0]) * w["kernel"] ** 2) / 2
+      >>> errors = sensitivity.weight_errors(params, choices=(2,))  # 0.3 becomes 0
+      >>> found = sensitivity.eigenvalue(loss_fn, params, errors)
+      >>> print(f"{found.layers['kernel'][0]:.2f}")  # 8 * 0.3^2 / 2
+      0.36
+
+    References:
+      Dong et al., `HAWQ <https://arxiv.org/abs/1905.03696>`_, 2019.
+    """
+    positions(errors, params)
+    values = curvature.layer_eigenvalues(
+        loss_fn,
+        params,
+        *args,
+        mask=mask_of(errors, params),
+        steps=steps,
+        key=key,
+        **options,
+    )
+    return times_squared_norms(errors, values, None)
+
+
+def eigenvalue_spread(
+    loss_fn: Callable[..., Any],
+    params: Params,
+    errors: Errors,
+    *args: Any,
+    subsets: int = 10,
+    steps: int = 10,
+    key: chex.PRNGKey | None = None,
+    **options: Unpack[Options],
+) -> Sensitivity:
+    r"""Q-BERT: `(|mean lambda| + std lambda) ||d_i||^2 / 2` over parts of the data.
+
+    The largest eigenvalue varies with the examples; a layer in which it varies a lot is
+    kept at a higher precision.
+
+    Args:
+      loss_fn: `(params, *args) -> loss`, a mean over examples.
+      params: float weights W.
+      errors: of :func:`hero_jax.sensitivity.weight_errors` at these weights.
+      *args: further arguments of `loss_fn`; those with a leading axis of examples, all
+        or those that `batch_argnums` names, are cut into equal parts, and what is left
+        over is not used.
+      subsets: number of parts, at least 2.
+      steps: products with the Hessian for each layer and part.
+      key: of the start vectors; `jax.random.key(0)` by default.
+      **options: see :class:`hero_jax.curvature.Options`. `batch_argnums` may be given
+        without `batch_size`.
+
+    Returns:
+      Sensitivities, and the standard error of `|mean lambda|`, times `||d_i||^2 / 2`.
+
+    Raises:
+      ImportError: matfree is not installed.
+      TypeError: an argument has another type, or the loss is no scalar.
+      ValueError: an argument is out of range, the errors are of other weights, or there
+        are fewer examples than parts.
+
+    References:
+      Shen et al., `Q-BERT <https://arxiv.org/abs/1909.05840>`_, 2020, Eq. 2.
+    """
+    positions(errors, params)
+    _checks.check_positive_integer("subsets", subsets)
+    if subsets < 2:
+        raise ValueError(f"subsets must be at least 2 to have a spread, got {subsets}.")
+    argnums = options.get("batch_argnums")
+    if isinstance(argnums, int):
+        argnums = (argnums,)
+    cut = range(1, len(args) + 1) if argnums is None else argnums
+    size = problems.number_of_examples(args, cut) // subsets
+    if size == 0:
+        raise ValueError(
+            f"subsets must be at most the number of examples, got {subsets} for "
+            f"{problems.number_of_examples(args, cut)}."
+        )
+    if options.get("batch_size") is None:
+        options = {**options, "batch_argnums": None}
+    found = []
+    for k in range(subsets):
+        part = [
+            jax.tree.map(lambda x, k=k: x[k * size : (k + 1) * size], arg)
+            if position in cut
+            else arg
+            for position, arg in enumerate(args, start=1)
+        ]
+        values = curvature.layer_eigenvalues(
+            loss_fn,
+            params,
+            *part,
+            mask=mask_of(errors, params),
+            steps=steps,
+            key=key,
+            **options,
+        )
+        found.append(values)
+    rows = {path: jnp.stack([each[path] for each in found]) for path in errors.layers}
+    spread = {path: jnp.std(x, ddof=1) for path, x in rows.items()}
+    return times_squared_norms(
+        errors,
+        {path: jnp.abs(x.mean()) + spread[path] for path, x in rows.items()},
+        {path: x / np.sqrt(subsets) for path, x in spread.items()},
+    )
