@@ -25,6 +25,7 @@ import functools
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from image_classification.results import (
 from precision import activations, figures, text, weights
 from precision.weights import MEASURES, Measured, Settings
 
+import hero_jax
 from hero_jax import quant
 
 BUDGETS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
@@ -166,11 +168,7 @@ def choose(
     settings: Settings,
     options: argparse.Namespace,
 ) -> quant.Allocation:
-    """Return the allocation of the file: by average bits, accuracy or bytes.
-
-    Raises:
-      ValueError: nothing is small or accurate enough.
-    """
+    """Return the allocation of the file: by average bits, accuracy or bytes."""
     name = options.measure
     if name == "pairwise":
         at = settings.budgets.index(options.average_bits)
@@ -178,6 +176,11 @@ def choose(
         return quant.Allocation(**row)
     frontier = measured.frontiers[name]
     if options.bytes is not None:
+        if name in measured.found:
+            found = measured.found[name]
+            frontier = quant.pareto_frontier(
+                found.layers, measured.sizes, found.choices
+            )
         return within_file(network, frontier, settings, options.bytes)
     if options.within is None:
         return frontier.within(options.average_bits)
@@ -188,7 +191,12 @@ def choose(
 
     (in_float,) = weights.accuracy(network, settings, [32], images, labels)
     least = in_float - options.within - 1e-4  # of rounding
-    return quant.smallest_accurate(frontier, accuracy, least).allocation
+    try:
+        return quant.smallest_accurate(frontier, accuracy, least).allocation
+    except ValueError:
+        print(f"{network.name}: nothing loses so little; the file is the largest.")
+        largest: quant.Allocation = frontier[-1]
+        return largest
 
 
 def quantized(network: Network, settings: Settings, bits: dict[str, int]) -> Any:
@@ -235,6 +243,7 @@ def write_file(
         "measure": options.measure,
         "bits": allocation.bits,
         "bytes": path.stat().st_size,
+        "sha256": _sha(path),
         "layer_bytes": allocation.bytes,
         "average_bits": allocation.average_bits,
         "accuracy": float(tested[0]),
@@ -262,22 +271,29 @@ def look_up(
     A run that was killed goes on with the networks that are missing.
     """
     path = options.out / "networks" / f"{stem(network)}.json"
+    file = options.out / f"{stem(network)}.mixed.safetensors"
     digest = hashlib.sha256()
-    for x in jax.tree.leaves((network.params, network.batch_stats)):
+    data = (network.train, network.test)
+    for x in jax.tree.leaves((network.params, network.batch_stats, data)):
         digest.update(np.asarray(x).tobytes())
     asked = {
         "settings": {k: v for k, v in settings._asdict().items() if k != "quiet"},
         "file": [getattr(options, name) for name in _OF_FILE],
-        "weights": digest.hexdigest(),
+        "weights and data": digest.hexdigest(),
+        "version": hero_jax.__version__,
     }
     asked = json.loads(json.dumps(asked))
-    if path.exists() and (options.out / f"{stem(network)}.mixed.safetensors").exists():
+    if path.exists() and file.exists():
         known: dict[str, Any] = json.loads(path.read_text())
-        if known["asked"] == asked:
+        if known["asked"] == asked and known["found"]["file"]["sha256"] == _sha(file):
             return dict(known["found"])
     found = examine(network, settings, options)
     write_json(path, {"asked": asked, "found": found})
     return dict(json.loads(path.read_text())["found"])
+
+
+def _sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 _OF_FILE = ("measure", "average_bits", "bytes", "within")
@@ -286,6 +302,25 @@ _OF_FILE = ("measure", "average_bits", "bytes", "within")
 def stem(network: Network) -> str:
     """Return the name of a network as one of a file."""
     return network.name.replace("/", "_").strip("._")
+
+
+def check(
+    chosen: Sequence[Network], settings: Settings, options: argparse.Namespace
+) -> None:
+    """End the command, before all work, where no file could be written."""
+    stems = [stem(network) for network in chosen]
+    if len({*stems}) < len(stems):
+        sys.exit(f"networks must have names of their own, got {stems}")
+    for network in chosen:
+        least = dict.fromkeys(
+            quant.layer_sizes(network.params, settings.choices), settings.choices[0]
+        )
+        size = quant.file_size(quantized(network, settings, least))
+        if options.bytes is not None and options.bytes < size:
+            sys.exit(
+                f"--bytes must be at least {size:,}, the file of {network.name} with "
+                f"{settings.choices[0]} bits in all layers; got {options.bytes:,}"
+            )
 
 
 def group_of(name: str) -> str:
@@ -304,6 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         )
         chosen = [networks.of_quickstart(p, options.label_noise) for p in paths]
     settings = _settings(options)
+    check(chosen, settings, options)
     groups: dict[str, list[dict[str, Any]]] = {}
     for network in chosen:
         record = look_up(network, settings, options)

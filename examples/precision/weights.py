@@ -1,6 +1,7 @@
 """Sensitivity of a network's weights, allocations by it, and their accuracy."""
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -165,7 +166,11 @@ def measure(network: Network, settings: Settings) -> Measured:
             },
         },
         "allocations": {
-            name: [a._asdict() for a in row] for name, row in allocated.items()
+            name: [
+                a._asdict() | {"gap": a.gap if math.isfinite(a.gap) else None}
+                for a in row
+            ]
+            for name, row in allocated.items()
         },
         "uniform_bytes": {
             b: sum(size.bytes[b] for size in sizes.values()) for b in settings.choices
@@ -273,14 +278,14 @@ def _allocate(
     pairwise = found["pairwise"]
 
     def jointly(budget: float) -> quant.Allocation:
-        return quant.allocate_bits(
-            pairwise.layers,
-            sizes,
-            budget,
-            pairwise.choices,
-            interactions=pairwise.interactions,
-            time_limit=limit,
-        )
+        problem = (pairwise.layers, sizes, budget, pairwise.choices)
+        try:
+            return quant.allocate_bits(
+                *problem, interactions=pairwise.interactions, time_limit=limit
+            )
+        except TimeoutError:
+            alone = quant.allocate_bits(*problem)
+            return alone._replace(sensitivity=pairwise.total(alone.bits), gap=math.inf)
 
     return {
         name: [

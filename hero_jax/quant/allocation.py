@@ -50,8 +50,8 @@ def allocate_bits(
       interactions: what pairs of choices cost on top, `[layers, choices, layers,
         choices]` in the order of `sensitivity` and `choices`; symmetric, and only the
         part between different layers counts, each pair once. The program grows with
-        the square of the layers: a dozen take seconds, two dozen too long, and a
-        `time_limit` is wanted.
+        the square of the layers. Weak interactions, as networks have them, take
+        seconds for dozens of layers; strong ones too long, and want a `time_limit`.
       time_limit: seconds, after which the best allocation found so far is returned,
         with its `gap`; none by default.
 
@@ -95,7 +95,12 @@ def _pairs(interactions: chex.Array | None, table: Table) -> np.ndarray | None:
     """Return the interactions in the order of the table, checked."""
     if interactions is None:
         return None
-    pairs = np.asarray(interactions, np.float64)
+    try:
+        pairs = np.asarray(interactions, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"interactions must be real numbers, got {interactions!r}."
+        ) from None
     layers, choices = table.cost.shape
     if pairs.shape != (layers, choices, layers, choices):
         raise ValueError(
@@ -104,4 +109,11 @@ def _pairs(interactions: chex.Array | None, table: Table) -> np.ndarray | None:
         )
     if not np.isfinite(pairs).all():
         raise ValueError("interactions must be finite, got NaN or infinity.")
-    return pairs
+    rounding = 1e-4 * np.abs(pairs).max()
+    if np.abs(pairs - pairs.transpose(2, 3, 0, 1)).max() > rounding:
+        raise ValueError(
+            "interactions must be symmetric: [i, b, j, c] and [j, c, i, b] are the "
+            "same pair, and each counts once."
+        )
+    column = [table.given.index(bits) for bits in table.choices]
+    return pairs[:, column][..., column]

@@ -20,7 +20,8 @@ def bits_of_leaves(bits: Any, params: Params, chosen: list[bool]) -> list[Any]:
     Args:
       bits: number; tree of numbers with the structure of `params` or a prefix of it;
         or mapping from paths to numbers: of a leaf, of a subtree, or a pattern
-        (`fnmatch`, as in "*/kernel"); the first that matches counts.
+        (`fnmatch`, as in "*/kernel"). A leaf's own path counts first, else the first
+        that matches.
       params: the tree to be quantized.
       chosen: which leaves are quantized; patterns are matched against these alone.
 
@@ -62,8 +63,12 @@ def _match(
 ) -> list[int | None]:
     used = set()
     bits: list[int | None] = []
-    for path, keep in zip(_tree.leaf_paths(params), chosen, strict=True):
+    names = _tree.unique_leaf_paths(params)
+    paths = _tree.leaf_paths(params)
+    for name, path, keep in zip(names, paths, chosen, strict=True):
         matching = [p for p in patterns if keep and _matches(path, p)]
+        if keep and name in patterns:  # whatever pattern it may look like
+            matching = [name, *matching]
         used.update(matching)
         if keep and not matching:
             raise ValueError(

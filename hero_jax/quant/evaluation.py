@@ -50,8 +50,8 @@ def accuracy_against_bits(
       images: inputs of any shape `[N, ...]`.
       labels: classes `[N]`.
       bits: what to try: numbers of bits, 2 to 8 or 16, for all layers, or mappings from
-        paths or patterns to numbers, as of :func:`hero_jax.quant.quantize`; 32 stands
-        for the weights as they are.
+        paths or patterns to numbers, as of :func:`hero_jax.quant.quantize`, such as
+        `[a.bits for a in frontier]`; 32 stands for the weights as they are.
       batch_stats: BatchNorm statistics, handed to `logits_fn`.
       batch_size: number of images that go through the model at once; N by default.
       stats_fn: `(params, images) -> batch_stats`, the statistics of one batch by

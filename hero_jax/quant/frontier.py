@@ -33,6 +33,10 @@ class Frontier(Sequence[Allocation]):
         self.bytes = table.bytes[layers, chosen].sum(1)
         self.average_bits = (self.bits @ table.weights) / table.weights.sum()
 
+    def __repr__(self) -> str:
+        sizes = f"{self.bytes[0]:,} to {self.bytes[-1]:,} bytes"
+        return f"<Frontier of {len(self)} allocations, {sizes}>"
+
     def __len__(self) -> int:
         return len(self.bits)
 

@@ -113,7 +113,8 @@ def recorded_inputs(
         except jax.errors.UnexpectedTracerError:
             raise ValueError(
                 f"the input of {path!r} must be known outside of transformations such "
-                "as jax.vmap and nn.remat: run the model without them for this."
+                "as jax.vmap, nn.scan and nn.remat: its layers cannot be seen from "
+                "outside there. Run the model without them for this, if it can be."
             ) from None
     return inputs
 

@@ -58,15 +58,16 @@ def check_bits(bits: Any) -> None:
 
 
 def check_choices(choices: Any) -> tuple[int, ...]:
-    """Return numbers of bits in ascending order, or raise unless they differ."""
-    if not isinstance(choices, (tuple, list, range, np.ndarray)) or not len(choices):
+    """Return numbers of bits in the order given, or raise unless they differ."""
+    kinds = (tuple, list, range, np.ndarray, jax.Array)
+    if not isinstance(choices, kinds) or not len(choices):
         raise TypeError(
             "choices must be a sequence of numbers of bits, at least one, got "
             f"{type(choices).__name__}: {choices!r}."
         )
     for bits in choices:
         check_bits(bits)
-    numbers = tuple(sorted(map(int, choices)))
+    numbers = tuple(map(int, choices))
     if len({*numbers}) < len(numbers):
         raise ValueError(f"choices must differ from each other, got {choices!r}.")
     return numbers

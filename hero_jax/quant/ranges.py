@@ -41,8 +41,8 @@ def activation_ranges(
 ) -> dict[str, ActivationRange]:
     """Find the ranges of the activations of a Flax Linen model on calibration data.
 
-    Not for use inside of `jax.jit`. Layers inside of `jax.vmap` or `nn.remat` have no
-    inputs that could be seen from outside.
+    Not for use inside of `jax.jit`. Layers inside of `jax.vmap`, `nn.scan` or
+    `nn.remat` have no inputs that could be seen from outside.
 
     Args:
       apply_fn: `(*args) -> anything`, runs the model in evaluation, for instance
@@ -190,8 +190,14 @@ def _batches(
     _checks.check_positive_integer("batch_size", batch_size)
     if batch_argnums is None:
         batch_argnums = len(args) - 1
-    positions = (batch_argnums,) if isinstance(batch_argnums, int) else batch_argnums
+    positions: Sequence[Any] = (
+        batch_argnums if isinstance(batch_argnums, Sequence) else (batch_argnums,)
+    )
     for k in positions:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
+            raise TypeError(
+                f"batch_argnums must be an integer or several, got {batch_argnums!r}."
+            )
         if not 0 <= k < len(args):
             raise ValueError(
                 "batch_argnums must be positions of the arguments of apply_fn, 0 to "

@@ -62,16 +62,15 @@ def smallest_accurate(
       ({'a': 4, 'b': 4}, '0.80', 5)
     """
     _checks.check_callable("accuracy_fn", accuracy_fn, "(bits) -> accuracy")
-    if not isinstance(least, (int, float, np.number, jax.Array)):
-        raise TypeError(
-            f"least must be a number, got {type(least).__name__}: {least!r}."
-        )
+    _check_number("least", least)
     if not len(frontier):
         raise ValueError("frontier must have an allocation, got an empty one.")
     tried: dict[int, float] = {}
 
     def is_enough(position: int) -> bool:
-        accuracy = float(accuracy_fn(frontier[position].bits))
+        accuracy = accuracy_fn(frontier[position].bits)
+        _check_number("the result of accuracy_fn", accuracy)
+        accuracy = float(accuracy)
         tried[position] = accuracy
         return accuracy >= least
 
@@ -80,9 +79,18 @@ def smallest_accurate(
         raise ValueError(
             f"least must be in reach: the largest allocation of the frontier, "
             f"{frontier[high].bits}, has accuracy {tried[high]:g}, and {least!r} is "
-            "wanted. Add larger choices of bits."
+            "wanted. Larger choices of bits may reach it, or allocations that the "
+            "sensitivity takes for no better, which are not on the frontier."
         )
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if is_enough(middle) else (middle, high)
     return Found(frontier[high], tried[high], tried)
+
+
+def _check_number(name: str, value: Any) -> None:
+    number = isinstance(value, (int, float, np.number, np.ndarray, jax.Array))
+    if not number or isinstance(value, bool) or np.ndim(value):
+        raise TypeError(
+            f"{name} must be a number, got {type(value).__name__}: {value!r}."
+        )

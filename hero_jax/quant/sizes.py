@@ -40,7 +40,7 @@ def layer_sizes(
       **options: see :class:`GridOptions`; finer grids take more scales.
 
     Returns:
-      Path of the leaf to its size.
+      Path of the leaf to its size; empty leaves are left out.
 
     Raises:
       TypeError: as :func:`quantize`.
@@ -69,7 +69,7 @@ def layer_sizes(
         after = jax.tree.leaves(tree, is_leaf=is_quantized)
         paths = _tree.unique_leaf_paths(positions)
         for path, old, new in zip(paths, before, after, strict=True):
-            if is_quantized(new) and not is_quantized(old):
+            if is_quantized(new) and not is_quantized(old) and new.size:
                 size = sizes.setdefault(path, LayerSize(math.prod(new.shape), {}))
                 size.bytes[bits] = size_in_bytes(new)
     return sizes

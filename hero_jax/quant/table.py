@@ -36,10 +36,22 @@ class Allocation(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The problem in arrays: a row for every layer, a column for every choice."""
+    """The problem in arrays: a row for every layer, a column for every choice.
+
+    Attributes:
+      paths: of the layers.
+      choices: numbers of bits, ascending.
+      given: the same in the order in which they were given.
+      unit: of `size`.
+      weights: `[layers]`, how many.
+      cost: `[layers, choices]`, sensitivities.
+      bytes: `[layers, choices]`.
+      size: `[layers, choices]`, bytes, or bits of all weights.
+    """
 
     paths: list[str]
     choices: tuple[int, ...]
+    given: tuple[int, ...]
     unit: Unit
     weights: np.ndarray
     cost: np.ndarray
@@ -56,8 +68,9 @@ class Table(NamedTuple):
     ) -> "Table":
         """Check the arguments and put them into arrays."""
         _checks.check_choice("unit", unit, UNITS)
-        ordered = check_choices(choices)
-        column = [[*choices].index(bits) for bits in ordered]
+        given = check_choices(choices)
+        ordered = tuple(sorted(given))
+        column = [given.index(bits) for bits in ordered]
         for name, mapping in (("sensitivity", sensitivity), ("sizes", sizes)):
             if not isinstance(mapping, Mapping) or not mapping:
                 raise TypeError(
@@ -77,7 +90,14 @@ class Table(NamedTuple):
         num_bytes = np.array([[layer.bytes[b] for b in ordered] for layer in layers])
         size = num_bytes if unit == "bytes" else weights[:, None] * np.array(ordered)
         return cls(
-            [*sensitivity], ordered, unit, weights, np.stack(costs), num_bytes, size
+            [*sensitivity],
+            ordered,
+            given,
+            unit,
+            weights,
+            np.stack(costs),
+            num_bytes,
+            size,
         )
 
     def limit(self, budget: float) -> int:
@@ -106,7 +126,12 @@ class Table(NamedTuple):
 
 
 def _costs(path: str, row: Any, length: int) -> np.ndarray:
-    costs = np.asarray(row, np.float64)
+    try:
+        costs = np.asarray(row, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"sensitivity must be real numbers, got {row!r} at {path!r}."
+        ) from None
     if costs.shape != (length,):
         raise ValueError(
             f"sensitivity must have one number for each of the {length} choices, got "

@@ -45,7 +45,8 @@ def quantize(
       bits: number of bits per weight, 2 to 8, or 16; a tree of such numbers with the
         structure of `params` or a prefix of it; or a mapping from paths to numbers,
         `{"head": 8, "*/kernel": 4}`: of leaves or subtrees, keys joined by "/", or
-        patterns in which a star matches everything; the first that matches counts.
+        patterns in which a star matches everything. A leaf's own path counts first,
+        else the first that matches.
       mask: which leaves are quantized: tree of bools or function `params -> tree`.
         Default: the floating-point ones of two or more dimensions that are not
         quantized yet; biases and normalization scales are few and stay as they are.

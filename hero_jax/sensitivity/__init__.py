@@ -21,13 +21,16 @@ Moving the weights of layer i by its quantization error `d_i` raises the loss by
 At a minimum g is zero. HAWQ bounds the rest from above by the largest eigenvalue of
 `H_ii`; HAWQ-V2 takes its mean over all directions, by the average trace; the quadratic
 form itself asks for one product with the Hessian for every layer and choice, and knows
-what the layers do to each other for the same price. All three are written with the
-half, which the papers leave out, so that they are changes of the loss and can be
-compared with measured ones; allocations are the same.
+what the layers do to each other for the same price.
+
+HAWQ-V2 multiplies the average trace by `||d_i||^2`; HAWQ does so with the eigenvalue
+for its order of fine-tuning only, and Q-BERT does not. Here all have the factor
+`||d_i||^2 / 2`: changes of the loss, which add up and can be compared with measured
+ones.
 
 The measures differ in what they know and what they cost, n being the number of layers
-and c that of choices; none of them needs more memory than a Hessian-vector product,
-but for the c errors of every layer:
+and c that of choices. The c errors of every layer are in memory, and for eigenvalues a
+basis of 10 copies of the weights; the rest is that of a Hessian-vector product:
 
 - :func:`eigenvalue` (HAWQ) and :func:`eigenvalue_spread` (Q-BERT): the worst direction
   in the layer; 10 n products with the Hessian.
@@ -35,7 +38,7 @@ but for the c errors of every layer:
 - :func:`quadratic`: the direction of the error itself; c n products, which with
   `pairwise=True` also tell what layers do to each other.
 - :func:`measured`: the loss itself, layer by layer; c n evaluations of the loss.
-- :func:`greedy_frontier`: the loss itself, layers together; c n^2 / 2 evaluations.
+- :func:`greedy_frontier`: the loss itself, layers together; up to c n^2 evaluations.
 
 :func:`activation_problem` makes the same questions out of a network's activations.
 """

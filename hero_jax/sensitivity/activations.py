@@ -104,7 +104,8 @@ def activation_problem(
 
     Returns:
       The problem: as much memory as `len(choices) + 1` times the activations of the
-      batch. The offsets belong to these B examples: `batch_size` does not go with them.
+      batch. The offsets belong to these B examples: `batch_size` does not go with them,
+      nor does :func:`hero_jax.sensitivity.eigenvalue_spread`.
 
     Raises:
       ImportError: flax is not installed.

@@ -37,7 +37,8 @@ def eigenvalue(
       **options: see :class:`hero_jax.curvature.Options`.
 
     Returns:
-      Sensitivities; no standard errors: Lanczos finds eigenvalues from below.
+      Sensitivities; no standard errors: Lanczos finds eigenvalues from below. Its basis
+      takes the memory of `steps` copies of all weights.
 
     Raises:
       ImportError: matfree is not installed.
@@ -55,7 +56,8 @@ def eigenvalue(
       0.36
 
     References:
-      Dong et al., `HAWQ <https://arxiv.org/abs/1905.03696>`_, 2019.
+      Dong et al., `HAWQ <https://arxiv.org/abs/1905.03696>`_, 2019, who use
+      `lambda ||d||^2` for the order of fine-tuning, and `lambda / n` for that of bits.
     """
     positions(errors, params)
     values = curvature.layer_eigenvalues(
@@ -108,7 +110,8 @@ def eigenvalue_spread(
         are fewer examples than parts.
 
     References:
-      Shen et al., `Q-BERT <https://arxiv.org/abs/1909.05840>`_, 2020, Eq. 2.
+      Shen et al., `Q-BERT <https://arxiv.org/abs/1909.05840>`_, 2020, Eq. 2, which
+      leaves `||d||^2` out.
     """
     positions(errors, params)
     _checks.check_positive_integer("subsets", subsets)
@@ -118,7 +121,14 @@ def eigenvalue_spread(
     if isinstance(argnums, int):
         argnums = (argnums,)
     cut = range(1, len(args) + 1) if argnums is None else argnums
-    size = problems.number_of_examples(args, cut) // subsets
+    try:
+        size = problems.number_of_examples(args, cut) // subsets
+    except ValueError as error:
+        if argnums is not None:
+            raise
+        raise ValueError(
+            f"{error} Without batch_argnums those are all arguments behind params."
+        ) from None
     if size == 0:
         raise ValueError(
             f"subsets must be at most the number of examples, got {subsets} for "

@@ -19,7 +19,7 @@ class Errors(NamedTuple):
     """The errors of quantization d = Q(W) - W, layer by layer and choice by choice.
 
     Attributes:
-      choices: numbers of bits, ascending.
+      choices: numbers of bits.
       layers: path of the leaf to its errors, `[len(choices), *shape]`.
     """
 
@@ -43,9 +43,10 @@ def weight_errors(
     """Quantize every layer to every number of bits, and take the differences.
 
     Args:
-      params: float weights W.
+      params: weights W, all of them floats.
       choices: numbers of bits, 2 to 8 or 16.
-      mask: which leaves are quantized, as of :func:`hero_jax.quant.quantize`.
+      mask: which leaves are quantized, as of :func:`hero_jax.quant.quantize`; empty
+        ones are left out.
       **options: see :class:`hero_jax.quant.GridOptions`; `axis=-1, group_size=k` gives
         every k output channels a grid of their own, as in Q-BERT.
 
@@ -71,8 +72,9 @@ def weight_errors(
       Shen et al., `Q-BERT <https://arxiv.org/abs/1909.05840>`_, 2020, Section 3.2.
     """
     choices = check_choices(choices)
+    _tree.check_real("params", params)
     plan = make_plan(params, choices[-1], mask, None, options, lambda _: None)
-    if not plan.where:
+    if not any(x.size for x in plan.arrays):
         raise ValueError(
             "mask must choose a leaf to be quantized; by default those of two or more "
             f"dimensions are, and params has {_tree.unique_leaf_paths(params)}."
@@ -88,6 +90,7 @@ def weight_errors(
         {
             paths[i]: jnp.stack([_tree.cast_like(q[i], w) - w for q in rounded])
             for i, w in zip(plan.where, W, strict=True)
+            if w.size
         },
     )
 

@@ -77,6 +77,7 @@ def measured(
         params,
         [*errors.layers.values()],
         columns.astype(np.int32),
+        len(columns),
         args,
     )
     rows = (losses[1:] - losses[0]).reshape(layers, choices)
@@ -96,8 +97,8 @@ def greedy_frontier(
 
     From all layers at the largest choice down to all at the smallest, the loss is
     measured with all layers as they are by then, so it sees what they do together.
-    Nothing makes the way down the best, and it takes `layers^2 * choices / 2` passes
-    over the data.
+    Nothing makes the way down the best, and it takes up to `layers^2 * choices` passes
+    over the data. `progress` counts steps.
 
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
@@ -137,33 +138,28 @@ def greedy_frontier(
     problem = problems.make(loss_fn, params, args, options)
     where = positions(errors, params)
     layers, choices = len(where), len(errors.choices)
+    ascending = np.argsort(errors.choices)
     zeros = {path: np.zeros(choices) for path in errors.layers}
     table = Table.of(zeros, sizes, errors.choices, unit)
     moves = [*errors.layers.values()]
-    steps = layers * (choices - 1)
-    batches = problem.num_batches(args)
-    report, done = options.get("progress"), 0
+    report = options.get("progress")
 
-    def measure(columns: np.ndarray) -> np.ndarray:
+    def measure(rows: np.ndarray) -> np.ndarray:
         """Return the losses of some allocations, at most one per layer."""
-        nonlocal done
-        padded = np.concatenate([columns, columns[:1].repeat(layers - len(columns), 0)])
-        losses = _losses(problem, where, params, moves, padded.astype(np.int32), args)
-        losses = np.asarray(jax.block_until_ready(losses), np.float64)
-        done += layers * batches
-        if report is not None:
-            report(done, (steps + 2) * layers * batches)
-        return losses[: len(columns)]
+        padded = np.full((layers, layers), FLOAT, np.int32)
+        padded[: len(rows)] = rows
+        losses = _losses(problem, where, params, moves, padded, len(rows), args)
+        return np.asarray(losses, np.float64)[: len(rows)]
 
     problem = problem._replace(reports=False)  # steps are told, not batches
     start = measure(np.full((1, layers), FLOAT))[0]
     now = np.full(layers, choices - 1)
-    loss = measure(now[None])[0]
+    loss = measure(ascending[now][None])[0]
     way, costs = [now], [loss - start]
     while now.any():
         lower = np.flatnonzero(now)
         candidates = now - np.eye(layers, dtype=now.dtype)[lower]
-        losses = measure(candidates)
+        losses = measure(ascending[candidates])
         saved = table.size[lower, now[lower]] - table.size[lower, now[lower] - 1]
         # A step that lowers the loss is taken first, the one that lowers it most.
         risen = losses - loss
@@ -172,6 +168,8 @@ def greedy_frontier(
         now, loss = candidates[best], losses[best]
         way.append(now)
         costs.append(loss - start)
+        if report is not None:
+            report(len(way) - 1, layers * (choices - 1))
     return Frontier(table, np.stack(way[::-1]), np.array(costs[::-1]))
 
 
@@ -182,13 +180,17 @@ def _losses(
     params: Params,
     errors: list[chex.Array],
     columns: chex.Array,
+    count: chex.Numeric,
     args: Sequence[Any],
 ) -> chex.Array:
-    """Return the loss of every row of `columns`, `[allocations, layers]`."""
+    """Return the losses of the first rows of `columns`, `[allocations, layers]`."""
     W = _tree.widen(params)
     leaves, structure = jax.tree.flatten(W)
 
-    def of(row: chex.Array) -> chex.Array:
+    def body(k: chex.Numeric, losses: chex.Array) -> chex.Array:
+        return losses.at[k].set(loss_of(columns[k]))
+
+    def loss_of(row: chex.Array) -> chex.Array:
         moved = list(leaves)
         for k, (i, d) in enumerate(zip(where, errors, strict=True)):
             error = jnp.where(row[k] == FLOAT, 0.0, d[row[k]])
@@ -198,4 +200,5 @@ def _losses(
             progress.tick_after(loss)
         return loss
 
-    return jax.lax.map(of, columns)
+    shape = jax.eval_shape(loss_of, columns[0])
+    return jax.lax.fori_loop(0, count, body, jnp.zeros(len(columns), shape.dtype))

@@ -16,7 +16,7 @@ class Sensitivity(NamedTuple):
     `layers`, `choices` and, if there are any, `interactions`.
 
     Attributes:
-      choices: numbers of bits, ascending.
+      choices: numbers of bits.
       layers: path of the layer to one number per choice, `[len(choices)]`.
       stderr: likewise their standard errors, where the numbers are estimates; None
         where they are exact for the data at hand.
@@ -39,6 +39,7 @@ class Sensitivity(NamedTuple):
           Sum over layers, and over pairs of layers if there are interactions.
 
         Raises:
+          TypeError: `bits` is no mapping.
           ValueError: a layer is missing or unknown, or a number of bits no choice.
         """
         columns = self.columns(bits)
@@ -53,6 +54,11 @@ class Sensitivity(NamedTuple):
 
     def columns(self, bits: Mapping[str, int]) -> np.ndarray:
         """Return the position of every layer's number of bits among the choices."""
+        if not isinstance(bits, Mapping):
+            raise TypeError(
+                "bits must be a mapping from paths of layers to numbers of bits, got "
+                f"{type(bits).__name__}: {bits!r}."
+            )
         if bits.keys() != self.layers.keys():
             raise ValueError(
                 "bits must name every layer once: "

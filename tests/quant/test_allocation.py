@@ -158,11 +158,52 @@ def test_what_a_lenient_solver_overdraws_is_excluded(monkeypatch):
         assert found.bytes <= budget
 
 
-def test_choices_in_any_order_and_a_decimal_budget_exactly_met():
+@pytest.mark.parametrize("order", [(2, 4, 8), (8, 2, 4)])
+def test_choices_in_any_order(order):
+    """Rows, columns and pairs are in the order of the choices that were given."""
+    rows, sizes = problem(2, layers=3, choices=(2, 4, 8))
+    pairs = interactions(2, layers=3, choices=(2, 4, 8)) * 1e-3
+    column = [(2, 4, 8).index(bits) for bits in order]
+    found = quant.allocate_bits(
+        {path: row[column] for path, row in rows.items()},
+        sizes,
+        4.0,
+        order,
+        interactions=pairs[:, column][..., column],
+    )
+    limit = 4.0 * sum(sizes.values())
+    total, columns = exhaustive(
+        rows, sizes, limit, "average_bits", choices=(2, 4, 8), pairs=pairs
+    )
+    assert tuple(found.bits.values()) == tuple((2, 4, 8)[c] for c in columns)
+    assert found.sensitivity == pytest.approx(total, rel=1e-9)
+
+
+def test_a_decimal_budget_is_exactly_met():
     rows = {"a": [0.0, 5.0], "b": [0.0, 1.0]}
     found = quant.allocate_bits(rows, {"a": 7, "b": 3}, 3.4, (4, 2))
     assert found.bits == {"a": 4, "b": 2}
     assert found.average_bits == pytest.approx(3.4)
+
+
+def test_paths_that_look_like_patterns_mean_themselves():
+    """What an allocation says reaches the leaf it speaks of."""
+    w = jnp.linspace(0.0, 1.0, 12).reshape(3, 4)
+    for names in (("a*", "ab"), ("l[0]", "l0"), ("a", "a/c")):
+        params = {"m": dict.fromkeys(names, w)}
+        first, second = quant.layer_sizes(params)
+        small = quant.quantize(params, {first: 2, second: 8})
+        assert [small["m"][name].bits for name in sorted(names)] == [2, 8]
+    params = {"m": {"a": {"b": w}, "a/b": w}}
+    first, second = quant.layer_sizes(params)
+    small = quant.quantize(params, {first: 2, second: 8})
+    assert (small["m"]["a"]["b"].bits, small["m"]["a/b"].bits) == (2, 8)
+
+
+def test_a_frontier_says_how_long_it_is():
+    frontier = quant.pareto_frontier({"a": [1.0, 0.0]}, {"a": 8}, (2, 4))
+    assert repr(frontier) == "<Frontier of 2 allocations, 2 to 4 bytes>"
+    assert frontier[:1] == [frontier[0]]
 
 
 def network():
@@ -254,6 +295,17 @@ ROWS, SIZES = {"a": [1.0, 0.0], "b": [2.0, 0.0]}, {"a": 10, "b": 10}
             r"sensitivity must be finite, .* at 'b'",
         ),
         ({"interactions": np.zeros((2, 2))}, ValueError, r"= \(2, 2, 2, 2\), got \(2,"),
+        (
+            {"interactions": np.arange(16.0).reshape(2, 2, 2, 2)},
+            ValueError,
+            r"interactions must be symmetric",
+        ),
+        ({"interactions": "x"}, TypeError, r"interactions must be real numbers"),
+        (
+            {"sensitivity": {"a": ["x", 0.0], "b": [1.0, 0.0]}},
+            TypeError,
+            r"sensitivity must be real numbers, .* at 'a'",
+        ),
         (
             {"interactions": np.full((2, 2, 2, 2), np.inf)},
             ValueError,

@@ -17,9 +17,9 @@ from tests import problems
 def test_each_is_what_quantize_does_to_its_layer(options):
     params = problems.mlp_params(dtype=jnp.float32)
     errors = sensitivity.weight_errors(params, (5, 2), **options)
-    assert errors.choices == (2, 5)
+    assert errors.choices == (5, 2)
     assert [*errors.layers] == ["hidden/0/kernel", "hidden/1/kernel", "out/kernel"]
-    for k, bits in enumerate((2, 5)):
+    for k, bits in enumerate((5, 2)):
         rounded = quant.dequantize(quant.quantize(params, bits, **options))
         for i in range(2):
             np.testing.assert_allclose(
@@ -31,6 +31,12 @@ def test_each_is_what_quantize_does_to_its_layer(options):
     norms = errors.squared_norms()["out/kernel"]
     expected = [np.sum(np.square(d)) for d in errors.layers["out/kernel"]]
     np.testing.assert_allclose(norms, expected, rtol=1e-5)
+
+
+def test_empty_leaves_are_left_out():
+    params = {"e": jnp.zeros((0, 3)), "w": jnp.ones((2, 2))}
+    assert [*sensitivity.weight_errors(params).layers] == ["w"]
+    assert [*quant.layer_sizes(params)] == ["w"]
 
 
 def test_mask_and_half_precision():
@@ -51,6 +57,17 @@ def test_mask_and_half_precision():
         ({"choices": (4, 9)}, ValueError, r"bits must be .* got 9"),
         ({"mask": False}, ValueError, r"mask must choose a leaf .*\['b', 'w'\]"),
         ({"axis": 7}, ValueError, r"axis must be .* \(at \['w'\]\)"),
+        ({"params": {"w": jnp.ones((2, 2), int)}}, TypeError, r"got int32 at \['w'\]"),
+        (
+            {
+                "params": {
+                    "w": quant.quantize(jnp.ones((2, 2)), 4),
+                    "v": jnp.ones((2, 2)),
+                }
+            },
+            TypeError,
+            r"params must have real floating-point .* uint8 at \['w'\]",
+        ),
         ({"width": 7}, TypeError, r"unknown option 'width'"),
         (
             {"params": {"w": jnp.full((2, 2), jnp.nan)}},

@@ -236,6 +236,11 @@ def test_errors_of_other_weights_are_refused(measure, dense, errors):
     [
         ({"subsets": 1}, ValueError, r"subsets must be at least 2 .* got 1"),
         ({"subsets": 8}, ValueError, r"at most the number of examples, got 8 for 7"),
+        (
+            {"subsets": 2, "batch_argnums": None, "scale": 1},
+            TypeError,
+            r"unknown options \['scale'\]",
+        ),
         ({"subsets": 2.0}, TypeError, r"subsets must be an integer"),
         ({"batch_argnums": 3}, ValueError, r"batch_argnums must be positions"),
         ({"batchsize": 3, "subsets": 2}, TypeError, r"unknown options \['batchsize'\]"),
