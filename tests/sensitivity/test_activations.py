@@ -111,11 +111,11 @@ def test_errors_are_those_at_the_float_activations(x64, scheme):
         "Dense_1": np.tanh(np.asarray(x @ layer["kernel"] + layer["bias"])),
     }
     problem = problem_of(loss_fn, args, choices=CHOICES[::-1], scheme=scheme)
-    assert problem.errors.choices == CHOICES
+    assert problem.errors.choices == CHOICES[::-1]
     for path, x in inputs.items():
         largest = np.abs(x).max()
         ends = (-largest, largest) if scheme == "symmetric" else (x.min(), x.max())
-        for bits, d in zip(CHOICES, problem.errors.layers[path], strict=True):
+        for bits, d in zip(CHOICES[::-1], problem.errors.layers[path], strict=True):
             grid = reference.grid_over(*ends, largest, bits, scheme, np.float64)
             expected = reference.nearest(x, *grid, bits, scheme) - x
             np.testing.assert_allclose(d, expected, atol=1e-12)
