@@ -173,7 +173,8 @@ def choose(
     if name == "pairwise":
         at = settings.budgets.index(options.average_bits)
         row = measured.record["allocations"][name][at]
-        return quant.Allocation(**row)
+        bits = dict(zip(measured.sizes, row["bits"], strict=True))
+        return quant.Allocation(**(row | {"bits": bits}))
     frontier = measured.frontiers[name]
     if options.bytes is not None:
         if name in measured.found:

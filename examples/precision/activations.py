@@ -11,7 +11,7 @@ from diagnostics.networks import Network, make_loss
 
 from hero_jax import quant, sensitivity
 
-from .weights import Bits, Settings, calibration, make_logits
+from .weights import Bits, Settings, as_json, calibration, make_logits
 
 MEASURES = ("HAWQ-V2", "quadratic", "measured")
 
@@ -60,9 +60,7 @@ def measure(network: Network, settings: Settings, weights: Bits) -> dict[str, An
             }
             for path, r in ranges.items()
         },
-        "allocations": {
-            name: [a._asdict() for a in row] for name, row in mixed.items()
-        },
+        "allocations": {name: [as_json(a) for a in row] for name, row in mixed.items()},
     }
     total = 2 * (1 + len(settings.choices) + len(settings.budgets) * len(mixed))
     with bar(network, "activations", "networks", settings.quiet) as progress:

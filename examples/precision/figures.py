@@ -74,9 +74,7 @@ def allocations(groups: Groups, budget: float, budgets: list[float]) -> Figure:
     for axes, records in zip(panels, groups.values(), strict=True):
         first = records[0]
         paths = [*first["layers"]]
-        bits = np.array(
-            [[first["allocations"][m][at]["bits"][p] for p in paths] for m in MEASURES]
-        )
+        bits = np.array([first["allocations"][m][at]["bits"] for m in MEASURES])
         axes.imshow(bits, cmap="YlGnBu", vmin=1, vmax=9, aspect="auto")
         for row, column in np.ndindex(*bits.shape):
             b = bits[row, column]

@@ -166,11 +166,7 @@ def measure(network: Network, settings: Settings) -> Measured:
             },
         },
         "allocations": {
-            name: [
-                a._asdict() | {"gap": a.gap if math.isfinite(a.gap) else None}
-                for a in row
-            ]
-            for name, row in allocated.items()
+            name: [as_json(a) for a in row] for name, row in allocated.items()
         },
         "uniform_bytes": {
             b: sum(size.bytes[b] for size in sizes.values()) for b in settings.choices
@@ -293,6 +289,15 @@ def _allocate(
             for budget in settings.budgets
         ]
         for name in MEASURES
+    }
+
+
+def as_json(a: quant.Allocation) -> dict[str, Any]:
+    """Return an allocation for JSON, with the bits in the order of the layers."""
+    return {
+        **a._asdict(),
+        "bits": [*a.bits.values()],
+        "gap": a.gap if math.isfinite(a.gap) else None,
     }
 
 

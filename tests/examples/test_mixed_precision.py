@@ -105,7 +105,8 @@ def test_accuracies_are_those_of_quantize(run):
     for measure in ("HAWQ", "pairwise", "greedy"):
         row = found["allocations"][measure]
         for budget, a, percent in zip(budgets, row, accuracy[measure], strict=True):
-            rounded = quant.fake_quantize(network.params, a["bits"])
+            bits = dict(zip(found["layers"], a["bits"], strict=True))
+            rounded = quant.fake_quantize(network.params, bits)
             assert percent == pytest.approx(accuracy_of(network, rounded))
             assert a["average_bits"] <= budget
 
