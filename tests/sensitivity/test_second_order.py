@@ -7,6 +7,7 @@ import pytest
 
 from hero_jax import quant, sensitivity
 from tests import problems
+from tests.curvature import dense as written_out
 
 WEIGHTS = (1, 3, 4)
 """Positions of the kernels among the leaves."""
@@ -142,6 +143,35 @@ def test_quadratic_is_the_form_with_the_dense_hessian(dense, errors, batch_size)
             np.testing.assert_allclose(
                 sloped.interactions[k, :, m], expected, rtol=1e-8, atol=1e-12
             )
+
+
+def test_forms_with_the_gauss_newton_matrix_are_never_negative(x64):
+    """J'CJ written out; of two layers together, too."""
+    del x64
+    params, x, labels = written_out.classifier_data()
+    errors = sensitivity.weight_errors(params, (2, 4))
+    found = sensitivity.quadratic(
+        written_out.classifier,
+        params,
+        errors,
+        x,
+        labels,
+        pairwise=True,
+        matrix="gauss_newton",
+    )
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    outputs = lambda w: written_out.outputs(unravel(w), x, labels)
+    shape = outputs(flat).shape
+    criterion = lambda y: written_out.criterion(y.reshape(shape), x, labels)
+    J = jax.jacobian(lambda w: outputs(w).ravel())(flat)
+    G = J.T @ jax.hessian(criterion)(outputs(flat).ravel()) @ J
+    for b in (2, 4):
+        d = jax.flatten_util.ravel_pytree(
+            jax.tree.map(jnp.subtract, quant.fake_quantize(params, b), params)
+        )[0]
+        total = found.total({"in": b, "out": b})
+        assert total == pytest.approx(float(d @ G @ d / 2), rel=1e-9)
+        assert total > 0.0
 
 
 def test_total_is_the_quadratic_model_of_every_allocation(dense, errors):
