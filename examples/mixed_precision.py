@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("networks", nargs="*", type=Path, help="files of weights or folders of runs")
     add("--out", type=Path, default=Path("mixed_precision_results"), help="folder")
-    add("--measure", choices=MEASURES, default="HAWQ-V2", help="for the file's bits")
+    add("--measure", choices=MEASURES, default="measured", help="for the file's bits")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--average-bits", type=float, default=3.5, help="of the file's layers"

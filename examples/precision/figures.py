@@ -113,7 +113,7 @@ def predictions(groups: Groups, target: float) -> Figure:
             axes.tick_params(labelsize="x-small")
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.3)
-        row[0].set_ylabel(f"{first['name']}\naccuracy lost", fontsize="small")
+        row[0].set_ylabel(f"{first['name']}\npoints lost", fontsize="small")
     figure.supxlabel("predicted increase of the calibration loss", fontsize="medium")
     figure.suptitle(f"Random allocations of about {target:g} bits", fontsize="medium")
     return figure

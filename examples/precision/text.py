@@ -21,7 +21,7 @@ def report(
         f"Test accuracy in %, mean and standard error over {max(counts)} "
         f"network{'s' if max(counts) > 1 else ''} each. Sensitivities over "
         f"{settings.images} training images at most, with the labels trained on. "
-        f"Quantizer: {settings.grid or 'one affine grid per tensor'}; choices of "
+        f"Quantizer: {_grid(settings)}; choices of "
         f"{[*settings.choices]} bits. `{environment['command']}`, jax "
         f"{environment['jax']}, {environment['device']}, {environment['date']}.",
         "![Accuracy against bytes](pareto.png)",
@@ -43,6 +43,12 @@ def report(
         _seconds(groups),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _grid(settings: Settings) -> str:
+    """Say what is not the default of the quantizer."""
+    said = [f"{name} {value}" for name, value in settings.grid.items()]
+    return ", ".join(said) or "one affine grid per tensor, over all its weights"
 
 
 def _pm(values: Any, digits: int = 1) -> str:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 import mixed_precision  # noqa: E402
 from diagnostics import networks  # noqa: E402
+from precision import text, weights  # noqa: E402
 
 from hero_jax import quant  # noqa: E402
 from tests.problems import slices  # noqa: E402
@@ -253,6 +254,57 @@ def test_networks_examined_before_are_taken_from_the_folder(run, monkeypatch):
     with pytest.raises(InterruptedError, match="a_seed1"):
         mixed_precision.main(arguments)
     file.write_bytes(written)
+
+
+RESULTS = {
+    "SGD": ("digits", "sgd"),
+    "HERO": ("digits", "hero"),
+    "ResNet20 by SGD": ("cifar10_resnet20", "resnet20_sgd"),
+    "ResNet20 by HERO": ("cifar10_resnet20", "resnet20_hero"),
+}
+"""Names in the README to committed results and networks."""
+
+
+def committed(label):
+    folder, group = RESULTS[label]
+    path = EXAMPLES / "results/mixed_precision" / folder / "mixed_precision.json"
+    record = json.loads(path.read_text())
+    return record["settings"]["budgets"], record["networks"][group]
+
+
+def test_the_readme_says_what_the_results_say():
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    section = readme.split("### Mixed precision\n")[1].split("\n### ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("| ")
+    ]
+    accuracies = 0
+    for name, *cells in rows:
+        label, _, measure = name.partition(", ")
+        if label not in RESULTS or not measure:
+            continue
+        budgets, found = committed(label)
+        for budget, cell in zip((2.0, 2.5, 3.0, 3.5, 4.0), cells, strict=False):
+            if measure == "uniform":
+                each = [r["accuracy"]["uniform"].get(f"{budget:g}") for r in found]
+            else:
+                at = budgets.index(budget)
+                each = [r["accuracy"][measure][at] for r in found]
+            assert cell == ("" if None in each else text._pm(each))
+            accuracies += 1
+    ranks = 0
+    for name, *cells in rows:
+        if name not in weights.MEASURES or "±" not in cells[0]:
+            continue
+        for label, cell in zip(RESULTS, cells, strict=True):
+            _, found = committed(label)
+            each = [r["rank_correlation"][name]["allocations"] for r in found]
+            assert cell == text._pm(each, 2)
+            ranks += 1
+    assert accuracies == 4 * 8 * 5
+    assert ranks == 4 * 6
 
 
 def options(*more):
