@@ -162,7 +162,7 @@ def greedy_frontier(
         losses = measure(ascending[candidates])
         saved = table.size[lower, now[lower]] - table.size[lower, now[lower] - 1]
         # A step that lowers the loss is taken first, the one that lowers it most.
-        risen = losses - loss
+        risen = np.where(np.isfinite(losses), losses - loss, np.inf)
         price = np.where(risen > 0.0, risen / np.maximum(saved, 1), risen)
         best = int(np.lexsort((price, risen > 0.0))[0])
         now, loss = candidates[best], losses[best]

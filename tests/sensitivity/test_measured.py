@@ -1,6 +1,7 @@
 """Measured sensitivities against quantizing and evaluating by hand."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -91,6 +92,27 @@ def test_greedy_takes_the_cheapest_step_of_all(dense, errors, unit_bytes):
     chosen = frontier.within(4.0)
     best = [a for a in frontier if a.average_bits <= 4.0]
     assert chosen == min(best, key=lambda a: a.sensitivity)
+
+
+def test_greedy_leaves_losses_that_are_not_finite_to_the_end(dense, errors):
+    """Fewer bits in the first layer than three make NaN: those steps come last."""
+    whole = dense.params["hidden"][0]["kernel"]
+    far = np.abs(np.asarray(errors.layers["hidden/0/kernel"][0])).max()
+
+    def loss_fn(params, x, y):
+        moved = jnp.abs(params["hidden"][0]["kernel"] - whole).max()
+        loss = problems.mlp_loss(params, x, y)
+        return jnp.where(moved > 0.99 * far, jnp.nan, loss)
+
+    sizes = quant.layer_sizes(dense.params, CHOICES)
+    frontier = sensitivity.greedy_frontier(
+        loss_fn, dense.params, errors, sizes, *dense.args
+    )
+    first = [a.bits["hidden/0/kernel"] for a in frontier]
+    assert first[0] == 2
+    assert 2 not in first[1:]
+    assert np.isnan(frontier.sensitivity[0])
+    assert np.isfinite(frontier.sensitivity[1:]).all()
 
 
 def test_one_program_for_all_steps(dense, errors):
