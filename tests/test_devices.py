@@ -238,7 +238,9 @@ def varying(params):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize(
+    "scope", ["global", pytest.param("local", marks=pytest.mark.slow)]
+)
 def test_the_link_of_a_chain(scope):
     """Weights, momentum and metrics after three steps."""
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)

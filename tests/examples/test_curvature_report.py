@@ -280,6 +280,7 @@ def test_bad_command_lines(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_costs_are_counted_in_gradients(tmp_path, monkeypatch):
     monkeypatch.setattr(curvature_cost.models, "create", lambda *_, **__: Tiny())
     monkeypatch.setattr(curvature_cost, "STEPS", (10,))

@@ -63,6 +63,7 @@ def test_refuses_a_batch_that_devices_cannot_share():
     assert "--batch must be a multiple of the 2 devices, got 3." in done.stderr
 
 
+@pytest.mark.slow
 def test_every_method_differentiates_the_same_loss(variants):
     """The transformer is smooth and has no BatchNorm."""
     images = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))

@@ -149,7 +149,13 @@ def test_options_reach_every_leaf_and_errors_name_it():
 
 
 @pytest.mark.parametrize("scheme", ["affine", "symmetric"])
-@pytest.mark.parametrize("calibration", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        "minmax",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("percentile", "mse")),
+    ],
+)
 def test_no_dtype_is_promoted_behind_the_users_back(scheme, calibration):
     options = {"scheme": scheme, "calibration": calibration, "axis": -1}
     with jax.numpy_dtype_promotion("strict"):

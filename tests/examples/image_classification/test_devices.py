@@ -65,7 +65,10 @@ def assert_close(actual, expected):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("method", ["hero", "grad_l1", "sgd"])
+@pytest.mark.parametrize(
+    "method",
+    ["hero", *(pytest.param(m, marks=pytest.mark.slow) for m in ("grad_l1", "sgd"))],
+)
 def test_devices_share_a_batch_out_and_nothing_else_changes(method):
     expected = after_an_epoch(method=method)
     assert expected[0].step == 3
@@ -74,6 +77,7 @@ def test_devices_share_a_batch_out_and_nothing_else_changes(method):
         assert_close(after_an_epoch("jit", 4, method=method), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_m_sharpness_does_not_depend_on_the_devices():
     """Parts of 8 images: a device's share, and half of it."""

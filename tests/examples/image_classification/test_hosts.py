@@ -123,7 +123,8 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path, parallel, monkeyp
             np.testing.assert_allclose(value, other[name], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_run_resumes(
     tmp_path, victim, monkeypatch
 ):
