@@ -213,15 +213,20 @@ def within_file(
 
     The header's length depends a little on the allocation: what it takes more than was
     reckoned is saved in the next attempt.
+
+    Raises:
+      ValueError: not even the smallest allocation is within the budget.
     """
-    rest = 0
+    rest, smallest = 0, int(frontier.bytes.min())
     while True:
-        allocation = frontier.within(max(budget - rest, 0), unit="bytes")
-        tree = quantized(network, settings, allocation.bits)
-        excess = quant.file_size(tree) - budget
-        if excess <= 0:
+        within = max(budget - rest, smallest)
+        allocation = frontier.within(within, unit="bytes")
+        size = quant.file_size(quantized(network, settings, allocation.bits))
+        if size <= budget:
             return allocation
-        rest += excess
+        if within == smallest:
+            raise ValueError(f"budget must be at least {size} bytes, got {budget}.")
+        rest += size - budget
 
 
 def write_file(

@@ -41,8 +41,9 @@ def quantize_activations(
         before, jit the returned function instead.
       ranges: path of the layer to its range; delete layers that are to stay floats.
       bits: number of bits, 2 to 8, or 16, or a mapping from paths or patterns to
-        numbers, `{"classifier": 8, "*": 4}`, of which the first that matches counts;
-        may be traced, and is not checked then: one program serves all precisions.
+        numbers, `{"*": 4, "classifier": 8}`: a layer's own path counts first, else the
+        first that matches; may be traced, and is not checked then: one program serves
+        all precisions.
       scheme: "affine", the levels spread over the range, or "symmetric", over the
         largest magnitude of either sign.
 

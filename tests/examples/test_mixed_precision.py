@@ -322,15 +322,20 @@ def test_a_budget_in_bytes_is_that_of_the_file():
         quant.file_size(mixed_precision.quantized(network, settings, a.bits))
         for a in frontier
     ]
-    for budget in range(files[0], files[-1] + 40, 7):
+    with pytest.raises(ValueError, match=f"at least {files[0]} bytes, got"):
+        mixed_precision.within_file(network, frontier, settings, files[0] - 1)
+    near = range(files[0], files[0] + 25, 4)  # within what headers differ by
+    for budget in [*near, *range(files[0] + 40, files[-1] + 40, 30)]:
         found = mixed_precision.within_file(network, frontier, settings, budget)
         tree = mixed_precision.quantized(network, settings, found.bits)
         assert quant.file_size(tree) <= budget
         # Headers differ by some bytes: what was left out for one is less than 32.
-        near = [
+        smaller = [
             a for a, size in zip(frontier, files, strict=True) if size <= budget - 32
         ]
-        assert found.sensitivity <= min([a.sensitivity for a in near], default=np.inf)
+        assert found.sensitivity <= min(
+            [a.sensitivity for a in smaller], default=np.inf
+        )
     assert found.bits == frontier[-1].bits
     chosen.bytes = files[0] - 1
     mixed_precision.check([network], settings, options("--bytes", str(files[0])))
