@@ -40,9 +40,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    networks.add_arguments(parser, "curvature_results")
     add = parser.add_argument
-    add("networks", nargs="*", type=Path, help="files of weights or folders of runs")
-    add("--out", type=Path, default=Path("curvature_results"), help="folder to write")
     add(
         "--statistics",
         choices=("running", "batch"),
@@ -58,43 +57,32 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--bits", type=int, default=4, help="of the quantization that is looked at")
     add("--loss-increase", type=float, default=0.1, help="c of Theorem 3 and Figure 3")
     add("--images", type=int, default=1000, help="of a run of the recipe")
-    add("--batch-size", type=int, default=250, help="images that go through at once")
     add("--surface-images", type=int, default=1000, help="to average surfaces over")
     add("--probes", type=int, default=32, help="of the trace")
     add("--density-steps", type=int, default=40, help="of the spectrum")
     add("--grid", type=int, default=31, help="points along an axis of contours; odd")
     add("--gap-epochs", type=int, default=10, help="last epochs of the gap")
     add("--seed", type=int, default=0, help="of probes and directions")
-    add("--data-dir", type=Path, help="of TensorFlow data sets")
-    add("--label-noise", type=float, default=0.4, help="of networks of the quick start")
-    add("--epochs", type=int, default=40, help="of training, if there is any")
-    add("--quiet", action="store_true", help="show no progress bars")
     options = parser.parse_args(arguments)
     quickstart.check_training_options(parser, options)
-    for name in (
-        "images",
-        "batch_size",
-        "surface_images",
-        "density_steps",
-        "gap_epochs",
-    ):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    networks.check_at_least(
+        parser,
+        options,
+        images=1,
+        batch_size=1,
+        surface_images=1,
+        density_steps=1,
+        gap_epochs=1,
+        probes=2,
+    )
     if options.grid < 3 or options.grid % 2 == 0:
         parser.error(f"--grid must be odd, at least 3, got {options.grid}")
-    if options.probes < 2:
-        parser.error(f"--probes must be at least 2, got {options.probes}")
     if not 2 <= options.bits <= 8:
         parser.error(f"--bits must be 2 to 8, got {options.bits}")
     for name in ("h", "loss_increase"):
         if not getattr(options, name) > 0.0:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
-    try:
-        options.loaded = networks.load_all(
-            options.networks, options.label_noise, options.data_dir, options.images
-        )
-    except (OSError, TypeError, ValueError) as error:
-        parser.error(str(error))
+    options.loaded = networks.load_named(parser, options)
     return options
 
 

@@ -56,9 +56,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    networks.add_arguments(parser, "mixed_precision_results")
     add = parser.add_argument
-    add("networks", nargs="*", type=Path, help="files of weights or folders of runs")
-    add("--out", type=Path, default=Path("mixed_precision_results"), help="folder")
     add("--measure", choices=MEASURES, default="measured", help="for the file's bits")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
@@ -79,7 +78,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--group-size", type=int, help="output channels that share a grid (Q-BERT)")
     add("--images", type=int, default=1000, help="to calibrate with")
     add("--test-images", type=int, default=2000, help="of a run of the recipe")
-    add("--batch-size", type=int, default=250, help="images that go through at once")
     add("--probes", type=int, default=64, help="of the traces")
     add("--steps", type=int, default=10, help="of Lanczos, for a layer's eigenvalue")
     add("--allocations", type=int, default=100, help="random ones, for correlation")
@@ -92,18 +90,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of the batch they are seen on",
     )
     add("--seed", type=int, default=0, help="of probes and random allocations")
-    add("--data-dir", type=Path, help="of TensorFlow data sets")
-    add("--label-noise", type=float, default=0.4, help="of networks of the quick start")
-    add("--epochs", type=int, default=40, help="of training, if there is any")
-    add("--quiet", action="store_true", help="show no progress bars")
     options = parser.parse_args(arguments)
     quickstart.check_training_options(parser, options)
-    for name in ("images", "test_images", "batch_size", "steps", "activation_images"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    for name, least in (("probes", 2), ("allocations", 3)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name} must be at least {least}")
+    networks.check_at_least(
+        parser,
+        options,
+        images=1,
+        test_images=1,
+        batch_size=1,
+        steps=1,
+        activation_images=1,
+        probes=2,
+        allocations=3,
+    )
     options.choices = tuple(sorted({*options.choices}))
     if not all(2 <= b <= 8 for b in options.choices) or len(options.choices) < 2:
         parser.error(f"--choices must be two or more of 2 to 8, got {options.choices}")
@@ -118,16 +117,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--within needs the whole frontier, which pairwise has not")
     if options.bytes is not None and options.measure == "pairwise":
         parser.error("--bytes needs the whole frontier, which pairwise has not")
-    try:
-        options.loaded = networks.load_all(
-            options.networks,
-            options.label_noise,
-            options.data_dir,
-            options.images,
-            options.test_images,
-        )
-    except (OSError, TypeError, ValueError) as error:
-        parser.error(str(error))
+    options.loaded = networks.load_named(parser, options, options.test_images)
     return options
 
 

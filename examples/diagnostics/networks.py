@@ -1,5 +1,6 @@
 """Networks to look at: of the quick start, or of runs of the training recipe."""
 
+import argparse
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -197,6 +198,47 @@ def load_all(
         named = zip(found, paths, strict=True)
         found = [network._replace(name=str(path)) for network, path in named]
     return found
+
+
+def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add the arguments that all commands on networks have; `out` is a folder."""
+    add = parser.add_argument
+    add("networks", nargs="*", type=Path, help="files of weights or folders of runs")
+    add("--out", type=Path, default=Path(out), help="folder to write")
+    add("--batch-size", type=int, default=250, help="images that go through at once")
+    add("--data-dir", type=Path, help="of TensorFlow data sets")
+    add("--label-noise", type=float, default=0.4, help="of networks of the quick start")
+    add("--epochs", type=int, default=40, help="of training, if there is any")
+    add("--quiet", action="store_true", help="show no progress bars")
+
+
+def check_at_least(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, **least: int
+) -> None:
+    """Exit unless these options are at least so large."""
+    for name, number in least.items():
+        value = getattr(options, name)
+        if value < number:
+            option = name.replace("_", "-")
+            parser.error(f"--{option} must be at least {number}, got {value}")
+
+
+def load_named(
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    num_test_images: int | None = None,
+) -> list[Network]:
+    """Read the networks that a command line names, or exit and say why not."""
+    try:
+        return load_all(
+            options.networks,
+            options.label_noise,
+            options.data_dir,
+            options.images,
+            num_test_images,
+        )
+    except (OSError, TypeError, ValueError) as error:
+        parser.error(str(error))
 
 
 def train(epochs: int, label_noise: float, folder: Path, quiet: bool) -> list[Path]:

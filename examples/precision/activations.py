@@ -13,8 +13,6 @@ from hero_jax import quant, sensitivity
 
 from .weights import Bits, Settings, as_json, calibration, make_logits
 
-MEASURES = ("HAWQ-V2", "quadratic", "measured")
-
 
 def measure(network: Network, settings: Settings, weights: Bits) -> dict[str, Any]:
     """Round activations to a few bits, alike and mixed, with float weights and without.
@@ -37,14 +35,13 @@ def measure(network: Network, settings: Settings, weights: Bits) -> dict[str, An
     )
     found = _sensitivities(network, settings, ranges)
     sizes = {path: r.size for path, r in ranges.items()}
-    mixed = {
-        name: [
-            quant.pareto_frontier(
-                s.layers, sizes, s.choices, unit="average_bits"
-            ).within(budget)
-            for budget in settings.budgets
-        ]
+    frontiers = {
+        name: quant.pareto_frontier(s.layers, sizes, s.choices, unit="average_bits")
         for name, s in found.items()
+    }
+    mixed = {
+        name: [frontier.within(budget) for budget in settings.budgets]
+        for name, frontier in frontiers.items()
     }
     rounded = quant.fake_quantize(network.params, weights, **settings.grid)
     record: dict[str, Any] = {

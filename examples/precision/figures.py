@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+from quickstart import summary
 
 from .weights import MEASURES
 
@@ -174,7 +175,4 @@ def _uniform(records: list[Record]) -> np.ndarray:
 
 def _stderr(rows: np.ndarray) -> np.ndarray:
     """Return the standard error over networks; zero for one."""
-    if len(rows) < 2:
-        return np.zeros(rows.shape[1])
-    spread: np.ndarray = rows.std(0, ddof=1) / np.sqrt(len(rows))
-    return spread
+    return np.array([summary(column)["stderr"] or 0.0 for column in rows.T])

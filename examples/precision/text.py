@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import numpy as np
 from image_classification.results import markdown
+from quickstart import cell, summary
 
 from .weights import MEASURES, Settings
 
@@ -54,31 +54,35 @@ def _grid(settings: Settings) -> str:
 def _pm(values: Any, digits: int = 1) -> str:
     """Format mean and standard error over networks."""
     known = [v for v in values if v is not None]
-    if not known:
-        return "none"
-    if len(known) == 1:
-        return f"{known[0]:.{digits}f}"
-    stderr = np.std(known, ddof=1) / np.sqrt(len(known))
-    return f"{np.mean(known):.{digits}f} ± {stderr:.{digits}f}"
+    return cell(summary(known), digits) if known else "none"
 
 
 def _accuracies(name: str, records: list[Record], settings: Settings) -> str:
-    in_float = _pm([r["accuracy"]["float"] for r in records])
-    rows = [["average bits", *(f"{budget:g}" for budget in settings.budgets)]]
-    uniform = [r["accuracy"]["uniform"] for r in records]
-    rows.append(
+    each = [r["accuracy"] for r in records]
+    in_float = _pm([row["float"] for row in each])
+    return f"## {name}: {in_float} with float weights\n\n{_by_budget(each, settings)}"
+
+
+def _by_budget(each: list[Record], settings: Settings) -> str:
+    """Return a table of accuracies, a row for each way to choose bits.
+
+    Args:
+      each: of every network, "float" and "uniform", and a row for every measure.
+      settings: with the budgets.
+    """
+    budgets = [f"{budget:g}" for budget in settings.budgets]
+    uniform = [row["uniform"] for row in each]
+    rows = [
+        ["average bits", *budgets],
         [
             "uniform",
-            *(
-                _pm([row[b] for row in uniform]) if b in uniform[0] else ""
-                for b in map("{:g}".format, settings.budgets)
-            ),
-        ]
-    )
-    for measure in MEASURES:
-        columns = zip(*(r["accuracy"][measure] for r in records), strict=True)
+            *(_pm([u[b] for u in uniform]) if b in uniform[0] else "" for b in budgets),
+        ],
+    ]
+    for measure in [name for name in each[0] if name in MEASURES]:
+        columns = zip(*(row[measure] for row in each), strict=True)
         rows.append([measure, *map(_pm, columns)])
-    return f"## {name}: {in_float} with float weights\n\n{markdown(rows)}"
+    return markdown(rows)
 
 
 def _correlations(groups: Groups) -> str:
@@ -156,27 +160,10 @@ def _activations(groups: Groups, settings: Settings) -> list[str]:
     for name, records in groups.items():
         for weights in ("float", "mixed"):
             each = [r["activations"][f"accuracy, {weights} weights"] for r in records]
-            rows = [["average bits", *(f"{b:g}" for b in settings.budgets)]]
-            rows.append(
-                [
-                    "uniform",
-                    *(
-                        _pm([row["uniform"][b] for row in each])
-                        if b in each[0]["uniform"]
-                        else ""
-                        for b in map("{:g}".format, settings.budgets)
-                    ),
-                ]
-            )
-            for measure in each[0]:
-                if measure in ("float", "uniform"):
-                    continue
-                columns = zip(*(row[measure] for row in each), strict=True)
-                rows.append([measure, *map(_pm, columns)])
             in_float = _pm([row["float"] for row in each])
             parts.append(
                 f"### {name}, {weights} weights: {in_float} with float activations\n\n"
-                + markdown(rows)
+                + _by_budget(each, settings)
             )
     return parts
 

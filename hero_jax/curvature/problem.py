@@ -243,32 +243,42 @@ def make(
     if progress is not None:
         _checks.check_callable("progress", progress, "(done, total)")
     batch_size = options.get("batch_size")
-    batch_argnums = options.get("batch_argnums")
-    if isinstance(batch_argnums, int):
-        batch_argnums = (batch_argnums,)
-    if batch_argnums is None:
-        batch_argnums = range(1, len(args) + 1)
-    elif batch_size is None:
+    if options.get("batch_argnums") is not None and batch_size is None:
         raise ValueError("batch_argnums goes with batch_size, which is None.")
     problem = Problem(
         loss_fn,
         has_aux,
         matrix,
         batch_size,
-        tuple(batch_argnums),
+        batch_positions(args, options),
         progress is not None,
     )
     if batch_size is not None:
         _checks.check_positive_integer("batch_size", batch_size)
-        try:
-            number_of_examples(args, problem.batch_argnums)
-        except ValueError as error:
-            if options.get("batch_argnums") is not None:
-                raise
-            raise ValueError(
-                f"{error} Without batch_argnums those are all arguments behind params."
-            ) from None
+        checked_number_of_examples(args, options)
     return problem
+
+
+def batch_positions(args: Sequence[Any], options: Options) -> tuple[int, ...]:
+    """Return the positions of the arguments that count examples."""
+    batch_argnums = options.get("batch_argnums")
+    if batch_argnums is None:
+        return tuple(range(1, len(args) + 1))
+    if isinstance(batch_argnums, int):
+        return (batch_argnums,)
+    return tuple(batch_argnums)
+
+
+def checked_number_of_examples(args: Sequence[Any], options: Options) -> int:
+    """Return how many examples there are, or raise and say which arguments count."""
+    try:
+        return number_of_examples(args, batch_positions(args, options))
+    except ValueError as error:
+        if options.get("batch_argnums") is not None:
+            raise
+        raise ValueError(
+            f"{error} Without batch_argnums those are all arguments behind params."
+        ) from None
 
 
 def number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from hero_jax import _checks
 from hero_jax.quant.program import solve
 from hero_jax.quant.sizes import LayerSize
-from hero_jax.quant.table import Allocation, Table, Unit
+from hero_jax.quant.table import Allocation, Table, Unit, as_reals
 
 
 def allocate_bits(
@@ -95,12 +95,7 @@ def _pairs(interactions: chex.Array | None, table: Table) -> np.ndarray | None:
     """Return the interactions in the order of the table, checked."""
     if interactions is None:
         return None
-    try:
-        pairs = np.asarray(interactions, np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"interactions must be real numbers, got {interactions!r}."
-        ) from None
+    pairs = as_reals("interactions", interactions)
     layers, choices = table.cost.shape
     if pairs.shape != (layers, choices, layers, choices):
         raise ValueError(

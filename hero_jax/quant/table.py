@@ -125,13 +125,18 @@ class Table(NamedTuple):
         )
 
 
-def _costs(path: str, row: Any, length: int) -> np.ndarray:
+def as_reals(name: str, values: Any, where: str = "") -> np.ndarray:
+    """Return float64, or raise `TypeError`; `where` goes behind the value."""
     try:
-        costs = np.asarray(row, np.float64)
+        return np.asarray(values, np.float64)
     except (TypeError, ValueError):
         raise TypeError(
-            f"sensitivity must be real numbers, got {row!r} at {path!r}."
+            f"{name} must be real numbers, got {values!r}{where}."
         ) from None
+
+
+def _costs(path: str, row: Any, length: int) -> np.ndarray:
+    costs = as_reals("sensitivity", row, f" at {path!r}")
     if costs.shape != (length,):
         raise ValueError(
             f"sensitivity must have one number for each of the {length} choices, got "

@@ -12,7 +12,7 @@ from hero_jax import _checks, curvature
 from hero_jax._typing import Params
 from hero_jax.curvature import problem as problems
 from hero_jax.curvature.problem import Options
-from hero_jax.sensitivity.errors import Errors, mask_of, positions
+from hero_jax.sensitivity.errors import Errors, mask_of
 from hero_jax.sensitivity.result import Sensitivity, times_squared_norms
 
 
@@ -59,7 +59,6 @@ def eigenvalue(
       Dong et al., `HAWQ <https://arxiv.org/abs/1905.03696>`_, 2019, who use
       `lambda ||d||^2` for the order of fine-tuning, and `lambda / n` for that of bits.
     """
-    positions(errors, params)
     values = curvature.layer_eigenvalues(
         loss_fn,
         params,
@@ -113,26 +112,17 @@ def eigenvalue_spread(
       Shen et al., `Q-BERT <https://arxiv.org/abs/1909.05840>`_, 2020, Eq. 2, which
       leaves `||d||^2` out.
     """
-    positions(errors, params)
+    mask = mask_of(errors, params)
     _checks.check_positive_integer("subsets", subsets)
     if subsets < 2:
         raise ValueError(f"subsets must be at least 2 to have a spread, got {subsets}.")
-    argnums = options.get("batch_argnums")
-    if isinstance(argnums, int):
-        argnums = (argnums,)
-    cut = range(1, len(args) + 1) if argnums is None else argnums
-    try:
-        size = problems.number_of_examples(args, cut) // subsets
-    except ValueError as error:
-        if argnums is not None:
-            raise
-        raise ValueError(
-            f"{error} Without batch_argnums those are all arguments behind params."
-        ) from None
+    cut = problems.batch_positions(args, options)
+    examples = problems.checked_number_of_examples(args, options)
+    size = examples // subsets
     if size == 0:
         raise ValueError(
             f"subsets must be at most the number of examples, got {subsets} for "
-            f"{problems.number_of_examples(args, cut)}."
+            f"{examples}."
         )
     if options.get("batch_size") is None:
         options = {**options, "batch_argnums": None}
@@ -148,7 +138,7 @@ def eigenvalue_spread(
             loss_fn,
             params,
             *part,
-            mask=mask_of(errors, params),
+            mask=mask,
             steps=steps,
             key=key,
             **options,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import chex
 import numpy as np
 
+from hero_jax.quant.program import total_cost
 from hero_jax.sensitivity.errors import Errors
 
 
@@ -44,13 +45,10 @@ class Sensitivity(NamedTuple):
         """
         columns = self.columns(bits)
         rows = np.stack([np.asarray(x, np.float64) for x in self.layers.values()])
-        layers = np.arange(len(rows))
-        total = rows[layers, columns].sum()
-        if self.interactions is not None:
-            pairs = np.asarray(self.interactions, np.float64)
-            between = pairs[layers[:, None], columns[:, None], layers, columns]
-            total += np.triu(between, 1).sum()
-        return float(total)
+        pairs = self.interactions
+        if pairs is not None:
+            pairs = np.asarray(pairs, np.float64)
+        return total_cost(rows, pairs, columns)
 
     def columns(self, bits: Mapping[str, int]) -> np.ndarray:
         """Return the position of every layer's number of bits among the choices."""
