@@ -26,7 +26,10 @@ from hero_jax import (
     schedules,
     sensitivity,
 )
-from hero_jax.gradient import Metrics, grad_l1_value_and_grad, hero_value_and_grad
+from hero_jax.gradient import Metrics, hero_value_and_grad
+from hero_jax.gradient_norm import gnp_value_and_grad, grad_l1_value_and_grad
+from hero_jax.input_curvature import cure_value_and_grad
+from hero_jax.surrogate_gap import gsam_value_and_grad
 from hero_jax.transform import HeroState, hero
 
 __version__ = version("hero_jax")
@@ -35,8 +38,11 @@ __all__ = [
     "HeroState",
     "Metrics",
     "bounds",
+    "cure_value_and_grad",
     "curvature",
+    "gnp_value_and_grad",
     "grad_l1_value_and_grad",
+    "gsam_value_and_grad",
     "hero",
     "hero_value_and_grad",
     "landscape",

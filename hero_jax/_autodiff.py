@@ -92,3 +92,31 @@ def gradient_and_difference(
         )
 
     return gradient, hvp, auxiliary
+
+
+def in_full_precision(
+    value_and_grad: Callable[[Params], tuple[Any, Grads]], W: Params
+) -> tuple[Any, Grads]:
+    """Evaluate half-precision weights in float32; the value keeps its own dtypes.
+
+    G(U) is about a small difference of gradients, and rounding one of them to
+    bfloat16 may exceed it.
+    """
+    if not _tree.has_half_precision(W):
+        return value_and_grad(W)
+    expected, _ = jax.eval_shape(value_and_grad, W)
+    try:
+        value, g = value_and_grad(_tree.widen(W))
+    except TypeError as error:
+        error.add_note(
+            "hero_jax: loss_fn was called with float32 weights in place of "
+            "half-precision ones, which would round the perturbation away. Let "
+            "loss_fn cast the weights to the dtype that it computes in."
+        )
+        raise
+
+    def narrow(x: Any, like: Any) -> Any:
+        floating = jnp.issubdtype(like.dtype, jnp.floating)
+        return jnp.asarray(x, like.dtype) if floating else x
+
+    return jax.tree.map(narrow, value, expected), g

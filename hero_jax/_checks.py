@@ -82,6 +82,20 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite and > 0, got {value}.")
 
 
+def check_key(name: str, value: Any) -> None:
+    """Raise `TypeError` unless `value` is one random key of JAX, new style or old."""
+    dtype = getattr(value, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (typed and value.shape == ()) and not (
+        dtype == jnp.uint32 and np.ndim(value) == 1
+    ):
+        got = value if typed or dtype is None else f"{dtype}{list(np.shape(value))}"
+        raise TypeError(
+            f"{name} must be one random key, as jax.random.key(0) gives it, got "
+            f"{type(value).__name__}: {got!r}."
+        )
+
+
 def check_all_nonnegative(**values: Any) -> None:
     """Raise `ValueError` unless all entries known before tracing are at least 0."""
     for name, value in values.items():

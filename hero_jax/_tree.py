@@ -1,6 +1,6 @@
 """What `optax.tree` lacks: overflow-safe norms, boolean masks, names of leaves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chex
@@ -69,6 +69,18 @@ def global_norm(tree: chex.ArrayTree) -> chex.Array:
     dtype = widest_dtype(tree)
     norms = [norm(x).astype(dtype) for x in jax.tree.leaves(tree)]
     return norm(jnp.stack(norms)) if norms else jnp.zeros((), dtype)
+
+
+def mean(trees: Sequence[chex.ArrayTree]) -> chex.ArrayTree:
+    """Return the mean over trees of one structure; one alone comes back as it is."""
+    if len(trees) == 1:
+        return trees[0]
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
+
+
+def nan_unless(condition: chex.Array, tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Replace every entry by NaN where the scalar `condition` does not hold."""
+    return jax.tree.map(lambda x: jnp.where(condition, x, jnp.nan), tree)
 
 
 def leaf_names(tree: chex.ArrayTree) -> list[str]:

@@ -1,6 +1,6 @@
 """Aliases for the types that appear in public signatures."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeAlias
 
 import chex
@@ -16,6 +16,9 @@ GradFn: TypeAlias = Callable[[Params], Grads]
 
 Perturbation: TypeAlias = Callable[[Params, Grads], Params]
 """Direction `z(W, g)` in which the weights are perturbed."""
+
+Directions: TypeAlias = str | Perturbation | Sequence[str | Perturbation]
+"""One direction or several, by name or as functions."""
 
 Mask: TypeAlias = chex.ArrayTree | Callable[[Params], chex.ArrayTree]
 """Pytree of booleans (or a prefix of one), or a function `params -> mask`."""

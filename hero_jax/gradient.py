@@ -1,4 +1,4 @@
-r"""HERO's gradient and its relatives as drop-in replacements of `jax.value_and_grad`.
+r"""HERO's gradient as a drop-in replacement of `jax.value_and_grad`.
 
 With the mini-batch loss L, weights W, gradient `g = grad L(W)` and a direction z
 (:mod:`hero_jax.perturbation`),
@@ -25,9 +25,9 @@ from jax import lax
 
 from hero_jax import _autodiff, _checks, _scope, _tree, perturbation
 from hero_jax._scope import At, Scope
-from hero_jax._typing import AxisName, Grads, Mask, Params, Perturbation
+from hero_jax._typing import AxisName, Directions, Grads, Mask, Params, Perturbation
 
-__all__ = ["Metrics", "grad_l1_value_and_grad", "hero_value_and_grad"]
+__all__ = ["Metrics", "hero_value_and_grad"]
 
 REDUCTIONS = ("mean", "sum")
 PRODUCTS = ("exact", "finite_difference")
@@ -62,7 +62,7 @@ class Metrics(NamedTuple):
 class Settings(NamedTuple):
     """The static part of HERO, checked: what does not depend on the weights."""
 
-    direction: Perturbation
+    directions: tuple[Perturbation, ...]
     reduction: str
     perturb_mask: Mask | None
     penalty_mask: Mask | None
@@ -73,7 +73,7 @@ class Settings(NamedTuple):
     @classmethod
     def of(
         cls,
-        perturbation_: str | Perturbation,
+        perturbation_: Directions,
         reduction: str,
         perturb_mask: Mask | None,
         penalty_mask: Mask | None,
@@ -87,7 +87,7 @@ class Settings(NamedTuple):
         _checks.check_positive("hvp_step", hvp_step)
         _checks.check_bool("skip_zero_gamma", skip_zero_gamma)
         return cls(
-            direction=perturbation.resolve(perturbation_),
+            directions=perturbation.resolve_all(perturbation_),
             reduction=reduction,
             perturb_mask=perturb_mask,
             penalty_mask=_tree.weights_only if penalty_mask is None else penalty_mask,
@@ -126,17 +126,11 @@ def hero_gradient(
     perturbed = _tree.resolve_mask("perturb_mask", settings.perturb_mask, W)
     penalised = _tree.resolve_mask("penalty_mask", settings.penalty_mask, W)
     no_penalty = _checks.is_zero(gamma) or not any(jax.tree.leaves(penalised))
-    W_wide, g_wide = _tree.widen(W), _tree.widen(g)
+    g_wide = _tree.widen(g)
 
     if _checks.is_zero(h):  # U = W: grad L(U) = g, and the penalty's gradient is zero
         zero = jax.tree.map(jnp.zeros_like, g_wide)
         return g, _metrics(loss, h, g_wide, g_wide, zero, zero, zero)
-
-    z = settings.direction(W, _tree.select(perturbed, g))
-    _tree.check_same_structure("the perturbation's result", z, "params", W)
-    _tree.check_real("the perturbation's result", z)
-    z = _tree.select(perturbed, _tree.cast_like(z, W_wide))
-    U = jax.tree.map(lambda w, d: w + jnp.asarray(h, w.dtype) * d, W_wide, z)
 
     def difference(dL: Grads) -> Grads:
         _tree.check_same_structure("the gradient at W + h z", dL, "params", W)
@@ -167,18 +161,22 @@ def hero_gradient(
         )
         return dL, gradient, loss_U
 
-    if no_penalty:
-        dL, gradient, loss_U = without_penalty(U)
-    elif settings.skip_zero_gamma and isinstance(gamma, jax.core.Tracer):
-        dL, gradient, loss_U = lax.cond(gamma != 0, with_penalty, without_penalty, U)
-    else:
-        dL, gradient, loss_U = with_penalty(U)
+    def along(direction: Perturbation) -> tuple[Grads, Metrics]:
+        U, z = perturbation.displace(W, g, h, direction, perturbed)
+        if no_penalty:
+            dL, gradient, loss_U = without_penalty(U)
+        elif settings.skip_zero_gamma and isinstance(gamma, jax.core.Tracer):
+            dL, gradient, loss_U = lax.cond(
+                gamma != 0, with_penalty, without_penalty, U
+            )
+        else:
+            dL, gradient, loss_U = with_penalty(U)
+        d = difference(dL)
+        return gradient, _metrics(loss_U, h, g_wide, dL, z, d, weighted(d))
 
-    d = difference(dL)
-    metrics = _metrics(loss_U, h, g_wide, dL, z, d, weighted(d))
+    gradient, metrics = _tree.mean([along(z) for z in settings.directions])
     # NaN in g can get lost on its way through U: a rectifier may map it to zero.
-    finite = jnp.isfinite(metrics.grad_norm)
-    gradient = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), gradient)
+    gradient = _tree.nan_unless(jnp.isfinite(metrics.grad_norm), gradient)
     return _tree.cast_like(gradient, g), metrics
 
 
@@ -241,7 +239,7 @@ def hero_value_and_grad(
     *,
     h: chex.Numeric,
     gamma: chex.Numeric,
-    perturbation: str | Perturbation = "layerwise",
+    perturbation: Directions = "layerwise",
     reduction: str = "sum",
     perturb_mask: Mask | None = None,
     penalty_mask: Mask | None = None,
@@ -289,7 +287,9 @@ def hero_value_and_grad(
         Its useful range depends on `perturbation`: see :mod:`hero_jax.perturbation`.
       gamma: strength of the penalty, at least 0; a number or a traced scalar.
       perturbation: "layerwise" (Eq. 11), "adaptive" (released code), "normalized"
-        (SAM), or a function `(params, grads) -> z`.
+        (SAM), or a function `(params, grads) -> z`; or a list of several, over which
+        gradient and metrics are averaged, each at the cost of another perturbed
+        gradient and product. See :mod:`hero_jax.perturbation`.
       reduction: "sum" of the squared differences of a tensor (the paper), or their
         "mean" (released code); tensors are summed up either way.
       perturb_mask: which leaves are perturbed: tree of bools, or a function
@@ -391,10 +391,7 @@ def hero_value_and_grad(
 
             return grad_fn
 
-        if _tree.has_half_precision(W) and not _checks.is_zero(h):
-            value, g = _in_full_precision(at, W)
-        else:
-            value, g = at(W)
+        value, g = at(W) if _checks.is_zero(h) else _autodiff.in_full_precision(at, W)
         grads, metrics = hero_gradient(
             grad_fn_of(at),
             W,
@@ -415,133 +412,3 @@ def hero_value_and_grad(
         return (value, grads, metrics) if return_metrics else (value, grads)
 
     return value_and_grad
-
-
-def grad_l1_value_and_grad(
-    loss_fn: Callable[..., Any],
-    argnums: int | Sequence[int] = 0,
-    *,
-    strength: chex.Numeric,
-    penalty_mask: Mask | None = None,
-    has_aux: bool = False,
-    axis_name: AxisName | None = None,
-    scope: str = "global",
-    examples_per_perturbation: int | None = None,
-    batch_argnums: int | Sequence[int] | None = None,
-) -> Callable[..., Any]:
-    r"""Evaluate a loss and its gradient with an L1 penalty on the gradient.
-
-    The baseline GRAD-L1: robustness against quantization to first order.
-
-    .. math::
-
-        \nabla \left( L(W) + s \| \nabla L(W) \|_1 \right)
-        = g + s \, H(W) \, \mathrm{sign}(g)
-
-    at about twice the cost of the plain gradient.
-
-    Args:
-      loss_fn: `(params, *args, **kwargs) -> loss`, or `-> (loss, aux)` with `has_aux`.
-      argnums: position of `params` among the arguments, or several of them.
-      strength: s, at least 0; a number or a traced scalar.
-      penalty_mask: which leaves enter the norm. Default: all.
-      has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
-      axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
-        examples are spread, in equal parts, or several axes. Loss and gradient
-        come out averaged over it, the auxiliary output does not. `loss_fn` is a mean
-        over its examples. Leave it out under `jit` of sharded arrays. A random
-        key among the arguments serves all devices, and parts, alike: fold
-        `jax.lax.axis_index` in for others.
-      scope: "global", exactly as on one device with all examples: means of g and the
-        product over the axis; or "local", m-sharpness: each device has its own
-        penalty, and only the gradients that come of it are averaged, in one
-        collective operation.
-      examples_per_perturbation: m, for m-sharpness whatever the number of devices:
-        every m consecutive examples have a penalty of their own. It divides a
-        device's examples, or is the whole batch. The parts take turns; auxiliary
-        outputs are stacked along a new first axis. Under `jit` of sharded arrays every
-        device would take all of them: use `shard_map` there.
-      batch_argnums: positions of the arguments whose arrays have a first axis of
-        examples, which `examples_per_perturbation` needs to know.
-
-    Returns:
-      A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
-      `((loss, aux), grads)` with `has_aux`; the loss is without the penalty.
-
-    Raises:
-      TypeError: an argument has the wrong type, or a weight is complex or integer.
-      ValueError: the strength is negative or not a scalar, the mask has another
-        structure than the weights, there is no such axis, or one is missing, or the
-        examples cannot be divided as asked for.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import hero_jax
-      >>> value_and_grad = hero_jax.grad_l1_value_and_grad(
-      ...     lambda W: jnp.sum(W**2), strength=0.1
-      ... )
-      >>> value_and_grad(jnp.array([3.0, -1.0]))[1]  # 2 W + 0.1 * 2 * sign(2 W)
-      Array([ 6.2, -2.2], dtype=float32)
-
-    References:
-      Alizadeh et al., `Gradient L1 Regularization for Quantization Robustness
-      <https://arxiv.org/abs/2002.07520>`_, 2020, Eq. 8.
-    """
-    _checks.check_callable("loss_fn", loss_fn, "(params, *args, **kwargs) -> loss")
-    _checks.check_nonnegative("strength", strength)
-    examples = Scope.of(axis_name, scope, examples_per_perturbation, batch_argnums)
-
-    def grad_l1(at: At, W: Params, at_part: At | None) -> tuple[Any, Grads, None]:
-        del at_part
-        penalised = _tree.resolve_mask("penalty_mask", penalty_mask, W)
-        if _checks.is_zero(strength):
-            return *at(W), None
-
-        def grad_fn(W: Params) -> tuple[Grads, Any]:
-            value, gradient = at(W)
-            return gradient, value
-
-        g, hvp, value = _autodiff.gradient_and_hvp(grad_fn, W, penalised)
-        signs = _tree.select(penalised, jax.tree.map(jnp.sign, g))
-        product = hvp(_tree.cast_like(signs, W))
-        grads = jax.tree.map(
-            lambda a, b: a + jnp.asarray(strength, b.dtype) * b,
-            _tree.widen(g),
-            _tree.widen(product),
-        )
-        return value, grads, None
-
-    base = _scope.value_and_grad(loss_fn, argnums, has_aux, examples, grad_l1)
-
-    @functools.wraps(loss_fn)
-    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
-        value, grads, _ = base(*args, **kwargs)
-        return value, grads
-
-    return value_and_grad
-
-
-def _in_full_precision(
-    value_and_grad: Callable[[Params], tuple[Any, Grads]], W: Params
-) -> tuple[Any, Grads]:
-    """Evaluate at the same weights in float32; the value keeps its own dtypes.
-
-    G(U) is about a small difference of gradients, and rounding one of them to
-    bfloat16 may exceed it.
-    """
-    expected, _ = jax.eval_shape(value_and_grad, W)
-    try:
-        value, g = value_and_grad(_tree.widen(W))
-    except TypeError as error:
-        error.add_note(
-            "hero_jax: loss_fn was called with float32 weights in place of "
-            "half-precision ones, which would round the perturbation away. Let "
-            "loss_fn cast the weights to the dtype that it computes in."
-        )
-        raise
-
-    def narrow(x: Any, like: Any) -> Any:
-        floating = jnp.issubdtype(like.dtype, jnp.floating)
-        return jnp.asarray(x, like.dtype) if floating else x
-
-    return jax.tree.map(narrow, value, expected), g

@@ -13,7 +13,12 @@ How long `z` is decides what `h` means. Over a network of N tensors with n_i ent
 - :func:`adaptive` gives a whole step of about `max |W|` at most,
 - :func:`normalized` gives a whole step of exactly 1,
 
-so an `h` tuned for one of them means nothing for another.
+so an `h` tuned for one of them means nothing for another. Two more are those that the
+paper comes from: :func:`hutchinson`, random (Eq. 9), and :func:`gradient`, the gradient
+as it is (Eq. 10).
+
+Several directions, `perturbation=[first, second]`, have a perturbed point and a penalty
+each, and HERO's gradient is the mean over them.
 """
 
 import functools
@@ -22,11 +27,14 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from hero_jax import _checks, _tree
-from hero_jax._typing import Grads, Params, Perturbation
+from hero_jax._typing import Directions, Grads, Params, Perturbation
 
-__all__ = ["adaptive", "layerwise", "normalized"]
+__all__ = ["adaptive", "gradient", "hutchinson", "layerwise", "normalized"]
+
+_SAMPLERS = {"normal": jax.random.normal, "rademacher": jax.random.rademacher}
 
 _BY_NAME: dict[str, Perturbation] = {}
 
@@ -150,6 +158,99 @@ def normalized(params: Params, grads: Grads) -> Params:
     return jax.tree.map(lambda g: _over_norm(g, total), grads)
 
 
+@_by_name
+def gradient(params: Params, grads: Grads) -> Params:
+    r"""Perturb along the gradient as it is: where the paper's derivation begins.
+
+    .. math::
+
+        z = g
+
+    The step `h ||g||` shrinks as training goes on. The paper leaves this direction for
+    that of :func:`layerwise`, since layers differ in the size of their gradients.
+
+    Args:
+      params: weights; only the structure counts.
+      grads: gradient `g`, same structure and shapes.
+
+    Returns:
+      `z`, same structure and shapes, float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> W, g = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
+      >>> hero_jax.perturbation.gradient(W, g)
+      Array([3., 4.], dtype=float32)
+
+    References:
+      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 10.
+    """
+    del params
+    return _tree.widen(grads)
+
+
+def hutchinson(key: chex.PRNGKey, distribution: str = "normal") -> Perturbation:
+    r"""Return a random direction: the penalty is the sum of squared eigenvalues.
+
+    .. math::
+
+        z \sim \mathcal N(0, I), \qquad
+        \mathbb E \| H z \|_2^2 = \| H \|_F^2 = \sum_i \lambda_i^2
+
+    so that `G(U) / h^2` estimates it where h is small and all leaves are penalised. The
+    paper begins with this and goes on to z along the gradient, where one direction is
+    enough. Here a few probes are averaged:
+    `perturbation=[hutchinson(key) for key in jax.random.split(key, 4)]`, at the cost of
+    three gradients each.
+
+    Every step needs a new key, as an argument of the jitted function. So this is for
+    :func:`hero_jax.hero_value_and_grad`, called inside of it; :func:`hero_jax.hero`,
+    which is made once, would take the same direction at every step.
+
+    The step's length is h times the square root of the number of weights: h is smaller
+    than that of other directions by far.
+
+    Args:
+      key: of the random numbers, `jax.random.key(...)`; may be traced.
+      distribution: "normal" (Eq. 9) or "rademacher", entries of plus or minus one: the
+        same mean and, for the trace of a matrix, less variance.
+
+    Returns:
+      A direction, `(params, grads) -> z`.
+
+    Raises:
+      ValueError: the distribution is unknown.
+      TypeError: the key is none.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> @jax.jit
+      ... def step(W, key):
+      ...     keys = jax.random.split(key, 8)
+      ...     probes = [hero_jax.perturbation.hutchinson(k) for k in keys]
+      ...     value_and_grad = hero_jax.hero_value_and_grad(
+      ...         lambda W: jnp.sum(W**2), h=1e-3, gamma=0.1, perturbation=probes
+      ...     )
+      ...     return value_and_grad(W)
+      >>> loss, grads = step(jnp.ones((3, 2)), jax.random.key(0))
+
+    References:
+      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 9;
+      Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989.
+    """
+    _checks.check_choice("distribution", distribution, _SAMPLERS)
+    _checks.check_key("key", key)
+
+    def random(params: Params, grads: Grads) -> Params:
+        del grads
+        return optax.tree.random_like(key, _tree.widen(params), _SAMPLERS[distribution])
+
+    return random
+
+
 def resolve(perturbation: str | Perturbation) -> Perturbation:
     """Return the direction that goes by this name, or the function itself."""
     if isinstance(perturbation, str):
@@ -157,6 +258,39 @@ def resolve(perturbation: str | Perturbation) -> Perturbation:
         return _BY_NAME[perturbation]
     _checks.check_callable("perturbation", perturbation, "(params, grads) -> z")
     return perturbation
+
+
+def resolve_all(perturbation: Directions) -> tuple[Perturbation, ...]:
+    """Return the directions, of which there may be one or several."""
+    if not isinstance(perturbation, (list, tuple)):
+        return (resolve(perturbation),)  # type: ignore[arg-type]  # no sequence
+    if not perturbation:
+        raise ValueError("perturbation must name at least one direction, got none.")
+    return tuple(map(resolve, perturbation))
+
+
+def displace(
+    W: Params,
+    g: Grads,
+    h: chex.Numeric,
+    direction: Perturbation,
+    perturbed: chex.ArrayTree,
+) -> tuple[Params, Params]:
+    """Return `U = W + h z` and z, in float32 or wider.
+
+    Args:
+      W: weights.
+      g: `grad L(W)`.
+      h: length of the step.
+      direction: `(W, g) -> z`.
+      perturbed: Python bools, a tree like W; other leaves stay and count in no norm.
+    """
+    W_wide = _tree.widen(W)
+    z = direction(W, _tree.select(perturbed, g))
+    _tree.check_same_structure("the perturbation's result", z, "params", W)
+    _tree.check_real("the perturbation's result", z)
+    z = _tree.select(perturbed, _tree.cast_like(z, W_wide))
+    return jax.tree.map(lambda w, d: w + jnp.asarray(h, w.dtype) * d, W_wide, z), z
 
 
 def _over_norm(x: chex.Array, norm: chex.Array) -> chex.Array:

@@ -9,7 +9,7 @@ import optax
 
 from hero_jax import _axis, _checks, _tree
 from hero_jax._scope import Scope
-from hero_jax._typing import AxisName, GradFn, Grads, Mask, Params, Perturbation
+from hero_jax._typing import AxisName, Directions, GradFn, Grads, Mask, Params
 from hero_jax.gradient import STEP, Metrics, Settings, hero_gradient
 
 __all__ = ["HeroState", "hero"]
@@ -31,7 +31,7 @@ def hero(
     h: chex.Numeric | optax.Schedule,
     gamma: chex.Numeric | optax.Schedule,
     *,
-    perturbation: str | Perturbation = "layerwise",
+    perturbation: Directions = "layerwise",
     reduction: str = "sum",
     perturb_mask: Mask | None = None,
     penalty_mask: Mask | None = None,
@@ -85,7 +85,8 @@ def hero(
         schedule of the step count.
       gamma: strength of the penalty, at least 0; likewise.
       perturbation: "layerwise" (Eq. 11), "adaptive" (released code), "normalized"
-        (SAM), or a function `(params, grads) -> z`.
+        (SAM), or a function `(params, grads) -> z`; or a list of several, over which
+        the result is averaged.
       reduction: "sum" of the squared differences of a tensor (the paper), or their
         "mean" (released code).
       perturb_mask: which leaves are perturbed: tree of bools, or a function

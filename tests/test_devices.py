@@ -39,7 +39,15 @@ METHODS = {
     "GRAD-L1": lambda loss, **kw: hero_jax.grad_l1_value_and_grad(
         loss, strength=0.3, **kw
     ),
+    "GNP": lambda loss, **kw: hero_jax.gnp_value_and_grad(
+        loss, strength=0.3, radius=0.1, **kw
+    ),
+    "GSAM": lambda loss, **kw: hero_jax.gsam_value_and_grad(
+        loss, h=0.3, alpha=0.4, **kw
+    ),
 }
+OFTEN = ("hero", "first-order", "plain", "GRAD-L1")
+"""Those that are not left to the slow tests; the others share their code."""
 
 
 def some(cases, *quick):
@@ -155,7 +163,7 @@ def test_hero_is_that_of_the_whole_batch(direction, reduction, masks):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("map_name", some(MAPS, "pmap", "shard_map"))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", some(METHODS, *OFTEN))
 def test_every_method_is_that_of_the_whole_batch(method, map_name):
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
     expected = jax.jit(METHODS[method](mlp_loss))(params, *batch)
@@ -579,6 +587,8 @@ COLLECTIVES = {
     "first-order": {"global": 2, "local": 1},
     "plain": {"global": 1, "local": 1},
     "GRAD-L1": {"global": 2, "local": 1},
+    "GNP": {"global": 2, "local": 1},
+    "GSAM": {"global": 2, "local": 1},
 }
 
 
@@ -586,10 +596,11 @@ COLLECTIVES = {
     jax.__version_info__ < (0, 8), reason="XLA does not yet join what one pmean does"
 )
 @pytest.mark.parametrize("scope", ["global", "local"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", some(METHODS, *OFTEN))
 def test_collective_operations_per_step(method, scope):
     params, batch = in_single_precision()
-    metrics = {} if method == "GRAD-L1" else {"return_metrics": True}
+    others = ("GRAD-L1", "GNP", "GSAM")
+    metrics = {} if method in others else {"return_metrics": True}
     make = METHODS[method](mlp_loss, axis_name="data", scope=scope, **metrics)
     for transform in (pmapped, shard_mapped):
         lowered = transform(make).lower(params, *batch)

@@ -19,8 +19,16 @@ ALLOWED = {
     "_scope": {"_typing", "_checks", "_tree", "_axis"},
     "perturbation": {"_typing", "_checks", "_tree"},
     "gradient": {"_typing", "_checks", "_tree", "_autodiff", "_scope", "perturbation"},
+    "gradient_norm": {
+        *("_typing", "_checks", "_tree", "_autodiff", "_scope", "perturbation")
+    },
+    "surrogate_gap": {
+        *("_typing", "_checks", "_tree", "_autodiff", "_scope", "perturbation")
+    },
+    "input_curvature": {"_checks", "_tree"},
     "schedules": {"_checks"},
     "transform": {"_typing", "_checks", "_tree", "_axis", "_scope", "gradient"},
+    "nnx": {"gradient"},
     "bounds": {"_checks"},
     "quant": {"_typing", "_checks", "_tree"},
     "models": {"_checks", "_axis"},
@@ -34,6 +42,7 @@ OPTIONAL_PACKAGES = {
     "quant/program.py": {"scipy"},
     "quant/interception.py": {"flax"},
     "models": {"flax"},
+    "nnx": {"flax"},
     "curvature/lanczos.py": {"matfree"},
     "landscape": {"contourpy"},
 }

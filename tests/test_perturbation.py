@@ -89,3 +89,46 @@ def test_every_layer_moves_by_its_own_scale():
     chex.assert_trees_all_close(small["a"], small["b"], rtol=1e-6)
     shared = perturbation.adaptive(W, {"a": jnp.ones(4), "b": 1e-6 * jnp.ones(4)})
     np.testing.assert_allclose(shared["b"], 1e-6 * shared["a"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_gradient_is_the_gradient_itself(dtype):
+    """Eq. 10."""
+    W, g = mlp_params(0, dtype), mlp_params(1, dtype)
+    z = perturbation.gradient(W, g)
+    chex.assert_trees_all_equal(z, jax.tree.map(lambda x: x.astype(jnp.float32), g))
+
+
+@pytest.mark.parametrize("distribution", ["normal", "rademacher"])
+def test_random_directions_have_unit_covariance(distribution):
+    """Entries of mean 0 and variance 1, no two leaves alike, new for a new key."""
+    W = {"a": jnp.ones((100, 100), jnp.bfloat16), "b": jnp.ones(10_000)}
+
+    def draw(seed):
+        direction = perturbation.hutchinson(jax.random.key(seed), distribution)
+        return jax.jit(direction)(W, W)
+
+    z = draw(0)
+    chex.assert_trees_all_equal_shapes(z, W)
+    assert {x.dtype for x in jax.tree.leaves(z)} == {jnp.dtype("float32")}
+    flat = np.asarray(ravel_pytree(z)[0])
+    # 20,000 draws: standard errors 0.007 of the mean and 0.01 of the variance.
+    assert abs(flat.mean()) < 0.03
+    assert abs(flat.var() - 1) < 0.04
+    assert abs(np.corrcoef(flat[:10_000], flat[10_000:])[0, 1]) < 0.04
+    assert abs(np.corrcoef(flat, ravel_pytree(draw(1))[0])[0, 1]) < 0.04
+    assert ({*np.abs(flat)} == {1.0}) == (distribution == "rademacher")
+    chex.assert_trees_all_equal(z, draw(0))
+
+
+def test_random_direction_errors():
+    with pytest.raises(ValueError, match=r"distribution must be one of \['normal', "):
+        perturbation.hutchinson(jax.random.key(0), "gaussian")
+    with pytest.raises(TypeError, match=r"key must be one random key.* got int: 0"):
+        perturbation.hutchinson(0)
+    with pytest.raises(TypeError, match=r"key must be one random key"):
+        perturbation.hutchinson(jax.random.split(jax.random.key(0), 3))
+    with pytest.raises(ValueError, match=r"perturbation must name at least one"):
+        perturbation.resolve_all([])
+    with pytest.raises(ValueError, match=r"perturbation must be one of"):
+        perturbation.resolve_all(["layerwise", "sam"])

@@ -1,0 +1,157 @@
+r"""CURE: the same penalty in the space of inputs, for robustness against attacks."""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hero_jax import _checks, _tree
+
+__all__ = ["cure_value_and_grad"]
+
+
+def cure_value_and_grad(
+    loss_fn: Callable[..., Any],
+    argnums: int = 0,
+    *,
+    input_argnum: int = 1,
+    h: chex.Numeric,
+    gamma: chex.Numeric,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    r"""Evaluate a loss and its gradient with a penalty on the curvature in the inputs.
+
+    .. math::
+
+        \nabla_W \left( L(W) + \gamma \frac{1}{B} \sum_{b=1}^{B} \left\|
+            \nabla_x \ell(W, x_b + h z_b) - \nabla_x \ell(W, x_b) \right\|_2^2 \right),
+        \qquad z_b = \frac{\operatorname{sign}(\nabla_x \ell(W, x_b))}
+            {\| \operatorname{sign}(\nabla_x \ell(W, x_b)) \|_2}
+
+    with z held constant. HERO took its penalty from here, and moved it from inputs to
+    weights. What it makes robust is the prediction against changed inputs, not against
+    changed weights: this is no training for quantization.
+
+    The penalty's gradient needs no second reverse pass: with v the difference of the
+    input gradients, it is the derivative of `grad_W L` along v in the inputs, forward
+    over reverse, at both points. A step costs about six plain ones.
+
+    Args:
+      loss_fn: `(params, x, *args, **kwargs) -> loss`, or `-> (loss, aux)` with
+        `has_aux`; a mean over the B examples of x. The loss of an example should not
+        depend on the others, as it does with BatchNorm in training mode: the penalty
+        then counts that as well.
+      argnums: position of `params` among the arguments.
+      input_argnum: position of x, a real floating-point array of shape `[B, ...]` or a
+        tree of such. Integers, such as tokens, have no gradient: embed them before.
+      h: length of the step in the inputs, in their units, at least 0; a number or a
+        traced scalar. The paper increases it to 1.5 for images in [0, 1].
+      gamma: strength of the penalty, at least 0; likewise.
+      has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
+
+    Returns:
+      A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
+      `((loss, aux), grads)` with `has_aux`; loss and auxiliary output are those of the
+      clean inputs, without the penalty. On several devices average what comes out: the
+      penalty is a mean over examples, too.
+
+    Raises:
+      TypeError: an argument has the wrong type, is missing, or x is of integers.
+      ValueError: h or gamma is negative or not a scalar, the two positions are one, or
+        x has no axis of examples.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> loss = lambda w, x: jnp.mean((x @ w) ** 2)  # its Hessian in x: 2 w w'
+      >>> value_and_grad = hero_jax.cure_value_and_grad(loss, h=1.0, gamma=0.5)
+      >>> w, x = jnp.array([1.0, 0.0]), jnp.array([[2.0, 0.0]])
+      >>> value, grads = value_and_grad(w, x)  # z = (1, 0): penalty 4 w_0^4, + 8 w_0^3
+      >>> grads
+      Array([16.,  0.], dtype=float32)
+
+    References:
+      Moosavi-Dezfooli et al., `Robustness via Curvature Regularization, and Vice Versa
+      <https://arxiv.org/abs/1811.09716>`_, 2019, Eq. 4-6.
+    """
+    _checks.check_callable("loss_fn", loss_fn, "(params, x, *args, **kwargs) -> loss")
+    _checks.check_nonnegative("h", h)
+    _checks.check_nonnegative("gamma", gamma)
+    for name, position in (("argnums", argnums), ("input_argnum", input_argnum)):
+        if isinstance(position, bool) or not isinstance(position, int) or position < 0:
+            raise TypeError(f"{name} must be an integer >= 0, got {position!r}.")
+    if argnums == input_argnum:
+        raise ValueError(f"input_argnum must differ from argnums, got {argnums} twice.")
+
+    def with_aux(*args: Any, **kwargs: Any) -> Any:
+        return loss_fn(*args, **kwargs) if has_aux else (loss_fn(*args, **kwargs), None)
+
+    both = jax.value_and_grad(with_aux, (argnums, input_argnum), has_aux=True)
+
+    @functools.wraps(loss_fn)
+    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
+        if len(args) <= max(argnums, input_argnum):
+            raise TypeError(
+                f"argnums={argnums} and input_argnum={input_argnum} ask for positional "
+                f"arguments, and {len(args)} were given."
+            )
+        x = args[input_argnum]
+        _tree.check_real("params", args[argnums])
+        _tree.check_real("x", x)
+        examples = _number_of_examples(x)
+
+        def grads_at(x: chex.ArrayTree) -> tuple[Any, Any]:
+            """Return the gradient in the weights; value and gradient in the inputs."""
+            replaced = (*args[:input_argnum], x, *args[input_argnum + 1 :])
+            value, (in_weights, in_inputs) = both(*replaced, **kwargs)
+            return in_weights, (value, in_inputs)
+
+        g, along_at_x, (value, clean) = jax.linearize(grads_at, x, has_aux=True)
+        ahead = jax.tree.map(
+            lambda x, z: x + jnp.asarray(h, x.dtype) * z, x, _signs_over_norm(clean)
+        )
+        _, along_ahead, (_, perturbed) = jax.linearize(grads_at, ahead, has_aux=True)
+        v = jax.tree.map(jnp.subtract, perturbed, clean)
+
+        # L is a mean, so grad_x of an example's loss is B times that of L.
+        factor = 2 * jnp.asarray(gamma) * examples
+        grads = jax.tree.map(
+            lambda g, a, b: g + factor.astype(g.dtype) * (a - b),
+            g,
+            along_ahead(v),
+            along_at_x(v),
+        )
+        loss, auxiliary = value
+        return ((loss, auxiliary) if has_aux else loss), grads
+
+    return value_and_grad
+
+
+def _number_of_examples(x: chex.ArrayTree) -> int:
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
+    sizes = {shape[:1] for shape in shapes}
+    if len(sizes) != 1 or sizes & {(), (0,)}:
+        raise ValueError(
+            "x must have a leading axis of examples, the same for all leaves and not "
+            f"empty, got shapes {shapes}."
+        )
+    return int(shapes[0][0])
+
+
+def _signs_over_norm(gradient: chex.ArrayTree) -> chex.ArrayTree:
+    """Return the signs, for each example divided by their norm; zero for zero."""
+    signs = jax.tree.map(jnp.sign, gradient)
+
+    def squares(x: chex.Array) -> chex.Array:
+        return jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
+
+    norm = jnp.sqrt(jax.tree.reduce(operator.add, jax.tree.map(squares, signs)))
+    norm = jnp.where(norm == 0, 1, norm)
+    return jax.tree.map(
+        lambda x: x / norm.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1)), signs
+    )
