@@ -1,0 +1,232 @@
+r"""HERO for Flax NNX: modules in the place of trees of weights.
+
+>>> import jax.numpy as jnp, optax
+>>> from flax import nnx
+>>> import hero_jax.nnx
+>>> model = nnx.Sequential(
+...     nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(8, 1, rngs=nnx.Rngs(1))
+... )
+>>> optimizer = nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)
+>>> def loss_fn(model, x, y):
+...     return jnp.mean((model(x) - y) ** 2)
+>>> value_and_grad = hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.1)
+>>> @nnx.jit
+... def step(model, optimizer, x, y):
+...     loss, grads = value_and_grad(model, x, y)  # in the place of nnx.value_and_grad
+...     optimizer.update(model, grads)
+...     return loss
+>>> loss = step(model, optimizer, jnp.ones((16, 4)), jnp.ones((16, 1)))
+
+The loss may change the state of modules, as BatchNorm and dropout do. Every pass starts
+from the same state, so that all of them drop the same units, and what remains is the
+state after the pass at the clean weights.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hero_jax import gradient
+
+__all__ = ["hero_value_and_grad", "over_modules"]
+
+_NODES = (nnx.Pytree if hasattr(nnx, "Pytree") else nnx.Object, nnx.Variable)
+"""What NNX passes by reference; the base of modules had another name in Flax 0.11."""
+
+
+def hero_value_and_grad(
+    loss_fn: Callable[..., Any],
+    argnums: int = 0,
+    *,
+    h: chex.Numeric,
+    gamma: chex.Numeric,
+    wrt: Any = nnx.Param,
+    **options: Any,
+) -> Callable[..., Any]:
+    """Evaluate a loss of a module and HERO's gradient: for `nnx.value_and_grad`.
+
+    Args:
+      loss_fn: `(model, *args, **kwargs) -> loss`, or `-> (loss, aux)` with
+        `has_aux=True`.
+      argnums: position of the model among the arguments.
+      h: length of the step in units of z, at least 0; a number or a traced scalar.
+      gamma: strength of the penalty, at least 0; likewise.
+      wrt: the variables that are weights, a filter as that of `nnx.Optimizer`.
+      **options: as in :func:`hero_jax.hero_value_and_grad`. Masks are trees like
+        `nnx.state(model, wrt)`, or functions of it.
+
+    Returns:
+      A function of the arguments of `loss_fn`, see :func:`over_modules`.
+
+    Raises:
+      TypeError: there is no module at `argnums`, or a weight is complex or integer;
+        otherwise as :func:`hero_jax.hero_value_and_grad`.
+      ValueError: `wrt` selects no variable, or as there.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> import hero_jax.nnx
+      >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+      >>> value_and_grad = hero_jax.nnx.hero_value_and_grad(
+      ...     lambda model, x: jnp.mean(model(x) ** 2), h=1.0, gamma=0.1
+      ... )
+      >>> loss, grads = value_and_grad(model, jnp.ones((3, 2)))
+      >>> grads["kernel"].shape
+      (2, 1)
+
+    References:
+      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13.
+    """
+    method = over_modules(gradient.hero_value_and_grad)
+    return method(loss_fn, argnums, wrt=wrt, h=h, gamma=gamma, **options)
+
+
+def over_modules(
+    method: Callable[..., Any],
+) -> Callable[..., Callable[..., Any]]:
+    """Let a method of this library differentiate losses of modules.
+
+    Args:
+      method: such as :func:`hero_jax.gsam_value_and_grad`: something that takes a loss,
+        `argnums`, `has_aux` and options.
+
+    Returns:
+      The same method for losses of modules, `(loss_fn, argnums=0, *, wrt=nnx.Param,
+      has_aux=False, **options)`. What it makes of a loss is a function of the loss's
+      arguments that returns what the method would. Gradients are an `nnx.State` like
+      `nnx.state(model, wrt)`, for `nnx.Optimizer.update`. As a side effect the modules
+      among the arguments get the state of the pass at the clean weights: of several
+      passes, with `examples_per_perturbation`, the mean of what is floating-point and
+      the first of what is not, such as counts of random keys.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> import hero_jax.nnx
+      >>> gsam_value_and_grad = hero_jax.nnx.over_modules(hero_jax.gsam_value_and_grad)
+      >>> value_and_grad = gsam_value_and_grad(
+      ...     lambda model, x: jnp.mean(model(x) ** 2), h=0.05, alpha=0.2
+      ... )
+      >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+      >>> loss, grads = value_and_grad(model, jnp.ones((3, 2)))
+    """
+
+    def method_over_modules(
+        loss_fn: Callable[..., Any],
+        argnums: int = 0,
+        *,
+        wrt: Any = nnx.Param,
+        has_aux: bool = False,
+        **options: Any,
+    ) -> Callable[..., Any]:
+        if isinstance(argnums, bool) or not isinstance(argnums, int) or argnums < 0:
+            raise TypeError(
+                "argnums must be the position of the model, an integer >= 0, got "
+                f"{argnums!r}."
+            )
+        of_model = nnx.filterlib.to_predicate(wrt)
+
+        def is_weight(path: Any, value: Any) -> bool:
+            return bool(path[0] == 0 and of_model(path[1:], value))
+
+        @functools.wraps(loss_fn)
+        def value_and_grad(*args: Any, **kwargs: Any) -> Any:
+            _check_model(args, argnums)
+            nodes, emptied, kwargs = _take_nodes(args, argnums, kwargs)
+            graph, *(weights, state) = nnx.split(nodes, is_weight, ...)
+            if not jax.tree.leaves(weights):
+                raise ValueError(
+                    f"wrt must select variables of the model, and {wrt!r} selects none "
+                    f"of this {type(nodes[0]).__name__}."
+                )
+
+            def loss_of_weights(*args: Any, **kwargs: Any) -> Any:
+                # Variables can be changed in their own trace only: new ones, in here.
+                own_state = jax.tree.map(lambda x: x, state)
+                nodes = nnx.merge(graph, {0: args[argnums]}, own_state)
+                filled, kwargs = _put_nodes(nodes, args, argnums, kwargs)
+                value = loss_fn(*filled, **kwargs)
+                loss, auxiliary = value if has_aux else (value, None)
+                _, *(_, changed) = nnx.split(nodes, is_weight, ...)
+                return loss, (auxiliary, changed)
+
+            emptied[argnums] = weights[0]
+            (loss, (auxiliary, changed)), *rest = method(
+                loss_of_weights, argnums, has_aux=True, **options
+            )(*emptied, **kwargs)
+            if options.get("examples_per_perturbation") is not None:
+                changed = jax.tree.map(_over_parts, changed)
+            nnx.update(nodes, changed)
+            return ((loss, auxiliary) if has_aux else loss), *rest
+
+        return value_and_grad
+
+    return method_over_modules
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Hole:
+    """Where a module was among the arguments; no leaf of the tree."""
+
+    index: int
+
+
+def _take_nodes(
+    args: Sequence[Any], argnums: int, kwargs: dict[str, Any]
+) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """Return the modules, the model first, and the arguments with holes for them."""
+    nodes = [args[argnums]]
+
+    def take(x: Any) -> Any:
+        if not isinstance(x, _NODES):
+            return x
+        nodes.append(x)
+        return _Hole(len(nodes) - 1)
+
+    others = [None if k == argnums else x for k, x in enumerate(args)]
+    emptied, kwargs = jax.tree.map(
+        take, (others, kwargs), is_leaf=lambda x: isinstance(x, _NODES)
+    )
+    return nodes, emptied, kwargs
+
+
+def _put_nodes(
+    nodes: list[Any], args: Sequence[Any], argnums: int, kwargs: dict[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments with the modules in their places."""
+    others = [None if k == argnums else x for k, x in enumerate(args)]
+    filled, kwargs = jax.tree.map(
+        lambda x: nodes[x.index] if isinstance(x, _Hole) else x,
+        (others, kwargs),
+        is_leaf=lambda x: isinstance(x, _Hole),
+    )
+    filled[argnums] = nodes[0]
+    return filled, kwargs
+
+
+def _over_parts(x: chex.Array) -> chex.Array:
+    """Return the mean of what is floating-point, and the first of what is not."""
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return jnp.mean(x, axis=0) if floating else x[0]
+
+
+def _check_model(args: Sequence[Any], argnums: int) -> None:
+    if argnums >= len(args):
+        raise TypeError(
+            f"argnums={argnums} asks for a positional argument that was not given: got "
+            f"{len(args)} positional arguments. Pass the model by position."
+        )
+    if not isinstance(args[argnums], _NODES):
+        raise TypeError(
+            f"the argument at argnums={argnums} must be an nnx.Module, got "
+            f"{type(args[argnums]).__name__}. For trees of arrays, such as those of "
+            "Flax Linen, use hero_jax.hero_value_and_grad."
+        )
