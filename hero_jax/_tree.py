@@ -183,6 +183,12 @@ def weights_only(params: Params) -> chex.ArrayTree:
     return jax.tree.map(lambda x: np.ndim(x) >= 2, params)
 
 
+def is_function_of(mask: Any, params: Params) -> bool:
+    """Whether a mask is a function, and not a tree like `params` that can be called."""
+    of_mask, of_params = map(jax.tree.structure, (mask, params))
+    return callable(mask) and bool(of_mask != of_params)  # type: ignore[operator]
+
+
 def resolve_mask(name: str, mask: Mask | None, params: Params) -> chex.ArrayTree:
     """Return `mask` as a tree with one Python bool per leaf of `params`.
 
@@ -202,7 +208,7 @@ def resolve_mask(name: str, mask: Mask | None, params: Params) -> chex.ArrayTree
     """
     if mask is None:
         mask = True
-    elif callable(mask):
+    elif is_function_of(mask, params):
         mask = mask(params)
 
     def as_bool(leaf: object) -> bool:

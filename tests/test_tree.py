@@ -1,5 +1,8 @@
 """Norms, masks and names."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,3 +63,22 @@ def test_structure_errors_name_both_trees():
         _tree.check_same_structure(
             "grads", {"a": jnp.ones(3)}, "params", {"a": jnp.ones(2)}
         )
+
+
+def test_mask_may_be_a_tree_that_can_be_called():
+    """Modules of Equinox are trees of weights, and functions as well."""
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Module:
+        w: object
+        b: object
+
+        def __call__(self, x):
+            return x @ self.w + self.b
+
+    params = Module(jnp.ones((2, 2)), jnp.ones(2))
+    mask = _tree.resolve_mask("mask", Module(True, False), params)
+    assert jax.tree.leaves(mask) == [True, False]
+    mask = _tree.resolve_mask("mask", _tree.weights_only, params)
+    assert jax.tree.leaves(mask) == [True, False]

@@ -250,7 +250,7 @@ def make_plan(
     # One leaf for each, also for those that were quantized before.
     flat = jax.tree.unflatten(structure, range(len(leaves)))
     mask = _weights if mask is None else mask
-    mask = mask(params) if callable(mask) else mask
+    mask = mask(params) if _tree.is_function_of(mask, params) else mask
     chosen = jax.tree.leaves(_tree.resolve_mask("mask", mask, flat))
     if jax.tree_util.all_leaves([bits]):
         check(bits)
