@@ -25,8 +25,8 @@ class Config:
     """All that determines the numbers of a run.
 
     The defaults are the paper's recipe, but for h and gamma, which were found best on
-    CIFAR-10 with label noise, and nearly best without: see "Choosing h and gamma" in
-    the README.
+    CIFAR-10 with label noise, and nearly best without: see
+    `docs/choosing.md`.
 
     Attributes:
       dataset: "digits" (part of scikit-learn), a name of TensorFlow Datasets such as

@@ -13,8 +13,8 @@ missing, `--only NAME` a certain one, and `--all` one after another; what anothe
 process has in hand is left to it, so that the same command may be started once for
 every core. All of them stop after `--minutes` (at an epoch's end, if at least one is
 done), or by Ctrl-C or SIGTERM, and go on from there the next time; the result does not
-depend on how often that happened. `--report` writes tables and figures into README.md
-and `examples/results/reproduction` from the results that are there.
+depend on how often that happened. `--report` writes tables and figures into
+`docs/reproduction.md` and `examples/results/reproduction` from what is there.
 
 CIFAR-10 is read by TensorFlow Datasets (`--data-dir`, `--download`), or, with nothing
 but NumPy and Pillow, from `--dataset`: an `.npz` file or a folder of mosaics.
@@ -49,6 +49,7 @@ ROOT = Path(__file__).parents[2]
 PAUSE = 10
 """Seconds before it looks again whether others have done what is waited for."""
 
+PAGE = ROOT / "docs" / "reproduction.md"
 RESULTS = ROOT / "examples" / "results" / "reproduction"
 
 
@@ -66,7 +67,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--only", metavar="NAME", help="do this one")
     what.add_argument("--report", action="store_true", help="write tables and figures")
     add = parser.add_argument
-    add("--check", action="store_true", help="with --report: only compare the README")
+    add("--check", action="store_true", help="with --report: only compare the page")
     add("--scale", choices=("full", "cpu"), help="the paper's, or for two cores")
     add("--minutes", type=_at_least(0.0), default=math.inf, help="stop after so many")
     add("--seeds", type=_at_least(0), nargs="+", help="instead of those of the row")
@@ -79,7 +80,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--dataset", help="CIFAR-10 as an .npz file or a folder of mosaics")
     add("--data-dir", type=Path, help="where TensorFlow data sets lie")
     add("--download", action="store_true", help="let TensorFlow Datasets fetch it")
-    add("--readme", type=Path, default=ROOT / "README.md", help="for the report")
+    add("--page", type=Path, default=PAGE, help="for the report")
     add("--results", type=Path, default=RESULTS, help="folder (%(default)s)")
     add(
         "--work",
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         if given.report:
-            return report.write(given.results, given.readme, given.check)
+            return report.write(given.results, given.page, given.check)
         if given.list:
             wanted = [x for x in entries() if given.scale in (None, x.scale)]
             print(table(wanted, given.results))

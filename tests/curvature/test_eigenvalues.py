@@ -29,7 +29,7 @@ def test_eigenpairs_are_those_of_the_dense_hessian(dense, which, batch_size):
         steps=40,
         batch_size=batch_size,
     )
-    # Stated in the README: 1e-6 of the largest, which Lanczos has reached by far.
+    # 1e-6 of the largest, which Lanczos has reached by far.
     np.testing.assert_allclose(
         top.values, values[expected], atol=1e-6 * abs(values).max()
     )

@@ -429,12 +429,12 @@ def test_errors_are_one_line(arguments, status, message, tmp_path, capsys, monke
     assert error.count("\n") == 1
 
 
-def test_the_readme_shows_the_best_setting_of_the_sweep_on_digits():
+def test_the_guide_shows_the_best_setting_of_the_sweep_on_digits():
     record = json.loads((EXAMPLES / "results/sweep_digits/sweep.json").read_text())
-    readme = " ".join((EXAMPLES.parent / "README.md").read_text().split())
+    guide = " ".join((EXAMPLES.parent / "docs/choosing.md").read_text().split())
     best = record["best"]
     assert best == grid.best(record["settings"])
-    assert f"h = {best['h']:g}, gamma = {best['gamma']:g}" in readme
+    assert f"h = {best['h']:g}, gamma = {best['gamma']:g}" in guide
     for value in (*best["accuracy_by_bits"].values(), best["score"]):
-        assert search.percent(value) in readme
-    assert " ".join(record["environment"]["command"].split()) in readme
+        assert search.percent(value) in guide
+    assert " ".join(record["environment"]["command"].split()) in guide

@@ -1,4 +1,4 @@
-"""The report: tables and figures of what there is, written into the README."""
+"""The report: tables and figures of what there is, written into a page."""
 
 import functools
 import json
@@ -34,36 +34,36 @@ _OF_METHOD = {
 """Names in the files of step times."""
 
 
-def write(results: Path, readme: Path, check: bool = False) -> int:
-    """Write the report's section of the README, and its figures.
+def write(results: Path, page: Path, check: bool = False) -> int:
+    """Write the report's section of a page, and its figures.
 
     Args:
       results: folder of records.
-      readme: has the two lines between which the section stands.
+      page: has the two lines between which the section stands.
       check: write nothing, only compare.
 
     Returns:
-      The exit status: 1 if the README is to be checked, and differs.
+      The exit status: 1 if the page is to be checked, and differs.
 
     Raises:
-      RunError: the README has no such lines, or a result is of other settings than
+      RunError: the page has no such lines, or a result is of other settings than
         those that were found best.
     """
-    text = readme.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise RunError(f"{readme} must have the lines {BEGIN!r} and {END!r} once.")
+        raise RunError(f"{page} must have the lines {BEGIN!r} and {END!r} once.")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     new = f"{before}{BEGIN}\n\n{section(results)}\n\n{END}{after}"
     if check:
         if new != text:
-            print(f"{readme} is not what `{COMMAND} --report` writes", file=sys.stderr)
+            print(f"{page} is not what `{COMMAND} --report` writes", file=sys.stderr)
         return int(new != text)
     for name, figure in figures_of(results):
         save = functools.partial(figure.savefig, dpi=110)
         replace_file(results / "cpu" / f"{name}.png", save)
-    write_text(readme, new)
-    print(f"wrote {readme} and figures in {results / 'cpu'}")
+    write_text(page, new)
+    print(f"wrote {page} and figures in {results / 'cpu'}")
     return 0
 
 
@@ -125,8 +125,8 @@ def _at_cpu_scale(results: Path) -> Iterable[str]:
         f"{hours:.1f} hours of one core; `--report` writes this section. "
         f"({environment['cores']} cores, {environment['device']}, "
         f"{environment['machine']}, jax {environment['jax']}, "
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; [all "
-        "numbers](examples/results/reproduction/cpu).)"
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; all "
+        "numbers are in `examples/results/reproduction/cpu`.)"
     )
     yield "**Table 1**: test accuracy in percent."
     yield tables.table_1(records)
@@ -141,7 +141,7 @@ def _at_cpu_scale(results: Path) -> Iterable[str]:
     )
     yield tables.differences_table(records)
     yield "\n".join(tables.verdicts(records))
-    folder = "examples/results/reproduction/cpu"
+    folder = "../examples/results/reproduction/cpu"
     yield (
         "**Figure 1**: test accuracy against bits.\n\n"
         f"![Test accuracy against bits]({folder}/figure_1.png)"
@@ -218,7 +218,7 @@ def _at_full_scale(results: Path) -> Iterable[str]:
     yield (
         f"**At full scale** {done} of {len(rows)} rows have been run. Each of them is "
         f"`{COMMAND} --scale full --only NAME --data-dir DIR`. The hours are those of "
-        "the steps of three seeds as [measured](#what-it-costs) on two cores "
+        "the steps of three seeds as [measured](cost.md) on two cores "
         "(ImageNet: one seed, at 64x64 pixels, so about twelve times as many at "
         "224x224). They are for accelerators, on which nothing has been measured yet: "
         "there `--next --minutes 8` takes the first that is missing, in pieces of "

@@ -338,11 +338,11 @@ def made_up(folder):
 def test_the_report_tells_means_errors_and_differences(tmp_path, monkeypatch):
     monkeypatch.undo()
     made_up(tmp_path)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nstale text\n{report.END}\nafter")
-    assert report.write(tmp_path, readme) == 0
-    text = readme.read_text()
-    assert report.write(tmp_path, readme, check=True) == 0
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.BEGIN}\nstale text\n{report.END}\nafter")
+    assert report.write(tmp_path, page) == 0
+    text = page.read_text()
+    assert report.write(tmp_path, page, check=True) == 0
     assert text.startswith("before\n")
     assert text.endswith("\nafter")
     assert "stale text" not in text
@@ -371,10 +371,10 @@ def test_the_report_tells_means_errors_and_differences(tmp_path, monkeypatch):
         (tmp_path / "cpu" / "hero.json").read_text().replace('"h": 1.0', '"h": 2.0')
     )
     with pytest.raises(loop.RunError, match=r"hero is of another config \(h was 2.0"):
-        report.write(tmp_path, readme)
-    readme.write_text("nothing")
+        report.write(tmp_path, page)
+    page.write_text("nothing")
     with pytest.raises(loop.RunError, match="must have the lines"):
-        report.write(tmp_path, readme)
+        report.write(tmp_path, page)
 
 
 def test_what_another_process_has_in_hand_is_left_to_it(tmp_path, capsys):
@@ -547,16 +547,16 @@ def test_a_run_that_diverged_counts_as_a_guess():
         assert statistics.accuracies(record, "4") == {0: guess, 1: 25.0}
 
 
-def test_the_report_in_the_readme_is_that_of_the_results(monkeypatch):
+def test_the_page_is_that_of_the_results(monkeypatch):
     monkeypatch.undo()
-    assert report.write(reproduce.RESULTS, ROOT / "README.md", check=True) == 0
+    assert report.write(reproduce.RESULTS, reproduce.PAGE, check=True) == 0
 
 
 def test_a_number_typed_by_hand_is_noticed(tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
-    text = (ROOT / "README.md").read_text()
+    text = reproduce.PAGE.read_text()
     begin = text.index(report.BEGIN)
-    changed = tmp_path / "README.md"
+    changed = tmp_path / "page.md"
     changed.write_text(text[:begin] + text[begin:].replace("93.44", "93.54", 1))
     assert report.write(reproduce.RESULTS, changed, check=True) == 1
     assert "is not what" in capsys.readouterr().err
