@@ -72,7 +72,8 @@ class MobileNetV2(nn.Module):
     Attributes:
       num_classes: number of logits.
       dtype: in which it computes; parameters and statistics are float32.
-      conv_general_dilated, axis_name: see :func:`hero_jax.models.create`.
+      conv_general_dilated: see :func:`hero_jax.models.create`.
+      axis_name: see :func:`hero_jax.models.create`.
     """
 
     num_classes: int

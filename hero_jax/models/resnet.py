@@ -49,7 +49,8 @@ class ResNet(nn.Module):
       stem: "cifar", one 3x3 convolution, or "imagenet", a strided 7x7 one and a
         pooling.
       dtype: in which it computes; parameters and statistics are float32.
-      conv_general_dilated, axis_name: see :func:`hero_jax.models.create`.
+      conv_general_dilated: see :func:`hero_jax.models.create`.
+      axis_name: see :func:`hero_jax.models.create`.
     """
 
     num_classes: int

@@ -118,7 +118,7 @@ class PackedArray:
 
     @property
     def scheme(self) -> str:
-        """Which of the two kinds of grid: "affine" or "symmetric"."""
+        """Kind of grid, "affine" or "symmetric"."""
         return "symmetric" if self.zero_point is None else "affine"
 
     @property

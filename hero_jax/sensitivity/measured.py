@@ -104,7 +104,8 @@ def greedy_frontier(
       loss_fn: `(params, *args) -> loss`, a mean over examples.
       params: float weights W.
       errors: of :func:`hero_jax.sensitivity.weight_errors` at these weights.
-      sizes: path of the layer to its number of weights or :class:`LayerSize`.
+      sizes: path of the layer to its number of weights or
+        :class:`hero_jax.quant.LayerSize`.
       *args: further arguments of `loss_fn`.
       unit: "bytes" or "average_bits".
       **options: see :class:`hero_jax.curvature.Options`.

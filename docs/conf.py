@@ -1,0 +1,134 @@
+"""Configuration of Sphinx; `docs/development.md` has the command."""
+
+import __future__
+import importlib.machinery
+import re
+import shutil
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parent / "examples"
+
+project = "hero_jax"
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",
+]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are stored with their outputs
+
+html_theme = "sphinx_book_theme"
+html_title = "hero_jax"
+html_static_path = ["_static"]
+html_css_files = ["hero_jax.css"]
+html_show_copyright = False
+html_show_sourcelink = False
+html_theme_options = {
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+}
+
+default_role = "literal"  # of single backticks in docstrings
+add_module_names = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 72
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autosummary_generate = False
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+# Types that signatures name as the source does: ours are in api/types.rst.
+ALIASES = ("AxisName", "Bits", "ConvGeneralDilated", "GradFn", "Grads", "LogitsFn")
+ALIASES += ("Mask", "Params", "Perturbation", "StatsFn")
+OUTSIDE = ("chex.Array", "chex.ArrayTree", "chex.Numeric", "chex.PRNGKey", "jax.Array")
+OUTSIDE += ("nn.Module", "np.dtype", "np.ndarray", "optax.Schedule")
+OUTSIDE += ("optax.GradientTransformationExtraArgs",)
+autodoc_type_aliases = {name: name for name in ALIASES + OUTSIDE}
+STANDARD = r"collections\.abc|numpy|os|pathlib|typing"
+PACKAGES = "chex|flax|jax|nn|np|optax"
+VARIABLES = r"~?(hero_jax\.[\w.]*\.)?(Outputs|P|T)"
+nitpick_ignore_regex = [("py:.*", rf"({STANDARD}|{PACKAGES})\..*|{VARIABLES}")]
+
+
+class AsWritten(importlib.machinery.SourceFileLoader):
+    """Loads a module whose annotations stay as they are written.
+
+    Evaluated, `chex.Numeric` would be a union of six types in every signature.
+    """
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        """Compile the source, past the cache, which is for all others."""
+        path = self.get_filename(fullname)
+        flags = __future__.annotations.compiler_flag
+        return compile(self.get_data(path), path, "exec", flags, dont_inherit=True)
+
+
+class Finder(importlib.machinery.PathFinder):
+    """Finds the modules of this package only."""
+
+    @classmethod
+    def find_spec(
+        cls, fullname: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return where a module is, and how it is loaded."""
+        if fullname.partition(".")[0] != "hero_jax":
+            return None
+        spec = super().find_spec(fullname, path, target)
+        if spec is not None and spec.origin is not None:
+            spec.loader = AsWritten(fullname, spec.origin)
+        return spec
+
+
+def without_fields(
+    app: Any, what: str, name: str, found: Any, skip: bool, options: Any
+) -> bool | None:
+    """Skip the fields of named tuples: the text of the class has them already."""
+    del app, what, name, skip, options
+    return True if type(found).__name__ == "_tuplegetter" else None
+
+
+def fetch_pages() -> None:
+    """Copy notebooks and reports of the examples to where Sphinx looks for pages."""
+    for name in ("notebooks", "reports"):
+        shutil.rmtree(HERE / name, ignore_errors=True)
+    for path in EXAMPLES.glob("notebooks/*.ipynb"):
+        (HERE / "notebooks").mkdir(exist_ok=True)
+        shutil.copy2(path, HERE / "notebooks")
+    for path in (EXAMPLES / "results").glob("**/report.md"):
+        page = HERE / "reports" / path.relative_to(EXAMPLES / "results")
+        shutil.copytree(path.parent, page.parent, dirs_exist_ok=True)
+        page.write_text(f"---\norphan: true\n---\n\n{path.read_text()}")
+
+
+def link_to_pages(app: Any, docname: str, source: list[str]) -> None:
+    """Let links to notebooks and reports of the examples lead to their pages."""
+    del app, docname
+    text = source[0].replace("](../examples/notebooks/", "](notebooks/")
+    report = r"\]\(\.\./examples/results/([\w/]+/report\.md\))"
+    source[0] = re.sub(report, r"](reports/\1", text)
+
+
+def setup(app: Any) -> None:
+    """Prepare what the pages are made of."""
+    from sphinx.util import inspect
+
+    inspect.TypeAliasForwardRef.__repr__ = lambda alias: alias.name  # in unions
+    sys.path.insert(0, str(HERE.parent))
+    sys.meta_path.insert(0, Finder)
+    fetch_pages()
+    app.connect("autodoc-skip-member", without_fields)
+    app.connect("source-read", link_to_pages)
