@@ -1,6 +1,7 @@
 """Configuration of Sphinx; `docs/development.md` has the command."""
 
 import __future__
+
 import importlib.machinery
 import re
 import shutil
@@ -30,9 +31,10 @@ html_theme = "sphinx_book_theme"
 html_title = "hero_jax"
 html_static_path = ["_static"]
 html_css_files = ["hero_jax.css"]
-html_show_copyright = False
 html_show_sourcelink = False
 html_theme_options = {
+    "footer_content_items": [],
+    "navbar_persistent": [],
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
@@ -122,6 +124,21 @@ def link_to_pages(app: Any, docname: str, source: list[str]) -> None:
     source[0] = re.sub(report, r"](reports/\1", text)
 
 
+def tidy(app: Any, doctree: Any) -> None:
+    """Drop the empty line that ends a doctest; keep numbers and errors together."""
+    from docutils import nodes
+
+    del app
+    for block in doctree.findall(nodes.literal_block):
+        if block.astext().startswith(">>>"):
+            block.rawsource = block.astext().rstrip()
+            block.clear()
+            block += nodes.Text(block.rawsource)
+    for cell in doctree.findall(nodes.entry):
+        for text in list(cell.findall(nodes.Text)):
+            text.parent.replace(text, nodes.Text(text.replace(" ± ", "\xa0±\xa0")))
+
+
 def setup(app: Any) -> None:
     """Prepare what the pages are made of."""
     from sphinx.util import inspect
@@ -132,3 +149,4 @@ def setup(app: Any) -> None:
     fetch_pages()
     app.connect("autodoc-skip-member", without_fields)
     app.connect("source-read", link_to_pages)
+    app.connect("doctree-read", tidy)

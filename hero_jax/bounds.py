@@ -18,7 +18,7 @@ __all__ = ["l2_bound", "linf_bound"]
 def l2_bound(
     grad_norm: chex.Numeric, max_eigenvalue: chex.Numeric, loss_increase: chex.Numeric
 ) -> chex.Array:
-    r"""Lower bound on `||d||_2` of a perturbation that raises the loss by c (Eq. 6).
+    r"""Lower bound on `||d||_2` of any perturbation that raises the loss by c.
 
     .. math::
 
@@ -60,7 +60,7 @@ def linf_bound(
     loss_increase: chex.Numeric,
     num_nonzero: chex.Numeric,
 ) -> chex.Array:
-    r"""Lower bound on `||d||_inf` of a perturbation that raises the loss by c (Eq. 7).
+    r"""Lower bound on `||d||_inf` of any perturbation that raises the loss by c.
 
     .. math::
 

@@ -305,9 +305,9 @@ def hero_value_and_grad(
         float32, and by several times that norm at a hundredth of that step
         (`examples/product_error.py`). It needs a loss that computes in float32 or
         wider: to bfloat16 the step is nearly nothing.
-      hvp_step: length of that difference's step, `||e v|| / ||U||`. The default suits
-        networks with rectifiers in float32. The error of smooth ones is in proportion
-        to it, down to rounding; 1e-6 is a good step for them in float64.
+      hvp_step: length of that difference's step, `||e v|| / ||U||`. The default, 3e-3,
+        suits networks with rectifiers in float32. The error of smooth ones is in
+        proportion to it, down to rounding; 1e-6 is a good step for them in float64.
       hvp_examples: take the product over so many examples only, evenly spaced in the
         batch (of each device, or perturbation): where the loss is a mean over examples
         in random order, an unbiased estimate, but for BatchNorm. It needs

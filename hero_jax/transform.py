@@ -96,7 +96,7 @@ def hero(
       hvp: "exact", or "finite_difference": one more gradient in place of the product,
         and no memory for a linearized network; see
         :func:`hero_jax.hero_value_and_grad`.
-      hvp_step: length of that difference's step, `||e v|| / ||U||`.
+      hvp_step: length of that difference's step, `||e v|| / ||U||`, by default 3e-3.
       skip_zero_gamma: where gamma is zero at a step, leave out the product with the
         Hessian by `jax.lax.cond`. Default: if gamma is a schedule, such as
         :func:`hero_jax.schedules.every`; say so under `optax.inject_hyperparams`,

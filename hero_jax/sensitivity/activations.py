@@ -96,8 +96,8 @@ def activation_problem(
     Args:
       loss_fn: `(*args) -> loss` of evaluation, as in
         `(params, batch_stats, images, labels) -> loss`; a mean over examples.
-      ranges: path of the layer to its range, of :func:`hero_jax.quant.activation_ranges`;
-        these layers get offsets.
+      ranges: path of the layer to its range, of
+        :func:`hero_jax.quant.activation_ranges`; these layers get offsets.
       *args: arguments of `loss_fn`, with the examples of one batch.
       choices: numbers of bits, 2 to 8 or 16.
       scheme: as of :func:`hero_jax.quant.quantize_activations`.
