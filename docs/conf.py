@@ -47,7 +47,7 @@ python_maximum_signature_line_length = 72
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_typehints_description_target = "documented_params"
 autosummary_generate = False
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -55,7 +55,7 @@ napoleon_use_rtype = False
 
 # Types that signatures name as the source does: ours are in api/types.rst.
 ALIASES = ("AxisName", "Bits", "ConvGeneralDilated", "GradFn", "Grads", "LogitsFn")
-ALIASES += ("Mask", "Params", "Perturbation", "StatsFn")
+ALIASES += ("Mask", "Matrix", "Offsets", "Params", "Perturbation", "StatsFn")
 OUTSIDE = ("chex.Array", "chex.ArrayTree", "chex.Numeric", "chex.PRNGKey", "jax.Array")
 OUTSIDE += ("nn.Module", "np.dtype", "np.ndarray", "optax.Schedule")
 OUTSIDE += ("optax.GradientTransformationExtraArgs",)
@@ -103,6 +103,28 @@ def without_fields(
     return True if type(found).__name__ == "_tuplegetter" else None
 
 
+def types_as_written(
+    app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]
+) -> None:
+    """Name the types of attributes as the source does: napoleon evaluates them."""
+    del app, what, name, options
+    for i, line in enumerate(lines):
+        if match := re.match(r":vartype (\w+): ", line):
+            written = vars(found)["__annotations__"][match[1]]
+            lines[i] = match[0] + getattr(written, "__forward_arg__", written)
+
+
+def short_signature(
+    app: Any, what: str, name: str, found: Any, options: Any, given: str, returns: str
+) -> tuple[str, str] | None:
+    """Leave out of a Flax module's arguments what all of them have."""
+    del app, what, name, found, options
+    if given is None or ", parent=<flax" not in given:
+        return None
+    given = re.sub(r", parent=<flax.*", ")", given)
+    return re.sub(r"<class 'jax\.numpy\.(\w+)'>", r"jnp.\1", given), returns
+
+
 def fetch_pages() -> None:
     """Copy notebooks and reports of the examples to where Sphinx looks for pages."""
     for name in ("notebooks", "reports"):
@@ -125,7 +147,7 @@ def link_to_pages(app: Any, docname: str, source: list[str]) -> None:
 
 
 def tidy(app: Any, doctree: Any) -> None:
-    """Drop the empty line that ends a doctest; keep numbers and errors together."""
+    """Mend what Sphinx makes of doctests, attributes and cells of tables."""
     from docutils import nodes
 
     del app
@@ -134,6 +156,10 @@ def tidy(app: Any, doctree: Any) -> None:
             block.rawsource = block.astext().rstrip()
             block.clear()
             block += nodes.Text(block.rawsource)
+    for name in doctree.findall(nodes.field_name):
+        if name.astext() == "Variables":
+            name.clear()
+            name += nodes.Text("Attributes")
     for cell in doctree.findall(nodes.entry):
         for text in list(cell.findall(nodes.Text)):
             text.parent.replace(text, nodes.Text(text.replace(" ± ", "\xa0±\xa0")))
@@ -147,6 +173,8 @@ def setup(app: Any) -> None:
     sys.path.insert(0, str(HERE.parent))
     sys.meta_path.insert(0, Finder)
     fetch_pages()
+    app.connect("autodoc-process-docstring", types_as_written)
+    app.connect("autodoc-process-signature", short_signature)
     app.connect("autodoc-skip-member", without_fields)
     app.connect("source-read", link_to_pages)
     app.connect("doctree-read", tidy)

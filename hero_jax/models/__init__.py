@@ -69,7 +69,7 @@ def create(
         sharded arrays they are those of the whole batch without it.
 
     Returns:
-      A module: `model.init(key, images, train=False)` gives `params` and
+      A module. `model.init(key, images, train=False)` gives `params` and
       `batch_stats`; `model.apply(variables, images, train=True,
       mutable=["batch_stats"])` logits and new statistics. Images are `[B, H, W, C]`.
 

@@ -89,7 +89,7 @@ def pareto_frontier(
       unit: in which allocations are compared.
 
     Returns:
-      The allocations that no other beats in both size and sensitivity, by size: each is
+      The allocations that no other beats in both size and sensitivity, by size; each is
       less sensitive than all that are smaller. There may be many thousand.
 
     Raises:

@@ -61,7 +61,7 @@ def activation_ranges(
         minus it below.
 
     Returns:
-      Path of the layer, as in "BasicBlock_0/Conv_1", to its range: path + "/kernel" is
+      Path of the layer, as in "BasicBlock_0/Conv_1", to its range; path + "/kernel" is
       the path of its weights in `params`; a model that is itself a layer has the path
       "". A layer that is called several times has the union of its ranges.
 

@@ -172,7 +172,14 @@ def pack(tree: chex.ArrayTree) -> chex.ArrayTree:
 
 
 def unpack(tree: chex.ArrayTree) -> chex.ArrayTree:
-    """Return the tree with :class:`hero_jax.quant.QuantizedArray` for packed leaves."""
+    """Return the tree with :class:`hero_jax.quant.QuantizedArray` for packed leaves.
+
+    Args:
+      tree: as returned by :func:`pack`.
+
+    Returns:
+      The tree, with one integer per byte or two; nothing is rounded.
+    """
     return jax.tree.map(
         lambda x: x.unpack() if isinstance(x, PackedArray) else x,
         tree,
@@ -213,7 +220,15 @@ def size_in_bytes(tree: chex.ArrayTree) -> int:
 
 
 def is_quantized(x: object) -> bool:
-    """Whether x is a quantized array, packed or not; for `is_leaf`."""
+    """Tell whether something is a quantized array, packed or not.
+
+    Args:
+      x: anything; as `is_leaf` it keeps `jax.tree.map` from looking inside.
+
+    Returns:
+      Whether it is a :class:`hero_jax.quant.QuantizedArray` or
+      :class:`hero_jax.quant.PackedArray`.
+    """
     return isinstance(x, (QuantizedArray, PackedArray))
 
 

@@ -103,9 +103,9 @@ def activation_problem(
       scheme: as of :func:`hero_jax.quant.quantize_activations`.
 
     Returns:
-      The problem: as much memory as `len(choices) + 1` times the activations of the
-      batch. The offsets belong to these B examples: `batch_size` does not go with them,
-      nor does :func:`hero_jax.sensitivity.eigenvalue_spread`.
+      The problem, with as much memory as `len(choices) + 1` times the activations of
+      the batch. The offsets belong to these B examples: `batch_size` does not go with
+      them, nor does :func:`hero_jax.sensitivity.eigenvalue_spread`.
 
     Raises:
       ImportError: flax is not installed.

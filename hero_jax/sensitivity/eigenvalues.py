@@ -37,7 +37,7 @@ def eigenvalue(
       **options: see :class:`hero_jax.curvature.Options`.
 
     Returns:
-      Sensitivities; no standard errors: Lanczos finds eigenvalues from below. Its basis
+      Sensitivities; no standard errors, since Lanczos errs to one side. Its basis
       takes the memory of `steps` copies of all weights.
 
     Raises:

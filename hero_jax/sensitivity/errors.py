@@ -51,7 +51,7 @@ def weight_errors(
         every k output channels a grid of their own, as in Q-BERT.
 
     Returns:
-      The errors, float32 or wider: as much memory as `len(choices)` times the weights.
+      The errors, float32 or wider; as much memory as `len(choices)` times the weights.
 
     Raises:
       TypeError: an argument has another type, or an option is unknown.
