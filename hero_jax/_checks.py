@@ -1,7 +1,7 @@
 """Argument checks that raise where the user called, naming argument and value."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import chex
@@ -82,18 +82,84 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite and > 0, got {value}.")
 
 
-def check_key(name: str, value: Any) -> None:
-    """Raise `TypeError` unless `value` is one random key of JAX, new style or old."""
-    dtype = getattr(value, "dtype", None)
+def check_key(name: str, key: Any, *, optional: bool = False) -> None:
+    """Raise `TypeError` unless `key` is one random key of JAX, new style or old."""
+    if optional and key is None:
+        return
+    dtype = getattr(key, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not (typed and value.shape == ()) and not (
-        dtype == jnp.uint32 and np.ndim(value) == 1
-    ):
-        got = value if typed or dtype is None else f"{dtype}{list(np.shape(value))}"
+    old = dtype == jnp.uint32 and np.ndim(key) == 1
+    if not (typed and key.shape == ()) and not old:
+        got = f"{type(key).__name__}: {key!r}" if dtype is None else _described(key)
         raise TypeError(
-            f"{name} must be one random key, as jax.random.key(0) gives it, got "
-            f"{type(value).__name__}: {got!r}."
+            f"{name} must be {'None or ' if optional else ''}a random key such as "
+            f"jax.random.key(0), got {got}."
         )
+
+
+def check_argnums(argnums: Any) -> None:
+    """Raise unless `argnums` is a position of an argument, or several."""
+    several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
+    positions = tuple(argnums) if several else (argnums,)
+    if not positions or any(
+        isinstance(k, bool) or not isinstance(k, int) for k in positions
+    ):
+        raise TypeError(
+            "argnums must be the position of params among the arguments of loss_fn, "
+            f"an integer or several, got {argnums!r}."
+        )
+    if len({*positions}) < len(positions):
+        raise ValueError(f"argnums must differ from each other, got {argnums!r}.")
+
+
+def loss_and_aux(name: str, value: Any, has_aux: bool) -> tuple[Any, Any]:
+    """Return loss and auxiliary output of what a loss function returned.
+
+    Args:
+      name: what the function is called, for the errors.
+      value: what it returned.
+      has_aux: whether that should be a pair.
+
+    Returns:
+      The pair; without `has_aux`, the auxiliary output is None.
+
+    Raises:
+      TypeError: it is no pair, or the loss is no real floating-point scalar.
+    """
+    loss, auxiliary = pair(name, value) if has_aux else (value, None)
+    hint = ""
+    if isinstance(loss, (tuple, list)) and not has_aux:
+        hint = " If that is (loss, aux), pass has_aux=True."
+    elif getattr(loss, "shape", ()):
+        hint = " Take the mean over the examples."
+    shape, dtype = getattr(loss, "shape", None), getattr(loss, "dtype", None)
+    scalar = isinstance(loss, float) or (shape == () and dtype is not None)
+    if not scalar or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise TypeError(
+            f"{name} must return a scalar loss, a real floating-point number, got "
+            f"{_described(loss)}{' for the loss' if has_aux else ''}.{hint}"
+        )
+    return loss, auxiliary
+
+
+def pair(name: str, value: Any) -> tuple[Any, Any]:
+    """Return the two parts of what a loss function with `has_aux` returned."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(
+            f"{name} must return a pair (loss, aux) with has_aux=True, got "
+            f"{_described(value)}. Leave has_aux out for a loss alone."
+        )
+    loss, auxiliary = value
+    return loss, auxiliary
+
+
+def _described(value: Any) -> str:
+    """Say what kind of value this is, without what a tracer is called."""
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def check_all_nonnegative(**values: Any) -> None:

@@ -131,6 +131,28 @@ def check_real(name: str, tree: chex.ArrayTree) -> None:
             )
 
 
+def check_params(name: str, tree: chex.ArrayTree) -> None:
+    """Raise unless this is a tree of weights and nothing else: of real arrays."""
+    if tree is None:
+        raise TypeError(f"{name} must be a tree of arrays, got None.")
+    try:
+        check_real(name, tree)
+    except TypeError:
+        nodes = jax.tree.leaves(tree, is_leaf=lambda x: hasattr(x, "dequantize"))
+        if not any(hasattr(x, "dequantize") for x in nodes):
+            raise
+        raise TypeError(
+            f"{name} must have real floating-point arrays as leaves, got quantized "
+            f"ones. Pass hero_jax.quant.dequantize({name})."
+        ) from None
+    if isinstance(tree, Mapping) and {"params", "batch_stats"} <= {*tree}:
+        raise ValueError(
+            f"{name} must be weights alone, got Flax variables with the collections "
+            f"{sorted(tree)}: BatchNorm's statistics would be perturbed and trained, "
+            "too. Pass variables['params'], and batch_stats as another argument."
+        )
+
+
 def check_same_structure(
     name: str, tree: chex.ArrayTree, like_name: str, like: chex.ArrayTree
 ) -> None:
@@ -209,20 +231,28 @@ def resolve_mask(name: str, mask: Mask | None, params: Params) -> chex.ArrayTree
     if mask is None:
         mask = True
     elif is_function_of(mask, params):
-        mask = mask(params)
+        try:
+            mask = mask(params)
+        except TypeError as error:
+            error.add_note(f"hero_jax: {name} was called as {name}(params).")
+            raise
 
-    def as_bool(leaf: object) -> bool:
+    def as_bool(path: Any, leaf: Any) -> bool:
         array = isinstance(leaf, (bool, np.bool_, np.ndarray, jax.Array))
-        if isinstance(leaf, jax.core.Tracer) or not array or np.ndim(leaf) != 0:  # type: ignore[arg-type]
+        traced = isinstance(leaf, jax.core.Tracer)
+        if traced or not array or np.ndim(leaf) or jnp.result_type(leaf) != jnp.bool_:
+            got = f"{type(leaf).__name__}: {leaf!r}"
+            if traced or (array and np.ndim(leaf)):
+                got = f"{leaf.dtype} of shape {leaf.shape}"
+                got = f"a traced {got}" if traced else got
             raise TypeError(
-                f"{name} must have plain booleans as leaves, known before tracing; "
-                f"got {type(leaf).__name__}: {leaf!r}."
+                f"{name} must have True or False for each leaf of params, known before "
+                f"tracing, as in jax.tree.map(lambda x: x.ndim >= 2, params); got {got}"
+                f" at {jax.tree_util.keystr(path) or 'the tree itself'}."
             )
-        if jnp.result_type(leaf) != jnp.bool_:
-            raise TypeError(f"{name} must have booleans as leaves, got {leaf!r}.")
         return bool(leaf)
 
-    mask = jax.tree.map(as_bool, mask)
+    mask = jax.tree_util.tree_map_with_path(as_bool, mask)
     try:
         return jax.tree.broadcast(mask, params)
     except (ValueError, TypeError) as error:

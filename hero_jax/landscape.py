@@ -119,6 +119,12 @@ def loss_surface(
             f"{len(directions)} and {len(coordinates)}."
         )
     for i, direction in enumerate(directions):
+        if isinstance(direction, str):
+            raise TypeError(
+                f"directions[{i}] must be a tree like params, such as "
+                "landscape.random_direction(key, params), got the string "
+                f"{direction!r}."
+            )
         _tree.check_real(f"directions[{i}]", direction)
         _tree.check_same_structure(f"directions[{i}]", direction, "params", params)
     axes = [jnp.asarray(x) for x in coordinates]
@@ -163,7 +169,9 @@ def _loss_surface(
 
         def of_batch(batch: Sequence[Any]) -> Any:
             value = problem.loss_fn(U, *batch)
-            return jax.tree.map(_floating, value[0] if problem.has_aux else value)
+            if problem.has_aux:
+                value, _ = _checks.pair("loss_fn", value)
+            return jax.tree.map(_floating, value)
 
         result = problem.mean(of_batch, there)
         if problem.reports:
@@ -178,6 +186,11 @@ def _loss_surface(
 
 def _floating(x: chex.Array) -> chex.Array:
     """Return a number to average: of float32 or wider, also if it counts something."""
+    if np.ndim(x):
+        raise TypeError(
+            "loss_fn must return a scalar, or a tree of them, each a mean over the "
+            f"examples, got an array of shape {np.shape(x)}."
+        )
     dtype = jnp.result_type(x)
     is_float = jnp.issubdtype(dtype, jnp.floating)
     return jnp.asarray(x, _tree.wide_dtype(dtype) if is_float else jnp.float32)
@@ -206,7 +219,8 @@ def random_direction(key: chex.PRNGKey, params: Params, axis: int = -1) -> Param
       Li et al., `Visualizing the loss landscape of neural nets
       <https://arxiv.org/abs/1712.09913>`_, 2018, Section 4.
     """
-    _tree.check_real("params", params)
+    _checks.check_key("key", key)
+    _tree.check_params("params", params)
     leaves, structure = jax.tree.flatten(_tree.widen(params))
     keys = jax.random.split(key, len(leaves))
     draws = [

@@ -83,6 +83,7 @@ def top_eigenvalues(
     """
     problem = problems.make(loss_fn, params, args, options)
     _checks.check_positive_integer("k", k)
+    _checks.check_key("key", key, optional=True)
     _checks.check_choice("which", which, ("largest", "smallest", "magnitude"))
     size = _tree.size(params)
     steps = check_steps(steps, 20 + 2 * k, size, least=k)
@@ -147,6 +148,7 @@ def layer_eigenvalues(
     steps = min(steps, size)
     total = steps * len(chosen) * problem.num_batches(args)
     compiled = functools.partial(_layer_eigenvalues, problem, tuple(chosen), steps)
+    _checks.check_key("key", key, optional=True)
     key = jax.random.key(0) if key is None else key
     values = progress.listen(
         options.get("progress"), total, compiled, params, key, args

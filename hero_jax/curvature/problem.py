@@ -81,15 +81,8 @@ class Problem(NamedTuple):
     def loss(self, params: Params, args: Sequence[Any]) -> chex.Array:
         """Return the loss of one batch, a scalar of float32 or wider."""
         value = self.loss_fn(params, *args)
-        if self.has_aux:
-            if not isinstance(value, tuple) or len(value) != 2:
-                raise TypeError(
-                    "loss_fn must return (loss, auxiliary) with has_aux=True, got "
-                    f"{type(value).__name__}."
-                )
-            value, _ = value
-        _check_scalar(value)
-        return jnp.asarray(value, _tree.wide_dtype(jnp.result_type(value)))
+        loss, _ = _checks.loss_and_aux("loss_fn", value, self.has_aux)
+        return jnp.asarray(loss, _tree.wide_dtype(jnp.result_type(loss)))
 
     def mean(
         self, function: Callable[[Sequence[Any]], Any], args: Sequence[Any]
@@ -201,8 +194,7 @@ def _gauss_newton(loss: Any, params: Params, args: Sequence[Any]) -> MatVec:
     _, push = jax.vjp(lambda u: pull(u)[0], jax.tree.map(jnp.zeros_like, outputs))
 
     def criterion(y: Any) -> chex.Array:
-        value = loss.criterion(y, *args)
-        _check_scalar(value)
+        value, _ = _checks.loss_and_aux("criterion", loss.criterion(y, *args), False)
         return value
 
     _, curve, _ = _autodiff.gradient_and_hvp(
@@ -219,7 +211,7 @@ def make(
 ) -> Problem:
     """Check what all diagnostics share."""
     _checks.check_callable("loss_fn", loss_fn, "(params, *args) -> loss")
-    _tree.check_real("params", params)
+    _tree.check_params("params", params)
     if not _tree.size(params):
         raise ValueError("params must have at least one weight, got an empty tree.")
     if unknown := sorted(options.keys() - Options.__annotations__.keys()):
@@ -290,16 +282,3 @@ def number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> int
                 f"{len(args)}, got {position}."
             )
     return _tree.number_of_examples({k: args[k - 1] for k in batch_argnums})
-
-
-def _check_scalar(value: Any) -> None:
-    shape = getattr(value, "shape", None)
-    if isinstance(value, tuple):
-        raise TypeError(
-            "loss_fn must return a scalar, got a tuple: is has_aux=True missing?"
-        )
-    if shape != () and not isinstance(value, float):
-        raise TypeError(
-            "loss_fn must return a scalar, got "
-            f"{type(value).__name__ if shape is None else f'shape {shape}'}."
-        )

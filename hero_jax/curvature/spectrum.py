@@ -97,6 +97,7 @@ def spectral_density(
     """
     problem = problems.make(loss_fn, params, args, options)
     _checks.check_positive_integer("num_samples", num_samples)
+    _checks.check_key("key", key, optional=True)
     size = _tree.size(params)
     steps = check_steps(steps, 40, size)
     total = num_samples * steps * problem.num_batches(args)

@@ -107,6 +107,7 @@ def trace(
     """
     problem = problems.make(loss_fn, params, args, options)
     _checks.check_positive_integer("num_samples", num_samples)
+    _checks.check_key("key", key, optional=True)
     if num_samples < 2:
         raise ValueError("num_samples must be at least 2 to know an error, got 1.")
     sizes = [int(np.size(x)) for x in jax.tree.leaves(params)]
