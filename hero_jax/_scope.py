@@ -118,12 +118,13 @@ def value_and_grad(
       A function of the arguments of `loss_fn`: loss or `(loss, auxiliary)`, gradient,
       metrics.
     """
+    _checks.check_argnums(argnums)
     axis = scope.axis_name
 
     @functools.wraps(loss_fn)
     def own_loss(*args: Any, **kwargs: Any) -> Any:
         value = loss_fn(*args, **kwargs)
-        loss, auxiliary = value if has_aux else (value, None)
+        loss, auxiliary = _checks.loss_and_aux("loss_fn", value, has_aux)
         _axis.check_summed(loss, _differentiated(args, argnums))
         # A mean over the axis, too, is one value for each device.
         return (loss if axis is None else _axis.own(loss, axis)), auxiliary
@@ -318,14 +319,16 @@ def _differentiated(args: Sequence[Any], argnums: int | Sequence[int]) -> Params
     try:
         if isinstance(argnums, int):
             params = args[argnums]
+            _tree.check_params("params", params)
         else:
             params = tuple(args[i] for i in argnums)
+            for i, part in zip(argnums, params, strict=True):
+                _tree.check_params(f"argument {i}", part)
     except IndexError:
         raise TypeError(
             f"argnums={argnums} asks for a positional argument that was not given: "
             f"got {len(args)} positional arguments. Pass params by position."
         ) from None
-    _tree.check_real("params", params)
     return params
 
 
