@@ -155,7 +155,7 @@ def hero(
     is_local = Scope.of(axis_name, scope).local
 
     def init(params: Params) -> HeroState:
-        _tree.check_real("params", params)
+        _tree.check_params("params", params)
         zero = jnp.zeros((), _tree.widest_dtype(params))
         return HeroState(
             count=jnp.zeros((), jnp.int32),
@@ -172,20 +172,28 @@ def hero(
         **extra_args: Any,
     ) -> tuple[Grads, HeroState]:
         del extra_args
+        if not isinstance(state, HeroState):
+            raise TypeError(
+                "state must be the HeroState that init(params) of this very optimizer "
+                f"made, got {type(state).__name__}: has another one made it?"
+            )
         if params is None:
             raise ValueError(
-                "hero needs the weights: tx.update(grads, state, params, grad_fn=...)."
+                "hero needs params, the weights: "
+                "tx.update(grads, state, params, grad_fn=...)."
             )
         if grad_fn is None:
             raise ValueError(
                 "hero needs grad_fn, the gradient of the loss as a function of the "
                 "weights: tx.update(grads, state, params, grad_fn=grad_fn), with "
-                "grad_fn = jax.grad(lambda params: loss_fn(params, batch))."
+                "grad_fn = jax.grad(lambda params: loss_fn(params, batch)). Where it "
+                "cannot be passed, as by Flax's TrainState.apply_gradients, use "
+                "hero_jax.hero_value_and_grad."
             )
         _checks.check_callable("grad_fn", grad_fn, "params -> grads")
         if hvp_grad_fn is not None:
             _checks.check_callable("hvp_grad_fn", hvp_grad_fn, "params -> grads")
-        _tree.check_real("params", params)
+        _tree.check_params("params", params)
         _tree.check_same_structure("grads", updates, "params", params)
         W, g = params, updates
         if axis_name is not None:
@@ -257,6 +265,11 @@ def _with_hint(grad_fn: GradFn, params: Params) -> GradFn:
             )
         except Exception as error:
             if not partial:
+                if isinstance(error, TypeError):
+                    error.add_note(
+                        "hero_jax: grad_fn was called as grad_fn(params). Let it know "
+                        "the batch: jax.grad(lambda params: loss_fn(params, batch))."
+                    )
                 raise
             raise ValueError(
                 "hero stands inside optax.masked or optax.partition and sees only a "
