@@ -45,7 +45,13 @@ def _by_name(direction: Perturbation) -> Perturbation:
 
     @functools.wraps(direction)
     def checked(*args: Any, **kwargs: Any) -> Params:
-        if len(args) + len(kwargs) == 1:
+        count = len(args) + len(kwargs)
+        if count == 0:
+            raise TypeError(
+                f"{name} takes two arguments, (params, grads), and got none. Pass it "
+                f"without calling it: perturbation=hero_jax.perturbation.{name}."
+            )
+        if count == 1:
             raise TypeError(
                 f"{name} takes two arguments, (params, grads), and got one. "
                 "optax.inject_hyperparams calls every function as a schedule: pass "
@@ -256,7 +262,11 @@ def resolve(perturbation: str | Perturbation) -> Perturbation:
     if isinstance(perturbation, str):
         _checks.check_choice("perturbation", perturbation, _BY_NAME)
         return _BY_NAME[perturbation]
-    _checks.check_callable("perturbation", perturbation, "(params, grads) -> z")
+    _checks.check_callable(
+        "perturbation",
+        perturbation,
+        f"(params, grads) -> z, or one of {sorted(_BY_NAME)}",
+    )
     return perturbation
 
 
