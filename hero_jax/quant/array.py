@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _tree
+from hero_jax import _checks, _tree
 from hero_jax.quant import blocks, grid, nodes
 from hero_jax.quant.options import (
     GridOptions,
     Options,
     check_bits,
-    check_key,
     check_traceable_bits,
     resolve,
 )
@@ -221,7 +220,7 @@ def quantize_array(
       (1, 2)
     """
     check_bits(bits)
-    check_key(key)
+    _checks.check_key("key", key)
     x = as_array("x", x)
     chosen = resolve(x.shape, options)
     storage = storage_dtype(bits, chosen.scheme)
@@ -264,7 +263,7 @@ def fake_quantize_array(
       [0.3333..., 0.4285..., 0.4000...]
     """
     check_traceable_bits(bits)
-    check_key(key)
+    _checks.check_key("key", key)
     x = as_array("x", x)
     chosen = resolve(x.shape, options)
     return fit_levels(x, bits, key, chosen)[0]
@@ -272,12 +271,12 @@ def fake_quantize_array(
 
 def as_array(name: str, x: chex.Array) -> chex.Array:
     """Return x as a JAX array, or raise unless it has a dtype that is quantized."""
-    _tree.check_real(name, x)
-    x = jnp.asarray(x)
-    if np.dtype(x.dtype) not in FLOATS:
+    dtype = jnp.result_type(x) if isinstance(x, float) else getattr(x, "dtype", None)
+    if dtype not in FLOATS:
         allowed = ", ".join(map(str, FLOATS))
-        raise TypeError(f"{name} must have one of the dtypes {allowed}, got {x.dtype}.")
-    return x
+        got = type(x).__name__ if dtype is None else dtype
+        raise TypeError(f"{name} must have one of the dtypes {allowed}, got {got}.")
+    return jnp.asarray(x)
 
 
 def _fit(

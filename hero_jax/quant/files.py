@@ -371,6 +371,8 @@ def _write_whole(path: Path, data: bytes) -> None:
     A link keeps pointing at the file, and the file keeps its permissions.
     """
     path = path.resolve()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to.")
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         with partial.open("xb") as file:

@@ -43,7 +43,7 @@ def check_bits(bits: Any) -> None:
     if isinstance(bits, jax.core.Tracer):
         raise TypeError(
             f"bits must be {WIDTHS}, known before tracing: how integers are stored "
-            f"depends on it. Got {bits}; fake_quantize takes traced bits."
+            "depends on it. Got a traced number; fake_quantize takes those."
         )
     try:
         if isinstance(bits, (bool, np.bool_)):
@@ -128,16 +128,3 @@ def check_traceable_bits(bits: Any) -> None:
         if isinstance(bits, jax.core.Tracer):
             return
     check_bits(bits)
-
-
-def check_key(key: Any) -> None:
-    """Raise `TypeError` unless `key` is None or a random key."""
-    dtype = getattr(key, "dtype", None)
-    is_key = dtype is not None and (
-        jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32
-    )
-    if key is not None and not is_key:
-        raise TypeError(
-            "key must be None or a random key such as jax.random.key(0), "
-            f"got {type(key).__name__}: {key!r}."
-        )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _tree
+from hero_jax import _checks, _tree
 from hero_jax._typing import Mask, Params
 from hero_jax.quant import array
 from hero_jax.quant.array import QuantizedArray
@@ -19,7 +19,6 @@ from hero_jax.quant.options import (
     GridOptions,
     Options,
     check_bits,
-    check_key,
     check_traceable_bits,
     resolve,
 )
@@ -260,13 +259,20 @@ def make_plan(
     check: Callable[[Any], None],
 ) -> Plan:
     """Check all arguments and pick out the leaves."""
-    check_key(key)
+    _checks.check_key("key", key)
     leaves, structure = jax.tree.flatten(params, is_leaf=is_quantized)
     # One leaf for each, also for those that were quantized before.
     flat = jax.tree.unflatten(structure, range(len(leaves)))
+    by_default = mask is None
     mask = _weights if mask is None else mask
     mask = mask(params) if _tree.is_function_of(mask, params) else mask
     chosen = jax.tree.leaves(_tree.resolve_mask("mask", mask, flat))
+    if by_default and not any(chosen) and (leaves or params is None):
+        raise ValueError(
+            "params must have a leaf to quantize: a floating-point array of two or "
+            "more dimensions that is not quantized yet, unless mask chooses others; "
+            f"got {_described(leaves)}."
+        )
     if jax.tree_util.all_leaves([bits]):
         check(bits)
     all_bits = bits_of_leaves(bits, flat, chosen)
@@ -291,6 +297,17 @@ def make_plan(
         [all_bits[i] for i in where],
         tuple(resolved),
     )
+
+
+def _described(leaves: list[Any]) -> str:
+    """Say which kinds of leaves there are."""
+    kinds = {
+        f"{type(x).__name__} of {x.bits} bits"
+        if is_quantized(x)
+        else f"{getattr(x, 'dtype', type(x).__name__)} of shape {np.shape(x)}"
+        for x in leaves
+    }
+    return ", ".join(sorted(kinds)) or "None"
 
 
 def _weights(params: Params) -> chex.ArrayTree:
