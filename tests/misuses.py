@@ -1,0 +1,1177 @@
+"""Mistakes that newcomers make, what they are told, and what to do: `docs/errors.md`.
+
+`python -m tests.misuses > docs/errors.md` writes the page; `test_misuse.py` makes every
+mistake, and compares the page.
+"""
+
+import contextlib
+import io
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import hero_jax
+from hero_jax import curvature, landscape, quant
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+LENGTHS: dict[str, Any] = {"h": 1.0, "gamma": 0.1}
+x, y = np.linspace(-1.0, 1.0, 32, dtype=np.float32).reshape(8, 4), np.arange(8) % 3
+params = {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), "bias": jnp.zeros(3)}
+integers = {"kernel": jnp.ones((4, 3), jnp.int32), "bias": jnp.zeros(3)}
+
+
+class Misuse(NamedTuple):
+    """A mistake.
+
+    Attributes:
+      id: names the test.
+      did: what the newcomer did.
+      do: does it.
+      error: what is raised.
+      told: parts of the message, in order.
+      remedy: what to do.
+      needs: packages beyond those of the core.
+    """
+
+    id: str
+    did: str
+    do: Callable[[], Any]
+    error: type[BaseException]
+    told: tuple[str, ...]
+    remedy: str
+    needs: tuple[str, ...] = ()
+
+
+def losses(params: Any, x: Any, y: Any) -> jax.Array:
+    logits = x @ params["kernel"] + params["bias"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+
+
+def loss_fn(params: Any, x: Any, y: Any) -> jax.Array:
+    return losses(params, x, y).mean()
+
+
+def with_aux(params: Any, x: Any, y: Any) -> tuple[jax.Array, Any]:
+    return loss_fn(params, x, y), {"batch_stats": jnp.ones(3)}
+
+
+@jax.jit
+def grad_fn(params: Any) -> Any:
+    return jax.grad(loss_fn)(params, x, y)
+
+
+def hero(loss_fn: Any = loss_fn, *args: Any, **options: Any) -> Callable[..., Any]:
+    """Return the drop-in for `jax.value_and_grad`."""
+    return hero_jax.hero_value_and_grad(loss_fn, *args, **{**LENGTHS, **options})
+
+
+def update(*args: Any, **kwargs: Any) -> Any:
+    """Call the update of `hero`: without arguments, but for these, as it should be."""
+    tx = hero_jax.hero(**LENGTHS)
+    usual = (grad_fn(params), tx.init(params), params)
+    return tx.update(*args, *usual[len(args) :], **kwargs)
+
+
+def train_state() -> Any:
+    from flax.training.train_state import TrainState
+
+    tx = optax.chain(hero_jax.hero(**LENGTHS), optax.sgd(0.1))
+    state = TrainState.create(apply_fn=None, params=params, tx=tx)
+    return state.apply_gradients(grads=grad_fn(params))
+
+
+def batch_norm() -> tuple[Any, Any]:
+    """Return a network with BatchNorm, and its variables."""
+    import flax.linen as nn
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, train: bool) -> Any:
+            x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
+            return nn.Dense(3)(x)
+
+    return Net(), Net().init(jax.random.key(0), x, train=False)
+
+
+def flax_loss(variables: Any, x: Any, y: Any, **kwargs: Any) -> Any:
+    """Return the loss; after new statistics, if they are `mutable`."""
+    net, _ = batch_norm()
+    logits = net.apply(variables, x, train=True, **kwargs)
+    logits, *new = logits if kwargs else (logits,)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+    return (loss, *new) if new else loss
+
+
+def without_has_aux() -> Any:
+    _, variables = batch_norm()
+    stats = variables["batch_stats"]
+
+    def loss_fn(params: Any, x: Any, y: Any) -> Any:
+        variables = {"params": params, "batch_stats": stats}
+        return flax_loss(variables, x, y, mutable=["batch_stats"])
+
+    return hero(loss_fn)(variables["params"], x, y)
+
+
+def without_mutable() -> Any:
+    _, variables = batch_norm()
+    stats = {"batch_stats": variables["batch_stats"]}
+    loss_fn = lambda params, x, y: flax_loss({"params": params, **stats}, x, y)
+    return hero(loss_fn)(variables["params"], x, y)
+
+
+def all_variables() -> Any:
+    _, variables = batch_norm()
+    loss_fn = lambda v, x, y: flax_loss(v, x, y, mutable=["batch_stats"])
+    return hero(loss_fn, has_aux=True)(variables, x, y)
+
+
+def quantized_to_flax() -> Any:
+    net, variables = batch_norm()
+    small = {**variables, "params": quant.quantize(variables["params"], bits=4)}
+    return net.apply(small, x, train=False)
+
+
+def load(damage: Callable[[bytes], bytes] | None = None, like: Any = None) -> Any:
+    """Save quantized weights, damage the file, load it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "net.safetensors")
+        if damage is not None:
+            quant.save(path, quant.quantize(params, bits=4))
+            path.write_bytes(damage(path.read_bytes()))
+        return quant.load(path, like=like)
+
+
+def load_foreign() -> Any:
+    import safetensors.numpy
+
+    return load(lambda _: safetensors.numpy.save({"kernel": np.ones((4, 3))}))
+
+
+def save_nowhere() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        quant.save(Path(folder, "weights", "net.safetensors"), params)
+
+
+def surface(loss_fn: Any = loss_fn, directions: Any = None, **options: Any) -> Any:
+    axis = jnp.linspace(-1.0, 1.0, 3)
+    directions = [params] if directions is None else directions
+    return landscape.loss_surface(loss_fn, params, directions, [axis], x, y, **options)
+
+
+def model(name: str = "resnet8", num_classes: int = 10) -> Any:
+    from hero_jax import models
+
+    return models.create(name, num_classes=num_classes)
+
+
+def initialize(*shape: int) -> Any:
+    init = model().init
+    return jax.eval_shape(
+        lambda: init(jax.random.key(0), jnp.zeros(shape), train=False)
+    )
+
+
+def command(name: str, *arguments: str) -> None:
+    """Run a command of the examples; what it prints becomes that of a `SystemExit`."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.insert(0, str(EXAMPLES))
+    told = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(told):
+        arguments = (*arguments, "--out", folder)
+        try:
+            if name == "recipe":
+                from image_classification import __main__ as recipe
+
+                status = recipe.main(arguments)
+            else:
+                module = __import__(name)
+                status = module.parse(arguments)
+        except SystemExit as error:
+            status = error.code
+    if isinstance(status, int) and status:
+        raise SystemExit(told.getvalue())
+
+
+def run_of_another_config() -> None:
+    """Use the folder of a run again with another config."""
+    with tempfile.TemporaryDirectory() as folder:
+        sys.path.insert(0, str(EXAMPLES))
+        from image_classification import config, run
+
+        Path(folder, "config.toml").write_text(config.dumps(config.Config()))
+        run.check_folder(Path(folder), config.Config(gamma=7.0))
+
+
+RECIPE = ("tyro", "orbax.checkpoint", "tensorflow_datasets")
+FLAX = ("flax",)
+FILES = ("safetensors", "flatbuffers")
+
+TABLE: dict[str, tuple[Misuse, ...]] = {
+    "`hero`, the link of a chain": (
+        Misuse(
+            "no_grad_fn",
+            "Called `tx.update(grads, state, params)`, as for any other optimizer.",
+            lambda: update(),
+            ValueError,
+            ("hero needs grad_fn", "tx.update(grads, state, params, grad_fn=grad_fn)"),
+            "Pass `grad_fn=jax.grad(lambda params: loss_fn(params, batch))`.",
+        ),
+        Misuse(
+            "no_params",
+            "Left `params` out of `tx.update`.",
+            lambda: update(
+                grad_fn(params), hero_jax.hero(**LENGTHS).init(params), None
+            ),
+            ValueError,
+            ("hero needs params", "tx.update(grads, state, params, grad_fn=...)"),
+            "Pass the weights as the third argument.",
+        ),
+        Misuse(
+            "train_state",
+            "Put `hero` into the chain of a Flax `TrainState`.",
+            train_state,
+            ValueError,
+            (
+                "hero needs grad_fn",
+                "TrainState.apply_gradients, use hero_jax.hero_value_and_grad",
+            ),
+            "Take the gradient by `hero_value_and_grad`, and leave `hero` out of `tx`.",
+            FLAX,
+        ),
+        Misuse(
+            "state_of_another",
+            "Put `hero` into the chain, but kept the old optimizer's state.",
+            lambda: update(
+                grad_fn(params), optax.sgd(0.1).init(params), grad_fn=grad_fn
+            ),
+            TypeError,
+            ("state must be the HeroState", "init(params)", "got tuple"),
+            "Call `tx.init(params)` again after changing the chain.",
+        ),
+        Misuse(
+            "grads_of_another_structure",
+            "Passed the gradients of some of the weights.",
+            lambda: update({"kernel": grad_fn(params)["kernel"]}, grad_fn=grad_fn),
+            ValueError,
+            ("grads must have the tree structure of params", "expected", "got"),
+            "Pass gradients of all weights; choose leaves by `perturb_mask` and "
+            "`penalty_mask`.",
+        ),
+        Misuse(
+            "grads_of_other_shapes",
+            "Passed gradients that were reshaped.",
+            lambda: update(jax.tree.map(jnp.ravel, grad_fn(params)), grad_fn=grad_fn),
+            ValueError,
+            ("grads must have the shapes of params", "(4, 3) at ['kernel']", "(12,)"),
+            "Put `hero` first in the chain, before what changes shapes.",
+        ),
+        Misuse(
+            "grad_fn_with_value",
+            "Passed a `grad_fn` made by `jax.value_and_grad`.",
+            lambda: update(
+                grad_fn=jax.value_and_grad(lambda p: loss_fn(p, x, y)),
+            ),
+            ValueError,
+            ("grad_fn's result, the gradient without value", "structure of params"),
+            "Make it by `jax.grad`.",
+        ),
+        Misuse(
+            "grad_fn_with_aux",
+            "Passed a `grad_fn` made by `jax.grad(..., has_aux=True)`.",
+            lambda: update(
+                grad_fn=jax.grad(lambda p: with_aux(p, x, y), has_aux=True),
+            ),
+            ValueError,
+            ("without value or auxiliary output", "structure of params"),
+            "Drop the auxiliary output: `lambda params: grad_and_aux(params)[0]`.",
+        ),
+        Misuse(
+            "grad_fn_of_batch",
+            "Passed `grad_fn=jax.grad(loss_fn)`, which wants the batch, too.",
+            lambda: update(grad_fn=jax.grad(loss_fn)),
+            TypeError,
+            (
+                "missing 2 required positional arguments",
+                "grad_fn was called as grad_fn(params)",
+                "jax.grad(lambda params: loss_fn(params, batch))",
+            ),
+            "Close over the batch that the gradients came from.",
+        ),
+        Misuse(
+            "grads_for_grad_fn",
+            "Passed the gradients themselves as `grad_fn`.",
+            lambda: update(grad_fn=grad_fn(params)),
+            TypeError,
+            ("grad_fn must be a callable params -> grads", "got dict"),
+            "Pass the function.",
+        ),
+    ),
+    "The loss": (
+        Misuse(
+            "has_aux_forgotten",
+            "Returned `(loss, aux)` from the loss, without `has_aux=True`.",
+            lambda: hero(with_aux)(params, x, y),
+            TypeError,
+            ("loss_fn must return a scalar loss", "got a tuple of 2", "has_aux=True"),
+            "Pass `has_aux=True`.",
+        ),
+        Misuse(
+            "has_aux_without_aux",
+            "Passed `has_aux=True`, and returned the loss alone.",
+            lambda: hero(loss_fn, has_aux=True)(params, x, y),
+            TypeError,
+            ("loss_fn must return a pair (loss, aux) with has_aux=True", "float32"),
+            "Return `(loss, aux)`, or leave `has_aux` out.",
+        ),
+        Misuse(
+            "aux_of_two",
+            "Returned `(loss, logits, batch_stats)` with `has_aux=True`.",
+            lambda: hero(lambda *a: (loss_fn(*a), 1, 2), has_aux=True)(params, x, y),
+            TypeError,
+            ("loss_fn must return a pair (loss, aux)", "got a tuple of 3"),
+            "Return `(loss, (logits, batch_stats))`.",
+        ),
+        Misuse(
+            "aux_first",
+            "Returned `(aux, loss)`.",
+            lambda: hero(lambda *a: with_aux(*a)[::-1], has_aux=True)(params, x, y),
+            TypeError,
+            ("loss_fn must return a scalar loss", "got dict for the loss"),
+            "Return `(loss, aux)`.",
+        ),
+        Misuse(
+            "losses_of_examples",
+            "Returned the losses of all examples.",
+            lambda: hero(losses)(params, x, y),
+            TypeError,
+            ("loss_fn must return a scalar loss", "shape (8,)", "Take the mean"),
+            "Return their mean.",
+        ),
+        Misuse(
+            "loss_of_one_entry",
+            "Returned a loss of shape `(1,)`.",
+            lambda: hero(lambda *a: loss_fn(*a)[None])(params, x, y),
+            TypeError,
+            ("loss_fn must return a scalar loss", "shape (1,)"),
+            "Return `loss[0]`, or a mean.",
+        ),
+        Misuse(
+            "no_return",
+            "Forgot `return` in the loss.",
+            lambda: hero(lambda *a: None)(params, x, y),
+            TypeError,
+            ("loss_fn must return a scalar loss", "got NoneType"),
+            "Return the loss.",
+        ),
+        Misuse(
+            "count_as_loss",
+            "Returned the number of errors, an integer.",
+            lambda: hero(lambda *a: jnp.sum(y))(params, x, y),
+            TypeError,
+            ("loss_fn must return a scalar loss, a real floating-point number", "int"),
+            "Return a differentiable loss.",
+        ),
+        Misuse(
+            "value_for_loss_fn",
+            "Passed the loss in place of the function.",
+            lambda: hero(loss_fn(params, x, y)),
+            TypeError,
+            ("loss_fn must be a callable (params, *args, **kwargs) -> loss", "Array"),
+            "Pass `loss_fn`, without calling it.",
+        ),
+    ),
+    "`h`, `gamma` and other options": (
+        Misuse(
+            "h_string",
+            'Passed `h="1"`, from a command line.',
+            lambda: hero(h="1"),
+            TypeError,
+            ("h must be a real number >= 0", "got str: '1'"),
+            "Convert it: `float(h)`.",
+        ),
+        Misuse(
+            "h_negative",
+            "Passed a negative `h`.",
+            lambda: hero(h=-0.5),
+            ValueError,
+            ("h must be finite and >= 0, got -0.5",),
+            "Pass a number of at least 0.",
+        ),
+        Misuse(
+            "h_several",
+            "Passed an array of several `h`.",
+            lambda: hero(h=jnp.array([0.5, 1.0])),
+            ValueError,
+            ("h must be a scalar, got shape (2,)", "jax.vmap"),
+            "Use `jax.vmap` over a function of `h`.",
+        ),
+        Misuse(
+            "h_schedule",
+            "Passed a schedule to `hero_value_and_grad`.",
+            lambda: hero(h=optax.cosine_decay_schedule(1.0, 100)),
+            TypeError,
+            ("h must be a real number", "Schedules are accepted by hero_jax.hero only"),
+            "Pass `h=schedule(step)` inside the jitted step, or use `hero`.",
+        ),
+        Misuse(
+            "gamma_nan",
+            "Passed a `gamma` that is NaN.",
+            lambda: hero(gamma=float("nan")),
+            ValueError,
+            ("gamma must be finite and >= 0, got nan",),
+            "Pass a number of at least 0.",
+        ),
+        Misuse(
+            "h_by_position",
+            "Passed `h` by position: `hero_value_and_grad(loss_fn, 0.5, gamma=0.1)`.",
+            lambda: hero(loss_fn, 0.5),
+            TypeError,
+            ("argnums must be the position of params", "got 0.5"),
+            "Name it: `h=0.5`. The second argument is `argnums`, as in JAX.",
+        ),
+        Misuse(
+            "perturbation_unknown",
+            'Passed `perturbation="layer_wise"`.',
+            lambda: hero(perturbation="layer_wise"),
+            ValueError,
+            (
+                "perturbation must be one of",
+                "'adaptive', 'layerwise', 'normalized'",
+                "got 'layer_wise'",
+            ),
+            "Take one of these names, or a function.",
+        ),
+        Misuse(
+            "perturbation_called",
+            "Passed `perturbation=hero_jax.perturbation.layerwise()`.",
+            lambda: hero(perturbation=hero_jax.perturbation.layerwise()),
+            TypeError,
+            ("layerwise takes two arguments", "without calling it"),
+            "Leave the parentheses out.",
+        ),
+        Misuse(
+            "perturbation_none",
+            "Passed `perturbation=None`.",
+            lambda: hero(perturbation=None),
+            TypeError,
+            ("perturbation must be a callable (params, grads) -> z, or one of", "None"),
+            "Leave it out for the default.",
+        ),
+        Misuse(
+            "perturbation_of_another_structure",
+            "Wrote a perturbation that returns something else than a tree like params.",
+            lambda: hero(perturbation=lambda W, g: W["kernel"])(params, x, y),
+            ValueError,
+            ("the perturbation's result must have the tree structure of params",),
+            "Return a tree like `params`, with zeros where nothing moves.",
+        ),
+        Misuse(
+            "inject_hyperparams",
+            "Wrapped `hero` with a perturbation that is a function in "
+            "`optax.inject_hyperparams`.",
+            lambda: optax.inject_hyperparams(hero_jax.hero)(
+                perturbation=hero_jax.perturbation.adaptive, **LENGTHS
+            ).init(params),
+            TypeError,
+            (
+                "adaptive takes two arguments",
+                "optax.inject_hyperparams calls every function as a schedule",
+                "perturbation='adaptive'",
+            ),
+            "Name it by its string, or list it in `static_args`.",
+        ),
+        Misuse(
+            "reduction_unknown",
+            'Passed `reduction="avg"`.',
+            lambda: hero(reduction="avg"),
+            ValueError,
+            ("reduction must be one of ['mean', 'sum'], got 'avg'",),
+            'Take `"sum"` (the paper) or `"mean"` (the released code).',
+        ),
+        Misuse(
+            "hvp_unknown",
+            'Passed `hvp="finite_differences"`.',
+            lambda: hero(hvp="finite_differences"),
+            ValueError,
+            ("hvp must be one of ['exact', 'finite_difference']", "got"),
+            "Take one of these names.",
+        ),
+        Misuse(
+            "rho",
+            "Passed `rho`, as SAM's libraries call it.",
+            lambda: hero(rho=0.05),
+            TypeError,
+            ("unexpected keyword argument 'rho'",),
+            "It is called `h` here, in units of the perturbation.",
+        ),
+    ),
+    "Weights": (
+        Misuse(
+            "params_integer",
+            "Passed weights that are integers.",
+            lambda: hero()(integers, x, y),
+            TypeError,
+            ("params must have real floating-point arrays", "int32 at ['kernel']"),
+            "Cast them, or pass what is not trained as another argument of the loss.",
+        ),
+        Misuse(
+            "params_complex",
+            "Passed complex weights.",
+            lambda: hero()({**params, "bias": jnp.zeros(3, jnp.complex64)}, x, y),
+            TypeError,
+            ("params must have real floating-point arrays", "complex64 at ['bias']"),
+            "Keep real and imaginary part as two leaves.",
+        ),
+        Misuse(
+            "params_bool",
+            "Kept a mask of booleans among the weights.",
+            lambda: hero()({**params, "mask": jnp.ones(3, bool)}, x, y),
+            TypeError,
+            ("params must have real floating-point arrays", "bool at ['mask']"),
+            "Pass it as another argument of the loss.",
+        ),
+        Misuse(
+            "params_none",
+            "Passed `None` for the weights.",
+            lambda: hero()(None, x, y),
+            TypeError,
+            ("params must be a tree of arrays, got None",),
+            "Pass the weights; look for an `init` that returned nothing.",
+        ),
+        Misuse(
+            "params_quantized",
+            "Trained on with quantized weights.",
+            lambda: hero()(quant.quantize(params, bits=4), x, y),
+            TypeError,
+            ("params must have real floating-point", "quant.dequantize(params)"),
+            "Pass `quant.dequantize(params)`.",
+        ),
+        Misuse(
+            "params_by_keyword",
+            "Passed the weights by keyword.",
+            lambda: hero()(params=params, x=x, y=y),
+            TypeError,
+            ("argnums=0 asks for a positional argument", "Pass params by position"),
+            "Pass them by position, as to `jax.value_and_grad`.",
+        ),
+        Misuse(
+            "argnums_out_of_range",
+            "Passed `argnums=3` for a loss of three arguments.",
+            lambda: hero(argnums=3)(params, x, y),
+            TypeError,
+            ("argnums=3 asks for a positional argument", "got 3 positional arguments"),
+            "Count from 0.",
+        ),
+        Misuse(
+            "argnums_at_labels",
+            "Pointed `argnums` at integer labels.",
+            lambda: hero(argnums=2)(params, x, y),
+            TypeError,
+            ("params must have real floating-point arrays", "int"),
+            "Point it at the weights.",
+        ),
+        Misuse(
+            "argnums_name",
+            'Passed `argnums="params"`.',
+            lambda: hero(argnums="params"),
+            TypeError,
+            ("argnums must be the position of params", "an integer", "got 'params'"),
+            "Pass the position.",
+        ),
+        Misuse(
+            "mask_of_another_structure",
+            "Passed a mask for names that are not there.",
+            lambda: hero(penalty_mask={"kernels": True})(params, x, y),
+            ValueError,
+            ("penalty_mask must have the tree structure of params", "'kernels'"),
+            "Use the tree of `params`, a prefix of it, or a function of it.",
+        ),
+        Misuse(
+            "mask_of_numbers",
+            "Passed a mask of ones and zeros.",
+            lambda: hero(perturb_mask={"kernel": 1, "bias": 0})(params, x, y),
+            TypeError,
+            ("perturb_mask must have True or False", "got int: 0 at ['bias']"),
+            "Use `True` and `False`.",
+        ),
+        Misuse(
+            "mask_of_arrays",
+            "Passed a mask with an entry for every weight.",
+            lambda: hero(
+                perturb_mask=jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+            )(params, x, y),
+            TypeError,
+            ("perturb_mask must have True or False for each leaf", "shape (3,)"),
+            "Choose whole leaves; single weights are for a perturbation of your own.",
+        ),
+        Misuse(
+            "mask_of_path_and_leaf",
+            "Passed a mask function of path and leaf.",
+            lambda: hero(penalty_mask=lambda path, leaf: True)(params, x, y),
+            TypeError,
+            ("missing 1 required", "penalty_mask was called as penalty_mask(params)"),
+            "Take the whole tree: `jax.tree_util.tree_map_with_path(f, params)`.",
+        ),
+    ),
+    "Flax": (
+        Misuse(
+            "flax_without_has_aux",
+            'Used `mutable=["batch_stats"]` in the loss, without `has_aux=True`.',
+            without_has_aux,
+            TypeError,
+            ("loss_fn must return a scalar loss", "a tuple of 2", "has_aux=True"),
+            "Pass `has_aux=True`, and keep the statistics that come back.",
+            FLAX,
+        ),
+        Misuse(
+            "flax_without_mutable",
+            "Applied BatchNorm with `train=True`, without `mutable`.",
+            without_mutable,
+            Exception,
+            ("Cannot update variable", 'collection "batch_stats" is immutable'),
+            'Flax\'s own message: pass `mutable=["batch_stats"]`, which returns '
+            "`(logits, new)`.",
+            FLAX,
+        ),
+        Misuse(
+            "flax_variables",
+            "Passed all variables as `params`, BatchNorm's statistics included.",
+            all_variables,
+            ValueError,
+            ("params must be weights alone", "['batch_stats', 'params']", "perturbed"),
+            "Pass `variables['params']`, and `batch_stats` as another argument.",
+            FLAX,
+        ),
+        Misuse(
+            "flax_model",
+            "Passed the model in place of its weights.",
+            lambda: hero()(batch_norm()[0], x, y),
+            TypeError,
+            ("params must have real floating-point arrays", "got Net"),
+            "Pass `variables['params']`.",
+            FLAX,
+        ),
+    ),
+    "Several devices, parts of a batch": (
+        Misuse(
+            "axis_of_no_map",
+            "Passed `axis_name` without `pmap`, `shard_map` or `vmap`.",
+            lambda: hero(axis_name="batch")(params, x, y),
+            ValueError,
+            ("axis_name must be an axis of the surrounding", "'batch'", "jit"),
+            "Leave it out: `jit` of sharded arrays needs none.",
+        ),
+        Misuse(
+            "local_without_axis",
+            'Passed `scope="local"` on one device.',
+            lambda: hero(scope="local"),
+            ValueError,
+            ("scope='local'", "needs axis_name", "examples_per_perturbation"),
+            "Use `examples_per_perturbation` there.",
+        ),
+        Misuse(
+            "parts_of_what",
+            "Passed `examples_per_perturbation` without `batch_argnums`.",
+            lambda: hero(examples_per_perturbation=4),
+            TypeError,
+            ("batch_argnums must name the arguments that are examples", "got None"),
+            "Say which arguments have a leading axis of examples: `(1, 2)`.",
+        ),
+        Misuse(
+            "parts_not_dividing",
+            "Asked for parts of 3 of 8 examples.",
+            lambda: hero(examples_per_perturbation=3, batch_argnums=(1, 2))(
+                params, x, y
+            ),
+            ValueError,
+            ("examples_per_perturbation must divide the 8 examples", "got 3"),
+            "Take a divisor of the batch.",
+        ),
+        Misuse(
+            "parts_of_weights",
+            "Counted the weights among the examples.",
+            lambda: hero(examples_per_perturbation=4, batch_argnums=(0, 1))(
+                params, x, y
+            ),
+            ValueError,
+            ("batch_argnums must not name the weights", "argnums=0", "(0, 1)"),
+            "Name the arguments behind them.",
+        ),
+    ),
+    "Quantization": (
+        Misuse(
+            "bits_1",
+            "Asked for 1 bit.",
+            lambda: quant.quantize(params, bits=1, scheme="symmetric"),
+            ValueError,
+            ("bits must be an integer from 2 to 8, or 16, got 1",),
+            "Ask for 2 to 8, or 16.",
+        ),
+        Misuse(
+            "bits_9",
+            "Asked for 9 bits.",
+            lambda: quant.quantize(params, bits=9),
+            ValueError,
+            ("bits must be an integer from 2 to 8, or 16, got 9",),
+            "Ask for 2 to 8, or 16.",
+        ),
+        Misuse(
+            "bits_string",
+            'Passed `bits="4"`.',
+            lambda: quant.quantize(params, bits="4"),
+            TypeError,
+            ("bits must be an integer from 2 to 8, or 16", "got str: '4'"),
+            "Pass the integer.",
+        ),
+        Misuse(
+            "bits_tuple",
+            "Passed several precisions, `bits=(4, 8)`.",
+            lambda: quant.quantize(params, bits=(4, 8)),
+            ValueError,
+            ("bits must be an integer, a tree of integers", "got (4, 8)"),
+            "Call it once for each, or use `quant.accuracy_against_bits`.",
+        ),
+        Misuse(
+            "bits_of_nothing",
+            "Gave bits to a pattern that matches no leaf.",
+            lambda: quant.quantize(params, bits={"conv*": 4, "*": 8}),
+            ValueError,
+            ("'conv*' matches none of ['kernel']",),
+            "Patterns are of paths such as `block/kernel`; biases are not quantized.",
+        ),
+        Misuse(
+            "bits_for_some",
+            "Gave patterns that leave some leaves out.",
+            lambda: quant.quantize(params, bits={"head/*": 4, "head": 4}),
+            ValueError,
+            ("bits must have a pattern for every quantized leaf", "'*' matches all"),
+            "Put `'*': 8` last, or choose the leaves by `mask`.",
+        ),
+        Misuse(
+            "bits_traced",
+            "Passed `bits` through `jax.jit`.",
+            lambda: jax.jit(quant.quantize)(params, 4),
+            TypeError,
+            ("bits must be", "known before tracing", "fake_quantize takes those"),
+            "Use `quant.fake_quantize`, or `static_argnames`.",
+        ),
+        Misuse(
+            "quantize_twice",
+            "Quantized quantized weights again, to fewer bits.",
+            lambda: quant.quantize(quant.quantize(params, bits=8), bits=4),
+            ValueError,
+            ("params must have a leaf to quantize", "QuantizedArray of 8 bits"),
+            "Start from the float weights, or `dequantize` first.",
+        ),
+        Misuse(
+            "quantize_integers",
+            "Quantized weights that are integers already.",
+            lambda: quant.quantize(integers, bits=4),
+            ValueError,
+            ("params must have a leaf to quantize: a floating-point", "int32 of shape"),
+            "Pass floats.",
+        ),
+        Misuse(
+            "quantize_chosen_integers",
+            "The same, with `mask=True`.",
+            lambda: quant.quantize(integers, bits=4, mask=True),
+            TypeError,
+            ("one of the dtypes float16, bfloat16, float32", "int32", "['kernel']"),
+            "Pass floats.",
+        ),
+        Misuse(
+            "quantize_vectors",
+            "Quantized a tree of vectors: by default only matrices and kernels are.",
+            lambda: quant.quantize({"scale": jnp.ones(3)}, bits=4),
+            ValueError,
+            ("params must have a leaf to quantize", "unless mask chooses", "(3,)"),
+            "Choose leaves by `mask`; `mask=True` takes all.",
+        ),
+        Misuse(
+            "quantize_nan",
+            "Quantized weights of a training that diverged.",
+            lambda: quant.quantize({"kernel": jnp.full((2, 2), jnp.nan)}, bits=4),
+            ValueError,
+            ("params must be finite to be quantized", "['kernel'] has NaN"),
+            "Look at the training.",
+        ),
+        Misuse(
+            "axis_out_of_range",
+            "Passed `axis=2` for matrices.",
+            lambda: quant.quantize(params, bits=4, axis=2),
+            ValueError,
+            ("axis must be from -2 to 1", "(4, 3)", "got 2 (at ['kernel'])"),
+            "Count from the end: `axis=-1` are the output channels of any Flax kernel.",
+        ),
+        Misuse(
+            "group_without_axis",
+            "Passed `group_size` without `axis`.",
+            lambda: quant.quantize(params, bits=4, group_size=2),
+            ValueError,
+            ("group_size needs the axis to which it applies", "axis=None"),
+            "Pass `axis`, too.",
+        ),
+        Misuse(
+            "group_size_zero",
+            "Passed `group_size=0`.",
+            lambda: quant.quantize(params, bits=4, axis=0, group_size=0),
+            ValueError,
+            ("group_size must", "got 0"),
+            "At least 1. It need not divide the axis: the last group is smaller then.",
+        ),
+        Misuse(
+            "symmetric_flag",
+            "Passed `symmetric=True`.",
+            lambda: quant.quantize(params, bits=4, symmetric=True),
+            TypeError,
+            ("unknown option 'symmetric'", "allowed are scheme, axis"),
+            'Pass `scheme="symmetric"`.',
+        ),
+        Misuse(
+            "percentile_as_share",
+            "Passed a percentile of 0.999.",
+            lambda: quant.quantize(
+                params, bits=4, calibration="percentile", percentile=0.999
+            ),
+            ValueError,
+            ("percentile must be above 50 and at most 100, got 0.999",),
+            "Pass 99.9.",
+        ),
+        Misuse(
+            "key_integer",
+            "Passed an integer as `key`.",
+            lambda: quant.quantize(params, bits=4, key=0),
+            TypeError,
+            ("key must be None or a random key such as jax.random.key(0)", "int: 0"),
+            "Pass `jax.random.key(0)`.",
+        ),
+        Misuse(
+            "quantized_to_flax",
+            "Called a network with quantized weights.",
+            quantized_to_flax,
+            TypeError,
+            ("a QuantizedArray becomes an array by its method dequantize()",),
+            "Call it with `quant.dequantize(tree)`, inside of `jit` to stay small.",
+            FLAX,
+        ),
+    ),
+    "Files": (
+        Misuse(
+            "file_missing",
+            "Loaded a file that is not there.",
+            load,
+            FileNotFoundError,
+            ("No such file", "net.safetensors"),
+            "Look at the path; relative ones are relative to the working directory.",
+            FILES,
+        ),
+        Misuse(
+            "folder_missing",
+            "Saved into a folder that is not there.",
+            save_nowhere,
+            FileNotFoundError,
+            ("no folder", "weights to write net.safetensors to"),
+            "Make the folder.",
+            FILES,
+        ),
+        Misuse(
+            "file_foreign",
+            "Loaded a safetensors file of another library.",
+            load_foreign,
+            quant.QuantFileError,
+            ("was not written by hero_jax.quant.save",),
+            "Load it by `safetensors.numpy.load_file`, and `quantize` it.",
+            FILES,
+        ),
+        Misuse(
+            "file_of_another_kind",
+            "Loaded a file that is no safetensors file.",
+            lambda: load(lambda _: b"PK\x03\x04 and so on"),
+            quant.QuantFileError,
+            ("is not a valid safetensors file",),
+            "Load what `quant.save` wrote.",
+            FILES,
+        ),
+        Misuse(
+            "file_cut_off",
+            "Loaded a file of which a part is missing.",
+            lambda: load(lambda whole: whole[:-8]),
+            quant.QuantFileError,
+            ("is not a valid safetensors file",),
+            "Copy or write it again.",
+            FILES,
+        ),
+        Misuse(
+            "file_damaged",
+            "Loaded a file in which a bit has flipped.",
+            lambda: load(lambda whole: whole[:-1] + bytes([whole[-1] ^ 1])),
+            quant.QuantFileError,
+            ("is damaged: its checksum does not fit",),
+            "Copy or write it again.",
+            FILES,
+        ),
+        Misuse(
+            "file_of_another_model",
+            "Loaded the weights of another model.",
+            lambda: load(lambda whole: whole, like={"w": jnp.zeros((4, 3))}),
+            ValueError,
+            ("like must have the structure of the file", "['w']", "['bias', 'kernel']"),
+            "Pass `like=params`, as here: without it the loss or Flax finds out later.",
+            FILES,
+        ),
+    ),
+    "Curvature and landscape": (
+        Misuse(
+            "curvature_of_examples",
+            "Asked for eigenvalues of the losses of all examples.",
+            lambda: curvature.top_eigenvalues(losses, params, x, y),
+            TypeError,
+            ("loss_fn must return a scalar loss", "shape (8,)", "Take the mean"),
+            "Return their mean.",
+        ),
+        Misuse(
+            "curvature_without_has_aux",
+            "Used the training's loss, which has an auxiliary output.",
+            lambda: curvature.trace(with_aux, params, x, y),
+            TypeError,
+            ("loss_fn must return a scalar loss", "a tuple of 2", "has_aux=True"),
+            "Pass `has_aux=True`.",
+        ),
+        Misuse(
+            "curvature_option",
+            "Misspelt an option.",
+            lambda: curvature.trace(loss_fn, params, x, y, batchsize=4),
+            TypeError,
+            ("unknown options ['batchsize']", "known are", "batch_size"),
+            "Take one of those that are listed.",
+        ),
+        Misuse(
+            "curvature_no_vector",
+            "Left the vector of `hvp` out.",
+            lambda: curvature.hvp(loss_fn, params, x, y),
+            ValueError,
+            ("vector must have the tree structure of params",),
+            "Pass it behind `params`.",
+        ),
+        Misuse(
+            "curvature_key",
+            "Passed a seed as `key`.",
+            lambda: curvature.top_eigenvalues(loss_fn, params, x, y, key=0),
+            TypeError,
+            ("key must be None or a random key such as jax.random.key(0)", "int: 0"),
+            "Pass `jax.random.key(0)`.",
+        ),
+        Misuse(
+            "gauss_newton_of_function",
+            'Asked for `matrix="gauss_newton"` of a plain loss.',
+            lambda: curvature.trace(loss_fn, params, x, y, matrix="gauss_newton"),
+            TypeError,
+            ("matrix='gauss_newton' needs loss_fn to be a ComposedLoss", "function"),
+            "Wrap network and criterion: `curvature.ComposedLoss(outputs, criterion)`.",
+        ),
+        Misuse(
+            "direction_name",
+            'Named a direction: `directions=["random"]`.',
+            lambda: surface(directions=["random"]),
+            TypeError,
+            (
+                "directions[0] must be a tree like params",
+                "random_direction",
+                "'random'",
+            ),
+            "Pass `landscape.random_direction(key, params)`.",
+        ),
+        Misuse(
+            "direction_alone",
+            "Passed one direction, not in a list.",
+            lambda: surface(directions=params),
+            TypeError,
+            ("directions must be a list or tuple of one or two", "got dict"),
+            "Put it into a list.",
+        ),
+        Misuse(
+            "surface_of_examples",
+            "Drew the losses of all examples.",
+            lambda: surface(losses),
+            TypeError,
+            ("loss_fn must return a scalar, or a tree of them", "shape (8,)"),
+            "Return their mean.",
+        ),
+    ),
+    "Models": (
+        Misuse(
+            "model_unknown",
+            'Called `models.create("resnet21", ...)`.',
+            lambda: model("resnet21"),
+            ValueError,
+            ("name must be one of", "'resnet20'", "got 'resnet21'"),
+            "Take one of these names.",
+            FLAX,
+        ),
+        Misuse(
+            "model_without_classes",
+            "Passed `num_classes=0`.",
+            lambda: model(num_classes=0),
+            ValueError,
+            ("num_classes must be an integer >= 1, got 0",),
+            "Pass the number of logits.",
+            FLAX,
+        ),
+        Misuse(
+            "images_nchw",
+            "Passed images with the channels first, as in PyTorch.",
+            lambda: initialize(2, 3, 32, 32),
+            ValueError,
+            ("must have shape [batch, height, width, channels]", "(2, 3, 32, 32)"),
+            "Transpose them: `images.transpose(0, 2, 3, 1)`.",
+            FLAX,
+        ),
+        Misuse(
+            "images_without_batch",
+            "Passed one image, without an axis for the batch.",
+            lambda: initialize(32, 32, 3),
+            ValueError,
+            ("must have shape [batch, height, width, channels]", "(32, 32, 3)"),
+            "Add the axis: `image[None]`.",
+            FLAX,
+        ),
+    ),
+    "Commands": (
+        Misuse(
+            "epochs_0",
+            "Ran `python examples/quickstart.py --epochs 0`.",
+            lambda: command("quickstart", "--epochs", "0"),
+            SystemExit,
+            ("--epochs must be at least 1, got 0",),
+            "Train for an epoch at least.",
+            ("matplotlib", "sklearn", "flax", "tqdm"),
+        ),
+        Misuse(
+            "average_bits_20",
+            "Ran `python examples/mixed_precision.py --average-bits 20`.",
+            lambda: command("mixed_precision", "--average-bits", "20"),
+            SystemExit,
+            ("--average-bits must be 2 to 8, as --choices are, got 20",),
+            "Ask for a number between the least and the most of `--choices`.",
+            ("matplotlib", "sklearn", "flax", "tqdm"),
+        ),
+        Misuse(
+            "config_unknown",
+            "Ran the recipe with a config that is not there.",
+            lambda: command("recipe", "cifar10_resnet21_hero"),
+            SystemExit,
+            ("no config 'cifar10_resnet21_hero'", "cifar10_resnet20_hero"),
+            "Take one of those that are listed, or the path of a TOML file.",
+            RECIPE,
+        ),
+        Misuse(
+            "noise_150_percent",
+            "Ran the recipe with `--label-noise 1.5`.",
+            lambda: command("recipe", "digits", "--label-noise", "1.5"),
+            SystemExit,
+            ("label_noise must be", "got 1.5"),
+            "It is a share: 0.4 for 40 %.",
+            RECIPE,
+        ),
+        Misuse(
+            "dataset_unknown",
+            "Ran the recipe with a data set that there is not.",
+            lambda: command("recipe", "digits", "--dataset", "cifar11"),
+            SystemExit,
+            ("no data set 'cifar11'", "not an .npz file or a folder"),
+            "Take a name of TensorFlow Datasets, an `.npz` file or a folder.",
+            RECIPE,
+        ),
+        Misuse(
+            "data_missing",
+            "Ran the recipe with a `--data-dir` in which the data are not.",
+            lambda: command(
+                *("recipe", "cifar10_resnet20_sgd", "--data-dir", "/nowhere")
+            ),
+            SystemExit,
+            ("data set 'cifar10' is not at /nowhere", "--data-dir", "--download"),
+            "Point it to where they are prepared, or add `--download`.",
+            RECIPE,
+        ),
+        Misuse(
+            "file_of_data_missing",
+            "Ran the recipe with an `.npz` file that is not there.",
+            lambda: command("recipe", "digits", "--dataset", "/nowhere/data.npz"),
+            SystemExit,
+            ("no file /nowhere/data.npz",),
+            "Look at the path.",
+            RECIPE,
+        ),
+        Misuse(
+            "run_of_another_config",
+            "Ran the recipe with other settings in the folder of an earlier run.",
+            run_of_another_config,
+            Exception,
+            ("belongs to a run with another config", "gamma was", "now 7.0", "--out"),
+            "Choose another `--out`: a run resumes only from its own checkpoints.",
+            RECIPE,
+        ),
+    ),
+}
+
+HEAD = """\
+# Errors, and what to do
+
+Common mistakes, each tried by a test (`tests/test_misuse.py`), with what the message
+says in essence. An error that is not here, or a message that does not help, is worth an
+issue.
+
+This page is written by `python -m tests.misuses > docs/errors.md`.
+"""
+
+SILENT = """\
+## What no message tells
+
+These run, and give other numbers than you want.
+
+- **`hero` behind another link of the chain.** It takes what comes in for the gradient:
+  put it first. Weight decay, clipping and momentum come behind it.
+- **`grad_fn` of another mini-batch, or another dropout key, than the gradients.** The
+  difference of gradients is then noise, and the penalty drives the weights along it.
+- **`hero` in the chain and `hero_value_and_grad` as well.** The one perturbs what the
+  other has made. Use one of them.
+- **A loss that is a sum over the examples.** The penalty grows with its square: `gamma`
+  means what it says for a mean.
+- **`h` or `gamma` that become negative or NaN inside of `jit`.** Only values that are
+  known before tracing are checked.
+- **`batch_argnums` of images, not labels**, in a loss that broadcasts: a part of
+  the images then meets all labels. Most losses raise an error of their own.
+- **A loss made of `float(...)` or NumPy constants.** Its gradient is zero, as in JAX.
+- **`dequantize` of a tree that is not quantized** returns it as it is.
+- **Integer images from 0 to 255** are taken as such: scale them first.
+"""
+
+
+def rows(misuses: Iterable[Misuse]) -> Iterable[str]:
+    for misuse in misuses:
+        told = " … ".join(f"`{part}`" for part in misuse.told)
+        kind = "" if misuse.error is Exception else f"`{misuse.error.__name__}`: "
+        cells = (misuse.did, f"{kind}{told}", misuse.remedy)
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def page() -> str:
+    """Return the page of the documentation."""
+    parts = [HEAD]
+    for title, misuses in TABLE.items():
+        head = "| what you did | what you are told | what to do |\n|---|---|---|\n"
+        parts.append(f"## {title}\n\n{head}" + "\n".join(rows(misuses)) + "\n")
+    return "\n".join([*parts, SILENT])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
