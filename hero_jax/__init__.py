@@ -15,7 +15,9 @@
 dtype('uint8')
 """
 
+import importlib
 from importlib.metadata import version
+from types import ModuleType
 
 from hero_jax import (
     bounds,
@@ -51,3 +53,10 @@ __all__ = [
     "schedules",
     "sensitivity",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import `models` when it is asked for: it needs Flax."""
+    if name == "models":
+        return importlib.import_module("hero_jax.models")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

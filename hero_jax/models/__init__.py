@@ -14,8 +14,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
+
+try:
+    import flax.linen as nn
+except ImportError as error:
+    raise ImportError(
+        'hero_jax.models needs flax: pip install "hero_jax[models]".'
+    ) from error
 
 from hero_jax import _checks
 from hero_jax.models.convolution import conv_general_dilated
