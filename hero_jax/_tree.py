@@ -208,7 +208,9 @@ def weights_only(params: Params) -> chex.ArrayTree:
 def is_function_of(mask: Any, params: Params) -> bool:
     """Whether a mask is a function, and not a tree like `params` that can be called."""
     of_mask, of_params = map(jax.tree.structure, (mask, params))
-    return callable(mask) and bool(of_mask != of_params)  # type: ignore[operator]
+    same = bool(of_mask == of_params)  # type: ignore[operator]
+    is_tree = same and not jax.tree_util.all_leaves([mask])
+    return callable(mask) and not is_tree
 
 
 def resolve_mask(name: str, mask: Mask | None, params: Params) -> chex.ArrayTree:

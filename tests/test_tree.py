@@ -82,3 +82,4 @@ def test_mask_may_be_a_tree_that_can_be_called():
     assert jax.tree.leaves(mask) == [True, False]
     mask = _tree.resolve_mask("mask", _tree.weights_only, params)
     assert jax.tree.leaves(mask) == [True, False]
+    assert _tree.resolve_mask("mask", _tree.weights_only, params.w) is True
