@@ -445,7 +445,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             ValueError,
             (
                 "perturbation must be one of",
-                "'adaptive', 'layerwise', 'normalized'",
+                "'layerwise', 'normalized'",
                 "got 'layer_wise'",
             ),
             "Take one of these names, or a function.",

@@ -220,7 +220,7 @@ def quantize_array(
       (1, 2)
     """
     check_bits(bits)
-    _checks.check_key("key", key)
+    _checks.check_key("key", key, optional=True)
     x = as_array("x", x)
     chosen = resolve(x.shape, options)
     storage = storage_dtype(bits, chosen.scheme)
@@ -263,7 +263,7 @@ def fake_quantize_array(
       [0.3333..., 0.4285..., 0.4000...]
     """
     check_traceable_bits(bits)
-    _checks.check_key("key", key)
+    _checks.check_key("key", key, optional=True)
     x = as_array("x", x)
     chosen = resolve(x.shape, options)
     return fit_levels(x, bits, key, chosen)[0]

@@ -259,7 +259,7 @@ def make_plan(
     check: Callable[[Any], None],
 ) -> Plan:
     """Check all arguments and pick out the leaves."""
-    _checks.check_key("key", key)
+    _checks.check_key("key", key, optional=True)
     leaves, structure = jax.tree.flatten(params, is_leaf=is_quantized)
     # One leaf for each, also for those that were quantized before.
     flat = jax.tree.unflatten(structure, range(len(leaves)))
