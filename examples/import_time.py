@@ -4,12 +4,15 @@
 
 starts fresh processes by turns, one for each import, and prints the medians of the
 seconds, the median of the rounds' ratios with the range of its middle half, and what
-`python -X importtime` says of the modules that come in addition. Compiled Python files
-and the machine's file cache are warm after the first round, which does not count.
+`python -X importtime` says of the modules that come in addition, the least of three
+runs for each. Compiled Python files and the machine's file cache are warm after the
+first round, which does not count.
 """
 
 import argparse
 import collections
+import math
+import os
 import statistics
 import subprocess
 import sys
@@ -42,17 +45,18 @@ def seconds(statement: str) -> float:
     return float(_run("-c", program).stdout)
 
 
-def added() -> list[Cost]:
-    """Return the cost of each module that is new after the base, in order."""
+def added(runs: int = 3) -> list[Cost]:
+    """Return the least cost in some runs of each module that is new after the base."""
     program = f"import sys; {BASE}; print({MARK!r}, file=sys.stderr); {OWN}"
-    text = _run("-X", "importtime", "-c", program).stderr
-    costs = []
-    for line in text.partition(MARK)[2].splitlines():
-        kind, _, rest = line.partition(":")
-        if kind == "import time":
-            own, _, name = (part.strip() for part in rest.split("|"))
-            costs.append(Cost(name, int(own) / 1000))
-    return costs
+    costs: dict[str, float] = {}
+    for _ in range(runs):
+        text = _run("-X", "importtime", "-c", program).stderr
+        for line in text.partition(MARK)[2].splitlines():
+            kind, _, rest = line.partition(":")
+            if kind == "import time":
+                own, _, name = (part.strip() for part in rest.split("|"))
+                costs[name] = min(int(own) / 1000, costs.get(name, math.inf))
+    return [Cost(*item) for item in costs.items()]
 
 
 def by_package(costs: Sequence[Cost]) -> list[Cost]:
@@ -65,8 +69,14 @@ def by_package(costs: Sequence[Cost]) -> list[Cost]:
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python, which keeps what it compiles, as it does for an installed package."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=True
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=kept,
     )
 
 

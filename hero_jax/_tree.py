@@ -248,9 +248,10 @@ def resolve_mask(name: str, mask: Mask | None, params: Params) -> chex.ArrayTree
                 got = f"{leaf.dtype} of shape {leaf.shape}"
                 got = f"a traced {got}" if traced else got
             raise TypeError(
-                f"{name} must have True or False for each leaf of params, known before "
-                f"tracing, as in jax.tree.map(lambda x: x.ndim >= 2, params); got {got}"
-                f" at {jax.tree_util.keystr(path) or 'the tree itself'}."
+                f"{name} must have plain booleans, one for each leaf of params and "
+                "known before tracing, as in jax.tree.map(lambda x: x.ndim >= 2, "
+                f"params); got {got} at "
+                f"{jax.tree_util.keystr(path) or 'the tree itself'}."
             )
         return bool(leaf)
 

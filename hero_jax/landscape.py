@@ -171,6 +171,11 @@ def _loss_surface(
             value = problem.loss_fn(U, *batch)
             if problem.has_aux:
                 value, _ = _checks.pair("loss_fn", value)
+            if jax.tree_util.all_leaves([value]) and np.ndim(value):
+                raise TypeError(
+                    "loss_fn must return a scalar, the mean over the examples, or a "
+                    f"tree of means, got an array of shape {np.shape(value)}."
+                )
             return jax.tree.map(_floating, value)
 
         result = problem.mean(of_batch, there)
@@ -186,11 +191,6 @@ def _loss_surface(
 
 def _floating(x: chex.Array) -> chex.Array:
     """Return a number to average: of float32 or wider, also if it counts something."""
-    if np.ndim(x):
-        raise TypeError(
-            "loss_fn must return a scalar, or a tree of them, each a mean over the "
-            f"examples, got an array of shape {np.shape(x)}."
-        )
     dtype = jnp.result_type(x)
     is_float = jnp.issubdtype(dtype, jnp.floating)
     return jnp.asarray(x, _tree.wide_dtype(dtype) if is_float else jnp.float32)

@@ -179,8 +179,7 @@ def hero(
             )
         if params is None:
             raise ValueError(
-                "hero needs params, the weights: "
-                "tx.update(grads, state, params, grad_fn=...)."
+                "hero needs the weights: tx.update(grads, state, params, grad_fn=...)."
             )
         if grad_fn is None:
             raise ValueError(

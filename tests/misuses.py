@@ -232,7 +232,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
                 grad_fn(params), hero_jax.hero(**LENGTHS).init(params), None
             ),
             ValueError,
-            ("hero needs params", "tx.update(grads, state, params, grad_fn=...)"),
+            ("hero needs the weights", "tx.update(grads, state, params, grad_fn=...)"),
             "Pass the weights as the third argument.",
         ),
         Misuse(
@@ -600,7 +600,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "Passed a mask of ones and zeros.",
             lambda: hero(perturb_mask={"kernel": 1, "bias": 0})(params, x, y),
             TypeError,
-            ("perturb_mask must have True or False", "got int: 0 at ['bias']"),
+            ("perturb_mask must have plain booleans", "got int: 0 at ['bias']"),
             "Use `True` and `False`.",
         ),
         Misuse(
@@ -610,7 +610,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
                 perturb_mask=jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
             )(params, x, y),
             TypeError,
-            ("perturb_mask must have True or False for each leaf", "shape (3,)"),
+            ("perturb_mask must have plain booleans, one for each leaf", "(3,)"),
             "Choose whole leaves; single weights are for a perturbation of your own.",
         ),
         Misuse(
@@ -785,7 +785,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "The same, with `mask=True`.",
             lambda: quant.quantize(integers, bits=4, mask=True),
             TypeError,
-            ("one of the dtypes float16, bfloat16, float32", "int32", "['kernel']"),
+            ("real floating-point arrays", "int32", "['kernel']"),
             "Pass floats.",
         ),
         Misuse(
@@ -859,7 +859,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "Called a network with quantized weights.",
             quantized_to_flax,
             TypeError,
-            ("a QuantizedArray becomes an array by its method dequantize()",),
+            ("QuantizedArray",),
             "Call it with `quant.dequantize(tree)`, inside of `jit` to stay small.",
             FLAX,
         ),
@@ -1003,7 +1003,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "Drew the losses of all examples.",
             lambda: surface(losses),
             TypeError,
-            ("loss_fn must return a scalar, or a tree of them", "shape (8,)"),
+            ("loss_fn must return a scalar, the mean over the examples", "(8,)"),
             "Return their mean.",
         ),
     ),

@@ -271,12 +271,12 @@ def fake_quantize_array(
 
 def as_array(name: str, x: chex.Array) -> chex.Array:
     """Return x as a JAX array, or raise unless it has a dtype that is quantized."""
-    dtype = jnp.result_type(x) if isinstance(x, float) else getattr(x, "dtype", None)
-    if dtype not in FLOATS:
+    _tree.check_real(name, x)
+    x = jnp.asarray(x)
+    if np.dtype(x.dtype) not in FLOATS:
         allowed = ", ".join(map(str, FLOATS))
-        got = type(x).__name__ if dtype is None else dtype
-        raise TypeError(f"{name} must have one of the dtypes {allowed}, got {got}.")
-    return jnp.asarray(x)
+        raise TypeError(f"{name} must have one of the dtypes {allowed}, got {x.dtype}.")
+    return x
 
 
 def _fit(
