@@ -16,6 +16,7 @@ same numbers as JSON, and a picture.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -179,6 +180,52 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def run_search(
+    corpus: Corpus,
+    model: Transformer,
+    options: argparse.Namespace,
+    described: dict[str, Any],
+) -> dict[str, Any]:
+    """Search, or go on with a search that was stopped; print and write what it found.
+
+    An earlier file is gone on with if all but the environment is the same.
+    """
+    start = time.perf_counter()
+    path = options.out / "search.json"
+    described = described | {"seed": search.SEED}
+    known, seconds = {}, 0.0
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        same = all(known[name] == described[name] for name in _ASKED)
+        seconds = known["wall_seconds"] if same else 0.0
+        known = {name: known[name] for name in _FOUND} if same else {}
+
+    def write(found: dict[str, Any]) -> None:
+        spent = {"wall_seconds": round(seconds + time.perf_counter() - start, 1)}
+        write_json(path, described | spent | found)
+
+    found = search.search(
+        corpus,
+        model,
+        options.optimizers,
+        options.steps,
+        options.batch_size,
+        options.quiet,
+        write,
+        known,
+    )
+    print(f"perturbation: {found['perturbation']}")
+    for optimizer in options.optimizers:
+        for method in METHODS:
+            print(f"{optimizer}, {method}:", search.winner(found, optimizer, method))
+    print(f"Wrote search.json to {options.out}.")
+    return described | found
+
+
+_ASKED = ("text", "seed", "steps", "batch_size", "context", "width", "blocks")
+_FOUND = ("rates", "directions", "perturbation", "trials")
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the comparison or the search; write files, return the record."""
     options = parse(arguments)
@@ -195,35 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         f"{text['validation']:,} for validation, {text['test']:,} for the test."
     )
 
-    def seconds() -> dict[str, float]:
-        return {"wall_seconds": round(time.perf_counter() - start, 1)}
-
     if options.search:
-        path = options.out / "search.json"
-
-        def write(found: dict[str, Any]) -> None:
-            write_json(path, described | {"seed": search.SEED} | seconds() | found)
-
-        found = search.search(
-            corpus,
-            model,
-            options.optimizers,
-            options.steps,
-            options.batch_size,
-            options.quiet,
-            write,
-        )
-        print(f"perturbation: {found['perturbation']}")
-        for optimizer in options.optimizers:
-            for method in METHODS:
-                print(
-                    f"{optimizer}, {method}:", search.winner(found, optimizer, method)
-                )
-        print(f"Wrote search.json to {options.out} ({seconds()['wall_seconds']} s).")
-        return described | found
+        return run_search(corpus, model, options, described)
     results = run(corpus, model, options)
     record = described | {"seeds": options.seeds, "perturbation": PERTURBATION}
-    record |= seconds() | {"results": results}
+    record["wall_seconds"] = round(time.perf_counter() - start, 1)
+    record["results"] = results
     figure = plot(results, len(options.seeds))
     write_json(options.out / "language_model.json", record)
     replace_file(

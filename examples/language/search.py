@@ -39,9 +39,9 @@ DIRECTIONS = {
 SHRINKAGES = (0.1, 0.3, 1.0, 3.0)
 """By what weight decay alone would lower the logarithm of the weights in the end."""
 LENGTHS = {
-    "layerwise": (0.1, 0.2, 0.5, 1.0),
-    "adaptive": (0.03, 0.1, 0.2, 0.5),
-    "normalized": (0.01, 0.03, 0.06, 0.1),
+    "layerwise": (0.03, 0.1, 0.3, 1.0),
+    "adaptive": (0.01, 0.03, 0.1, 0.3),
+    "normalized": (0.003, 0.01, 0.03, 0.1),
 }
 """Values of h for first-order-only; the middle ones are HERO's, with each gamma."""
 GAMMAS = (0.01, 0.1)
@@ -73,11 +73,23 @@ def search(
     batch_size: int,
     quiet: bool,
     write: Callable[[dict[str, Any]], None],
+    known: dict[str, Any],
 ) -> dict[str, Any]:
     """Try all settings; return every trial, and write them after each optimizer.
 
-    First come the learning rates. Then AdamW decides about the direction of the
-    perturbation, and each optimizer about its decay, h and gamma.
+    First come AdamW's learning rates, by the best of which it decides about the
+    direction of the perturbation. Then each optimizer decides about its learning rate,
+    and with that about decay, h and gamma.
+
+    Args:
+      corpus: to train on and to judge by.
+      model: what is trained.
+      optimizers: names.
+      num_steps: of every trial.
+      batch_size: windows of text in a step.
+      quiet: show no progress bars.
+      write: what to do with the trials so far.
+      known: what an earlier search wrote before it was stopped; empty if none was.
     """
     loss_fn = make_loss(model)
     evaluation = Evaluation(model, corpus.validation)
@@ -120,28 +132,36 @@ def search(
         settings = [Settings(rate) for rate in RATES[optimizer]]
         return attempt(optimizer, "plain", "layerwise", settings)
 
-    record: dict[str, Any] = {"rates": {"AdamW": rates("AdamW")}, "directions": {}}
-    rate = best(record["rates"]["AdamW"]).learning_rate
-    for direction, lengths in DIRECTIONS.items():
-        record["directions"][direction] = attempt(
-            "AdamW", "first-order", direction, [Settings(rate, h=h) for h in lengths]
-        )
-    perturbation = min(DIRECTIONS, key=lambda d: least(record["directions"][d]))
-    record |= {"perturbation": perturbation, "trials": {}}
+    record = dict(known)
+    if not record:
+        record["rates"] = {"AdamW": rates("AdamW")}
+        rate = float(best(record["rates"]["AdamW"]).learning_rate)
+        record["directions"] = found = {
+            direction: attempt(
+                "AdamW", "first-order", direction, [Settings(rate, h=h) for h in values]
+            )
+            for direction, values in DIRECTIONS.items()
+        }
+        record["perturbation"] = min(found, key=lambda name: least(found[name]))
+        record["trials"] = {}
+    perturbation = record["perturbation"]
     for optimizer in optimizers:
+        if optimizer in record["trials"]:
+            continue  # known
         if optimizer != "AdamW":
             record["rates"][optimizer] = rates(optimizer)
-        rate = best(record["rates"][optimizer]).learning_rate
+        rate = float(best(record["rates"][optimizer]).learning_rate)
         record["trials"][optimizer] = {
             method: attempt(
                 optimizer,
                 method,
                 perturbation,
-                trials_of(method, float(rate), perturbation, num_steps),
+                trials_of(method, rate, perturbation, num_steps),
             )
             for method in METHODS
         }
         write(record)
+    write(record)
     return record
 
 

@@ -189,10 +189,11 @@ def train(
     return state.params
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(model: Transformer, seed: int) -> chex.ArrayTree:
     """Return the first weights."""
     tokens = jnp.zeros((1, model.context), jnp.int32)
-    return jax.jit(model.init)(jax.random.key(seed), tokens)["params"]
+    return model.init(jax.random.key(seed), tokens)["params"]
 
 
 class Evaluation:
