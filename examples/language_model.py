@@ -20,7 +20,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ from language.training import (
 )
 from quickstart import cell, summary
 from tqdm import tqdm
+
+Results = dict[str, dict[str, Any]]
+"""Of every optimizer and method."""
 
 PERTURBATION = "layerwise"
 SETTINGS: dict[str, dict[str, Settings]] = {
@@ -98,14 +101,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(
-    corpus: Corpus, model: Transformer, options: argparse.Namespace
-) -> dict[str, dict[str, Any]]:
-    """Train by every optimizer and method; return numbers for JSON."""
+    corpus: Corpus,
+    model: Transformer,
+    options: argparse.Namespace,
+    known: Results,
+    write: Callable[[Results], None],
+) -> Results:
+    """Train by every optimizer and method; return numbers for JSON.
+
+    Those that are known by the present settings are kept; all are written after each
+    optimizer.
+    """
     loss_fn = make_loss(model)
     evaluation = Evaluation(model, corpus.test)
-    results: dict[str, dict[str, Any]] = {}
+    results = {name: x for name, x in known.items() if _is_current(name, x)}
     for optimizer in options.optimizers:
-        results[optimizer] = {}
+        if optimizer in results:
+            continue
+        methods: dict[str, Any] = {}
         for method in METHODS:
             settings = SETTINGS[optimizer][method]
             program = make_program(
@@ -142,17 +155,27 @@ def run(
                     found.append(
                         {k: evaluation(params, **v) for k, v in PRECISIONS.items()}
                     )
-            results[optimizer][method] = {
+            methods[method] = {
                 "settings": settings._asdict(),
                 "seconds": round(time.perf_counter() - start, 1),
                 "bits_per_character": {
                     name: summary([x[name] for x in found]) for name in PRECISIONS
                 },
             }
+        results[optimizer] = methods
+        results = {name: results[name] for name in OPTIMIZERS if name in results}
+        write(results)
+    write(results)
     return results
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def _is_current(optimizer: str, known: dict[str, Any]) -> bool:
+    """Return whether results are of all methods with their present settings."""
+    used = {method: SETTINGS[optimizer][method]._asdict() for method in METHODS}
+    return used == {method: x["settings"] for method, x in known.items()}
+
+
+def table(results: Results) -> str:
     """Format the results as a Markdown table."""
     rows = [["optimizer", "gradient", *PRECISIONS]]
     for optimizer, methods in results.items():
@@ -163,11 +186,11 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def describe(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what a run was made with: for the JSON file."""
+    """Return what results depend on, beside the settings: for the JSON file."""
     corpus = options.corpus
     names = ("steps", "batch_size", "context", "width", "blocks")
+    runs = {"seeds": options.seeds, "perturbation": PERTURBATION}
     return {
-        "environment": environment(),
         "text": {
             "python": sys.version.split()[0],
             "characters": sum(map(len, corpus[1:])),
@@ -177,53 +200,20 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
             "test": len(corpus.test),
         },
         **{name: getattr(options, name) for name in names},
+        **({"seed": search.SEED} if options.search else runs),
     }
 
 
-def run_search(
-    corpus: Corpus,
-    model: Transformer,
-    options: argparse.Namespace,
-    described: dict[str, Any],
-) -> dict[str, Any]:
-    """Search, or go on with a search that was stopped; print and write what it found.
+def earlier(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what a file says, if it was made from the same; else no results.
 
-    An earlier file is gone on with if all but the environment is the same.
+    A run that was stopped goes on so, and optimizers may be run one after another.
     """
-    start = time.perf_counter()
-    path = options.out / "search.json"
-    described = described | {"seed": search.SEED}
-    known, seconds = {}, 0.0
     if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        same = all(known[name] == described[name] for name in _ASKED)
-        seconds = known["wall_seconds"] if same else 0.0
-        known = {name: known[name] for name in _FOUND} if same else {}
-
-    def write(found: dict[str, Any]) -> None:
-        spent = {"wall_seconds": round(seconds + time.perf_counter() - start, 1)}
-        write_json(path, described | spent | found)
-
-    found = search.search(
-        corpus,
-        model,
-        options.optimizers,
-        options.steps,
-        options.batch_size,
-        options.quiet,
-        write,
-        known,
-    )
-    print(f"perturbation: {found['perturbation']}")
-    for optimizer in options.optimizers:
-        for method in METHODS:
-            print(f"{optimizer}, {method}:", search.winner(found, optimizer, method))
-    print(f"Wrote search.json to {options.out}.")
-    return described | found
-
-
-_ASKED = ("text", "seed", "steps", "batch_size", "context", "width", "blocks")
-_FOUND = ("rates", "directions", "perturbation", "trials")
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if asked == {name: record.get(name) for name in asked}:
+            return record
+    return {"wall_seconds": 0.0, "found": {}}
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -234,32 +224,51 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model = Transformer(
         len(corpus.vocabulary), options.context, options.width, options.blocks
     )
-    described = describe(options)
-    text = described["text"]
+    asked = describe(options)
+    text = asked["text"]
     print(
         f"Help topics of Python {text['python']}: {text['characters']:,} characters "
         f"of {text['vocabulary']} kinds, {text['train']:,} to train on, "
         f"{text['validation']:,} for validation, {text['test']:,} for the test."
     )
+    name = "search" if options.search else "language_model"
+    path = options.out / f"{name}.json"
+    known = earlier(path, asked)
+    record: dict[str, Any] = {"environment": environment()} | asked
+
+    def write(found: dict[str, Any]) -> None:
+        seconds = known["wall_seconds"] + time.perf_counter() - start
+        record.update(wall_seconds=round(seconds, 1), found=found)
+        write_json(path, record)
 
     if options.search:
-        return run_search(corpus, model, options, described)
-    results = run(corpus, model, options)
-    record = described | {"seeds": options.seeds, "perturbation": PERTURBATION}
-    record["wall_seconds"] = round(time.perf_counter() - start, 1)
-    record["results"] = results
-    figure = plot(results, len(options.seeds))
-    write_json(options.out / "language_model.json", record)
-    replace_file(
-        options.out / "language_model.png", lambda path: figure.savefig(path, dpi=150)
-    )
-    print(table(results))
-    print(
-        "\nBits per character of the test text, mean ± standard error over seeds; "
-        "rounded with a grid per output channel, or per tensor."
-        f"\nWrote language_model.json and language_model.png to {options.out} "
-        f"({record['wall_seconds']} s)."
-    )
+        found = search.search(
+            corpus,
+            model,
+            options.optimizers,
+            options.steps,
+            options.batch_size,
+            options.quiet,
+            write,
+            known["found"],
+        )
+        print(f"perturbation: {found['perturbation']}")
+        for optimizer in options.optimizers:
+            for method in METHODS:
+                best = search.winner(found, optimizer, method)
+                print(f"{optimizer}, {method}: {best}")
+    else:
+        results = run(corpus, model, options, known["found"], write)
+        figure = plot(results, len(options.seeds))
+        replace_file(
+            path.with_suffix(".png"), lambda path: figure.savefig(path, dpi=150)
+        )
+        print(table(results))
+        print(
+            "\nBits per character of the test text, mean ± standard error over seeds; "
+            "rounded with a grid per output channel, or per tensor."
+        )
+    print(f"Wrote {path} ({record['wall_seconds']} s).")
     return record
 
 

@@ -26,7 +26,7 @@ RATES = {
     "SGD": (0.1, 0.3, 1.0, 3.0),
     "AdamW": (0.003, 0.01, 0.02, 0.04),
     "Lion": (0.0003, 0.001, 0.003, 0.01),
-    "LAMB": (0.01, 0.03, 0.1, 0.3),
+    "LAMB": (0.003, 0.01, 0.03, 0.1),
     "Muon": (0.01, 0.02, 0.04, 0.08),
 }
 """Learning rates, tried with the plain gradient without weight decay."""
@@ -47,17 +47,18 @@ LENGTHS = {
 GAMMAS = (0.01, 0.1)
 
 
-def trials_of(
-    method: str, rate: float, perturbation: str, num_steps: int
-) -> list[Settings]:
-    """Return what is tried of a method, all with the optimizer's learning rate."""
-    if method == "plain":
-        total = rate * num_steps / 2  # of a cosine
-        return [Settings(rate, float(f"{x / total:.2g}")) for x in SHRINKAGES]
-    lengths = LENGTHS[perturbation]
+def decays(rate: float, num_steps: int) -> list[Settings]:
+    """Return the weight decays to try with the plain gradient."""
+    total = rate * num_steps / 2  # of a cosine
+    return [Settings(rate, float(f"{x / total:.2g}")) for x in SHRINKAGES]
+
+
+def lengths(method: str, base: Settings, perturbation: str) -> list[Settings]:
+    """Return what to try of HERO with the rate and decay of the plain gradient."""
+    values = LENGTHS[perturbation]
     if method == "first-order":
-        return [Settings(rate, h=h) for h in lengths]
-    return [Settings(rate, h=h, gamma=gamma) for h in lengths[1:3] for gamma in GAMMAS]
+        return [base._replace(h=h) for h in values]
+    return [base._replace(h=h, gamma=gamma) for h in values[1:3] for gamma in GAMMAS]
 
 
 def score(bits_per_character: dict[str, float]) -> float:
@@ -79,7 +80,7 @@ def search(
 
     First come AdamW's learning rates, by the best of which it decides about the
     direction of the perturbation. Then each optimizer decides about its learning rate,
-    and with that about decay, h and gamma.
+    with that about its weight decay, and with these about h and gamma.
 
     Args:
       corpus: to train on and to judge by.
@@ -151,14 +152,13 @@ def search(
         if optimizer != "AdamW":
             record["rates"][optimizer] = rates(optimizer)
         rate = float(best(record["rates"][optimizer]).learning_rate)
-        record["trials"][optimizer] = {
+        trials = attempt(optimizer, "plain", perturbation, decays(rate, num_steps))
+        base = best([*record["rates"][optimizer], *trials])
+        record["trials"][optimizer] = {"plain": trials} | {
             method: attempt(
-                optimizer,
-                method,
-                perturbation,
-                trials_of(method, rate, perturbation, num_steps),
+                optimizer, method, perturbation, lengths(method, base, perturbation)
             )
-            for method in METHODS
+            for method in METHODS[1:]
         }
         write(record)
     write(record)

@@ -219,27 +219,26 @@ def test_main_writes_what_training_by_hand_gives(tmp_path, capsys, monkeypatch):
     topics = dict(sorted(corpus.load_topics().items())[:9])
     monkeypatch.setattr(language_model, "load_topics", lambda: topics)
     monkeypatch.setattr(language_model, "METHODS", ("first-order",))
-    record = language_model.main(
-        [
-            *("--optimizers", "Lion", "--steps", "3", "--width", "8", "--blocks", "1"),
-            *("--batch-size", "4", "--context", "16", "--seeds", "4", "2", "--quiet"),
-            *("--out", str(tmp_path)),
-        ]
-    )
+    arguments = [
+        *("--optimizers", "Lion", "--steps", "3", "--width", "8", "--blocks", "1"),
+        *("--batch-size", "4", "--context", "16", "--seeds", "4", "2", "--quiet"),
+        *("--out", str(tmp_path)),
+    ]
+    record = language_model.main(arguments)
     assert {p.name for p in tmp_path.iterdir()} == {
         "language_model.json",
         "language_model.png",
     }
     written = json.loads((tmp_path / "language_model.json").read_text())
-    assert written["results"] == record["results"]
+    assert written["found"] == record["found"]
     assert written["text"]["characters"] == sum(
         written["text"][part] for part in ("train", "validation", "test")
     )
     assert (tmp_path / "language_model.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "Help topics of Python" in out
-    assert [*record["results"]] == ["Lion"]
-    assert [*record["results"]["Lion"]] == ["first-order"]
+    assert [*record["found"]] == ["Lion"]
+    assert [*record["found"]["Lion"]] == ["first-order"]
 
     parts = corpus.split(topics)
     model = Transformer(len(parts.vocabulary), context=16, width=8, blocks=1)
@@ -265,8 +264,19 @@ def test_main_writes_what_training_by_hand_gives(tmp_path, capsys, monkeypatch):
         shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         chosen = np.take_along_axis(shares, windows[:, 1:, None], -1)
         expected = -np.log2(chosen).mean()
-        found = record["results"]["Lion"]["first-order"]["bits_per_character"][name]
+        found = record["found"]["Lion"]["first-order"]["bits_per_character"][name]
         assert found["values"][1] == pytest.approx(expected, rel=1e-5)
+
+    # What is there with the same settings is not trained again.
+    def trained(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr(language_model, "train", trained)
+    assert language_model.main(arguments)["found"] == record["found"]
+    others = {"first-order": Settings(0.5, h=0.1)}
+    monkeypatch.setitem(language_model.SETTINGS, "Lion", others)
+    with pytest.raises(InterruptedError):
+        language_model.main(arguments)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
@@ -318,7 +328,8 @@ def test_search_finds_the_best_on_the_validation_text(tmp_path, monkeypatch):
         rate = abs(settings.learning_rate - search.RATES[optimizer][1])
         wrong = {"adaptive": 0.0, "layerwise": 0.1, "normalized": 0.2}[perturbation]
         wrong = 0.0 if method == "plain" else wrong + abs(settings.h - 0.1)
-        return 3.0 + rate + wrong + abs(settings.gamma - 0.1) + settings.weight_decay
+        decay = abs(settings.weight_decay - (0.075 if optimizer == "AdamW" else 0.0))
+        return 3.0 + rate + wrong + abs(settings.gamma - 0.1) + decay
 
     class Evaluation:
         def __init__(self, _, text):
@@ -331,25 +342,27 @@ def test_search_finds_the_best_on_the_validation_text(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "make_program", lambda *a: (a[1], a[2], a[4]))
     monkeypatch.setattr(search, "Evaluation", Evaluation)
     out = ["--out", str(tmp_path)]
-    first = language_model.main([*SEARCH, *out])
+    first = language_model.main([*SEARCH, *out])["found"]
     stopped = len(tried)
     # A search goes on where an earlier one with the same arguments was stopped.
-    found = language_model.main([*SEARCH, "Muon", *out])
+    found = language_model.main([*SEARCH, "Muon", *out])["found"]
     assert {t[0] for t in tried[stopped:]} == {"Muon"}
     assert first["trials"]["AdamW"] == found["trials"]["AdamW"]
     assert found["perturbation"] == "adaptive"
-    for optimizer, rate in (("AdamW", 0.01), ("Muon", 0.02)):
+    for optimizer, rate, decay in (("AdamW", 0.01, 0.075), ("Muon", 0.02, 0.0)):
         for method in METHODS:
             same = [t for t in tried if t[:2] == (optimizer, method)]
             rates = 4 if method == "plain" else 0
             directions = 9 if (optimizer, method) == ("AdamW", "first-order") else 0
             assert len(same) == 4 + rates + directions
-        # Decay does harm here, so plain goes without.
-        assert search.winner(found, optimizer, "plain") == Settings(rate)
-        assert search.winner(found, optimizer, "first-order") == Settings(rate, h=0.1)
-        hero = Settings(rate, h=0.1, gamma=0.1)
+        # HERO takes over rate and decay.
+        plain = Settings(rate, decay)
+        assert search.winner(found, optimizer, "plain") == plain
+        first_order = plain._replace(h=0.1)
+        assert search.winner(found, optimizer, "first-order") == first_order
+        hero = first_order._replace(gamma=0.1)
         assert search.winner(found, optimizer, "HERO") == hero
-    written = json.loads((tmp_path / "search.json").read_text())
+    written = json.loads((tmp_path / "search.json").read_text())["found"]
     assert written["trials"] == found["trials"]
     trial = written["trials"]["Muon"]["HERO"][0]
     # The mean over the precisions but 8 bits: 1/32, and twice 1/4 and 1/3.
@@ -371,7 +384,7 @@ RESULTS = EXAMPLES / "results" / "language_model"
 
 
 def test_settings_are_those_that_the_search_found():
-    found = json.loads((RESULTS / "search.json").read_text())
+    found = json.loads((RESULTS / "search.json").read_text())["found"]
     assert found["perturbation"] == language_model.PERTURBATION
     for optimizer in OPTIMIZERS:
         for method in METHODS:
@@ -382,10 +395,10 @@ def test_settings_are_those_that_the_search_found():
 def test_the_document_says_what_the_results_say():
     record = json.loads((RESULTS / "language_model.json").read_text())
     page = (EXAMPLES.parent / "docs" / "language_model.md").read_text()
-    assert language_model.table(record["results"]) in page
+    assert language_model.table(record["found"]) in page
     assert f"{record['text']['characters']:,} characters" in page
     assert f"Python {record['text']['python']}" in page
-    for optimizer, methods in record["results"].items():
+    for optimizer, methods in record["found"].items():
         for method, result in methods.items():
             used = language_model.SETTINGS[optimizer][method]
             assert result["settings"] == used._asdict()
