@@ -49,9 +49,33 @@ from tqdm import tqdm
 Results = dict[str, dict[str, Any]]
 """Of every optimizer and method."""
 
-PERTURBATION = "layerwise"
+PERTURBATION = "adaptive"
 SETTINGS: dict[str, dict[str, Settings]] = {
-    name: {method: Settings(0.01) for method in METHODS} for name in OPTIMIZERS
+    "SGD": {
+        "plain": Settings(0.3),
+        "first-order": Settings(0.3, h=0.03),
+        "HERO": Settings(0.3, h=0.03, gamma=0.01),
+    },
+    "AdamW": {
+        "plain": Settings(0.01, weight_decay=0.075),
+        "first-order": Settings(0.01, weight_decay=0.075, h=0.03),
+        "HERO": Settings(0.01, weight_decay=0.075, h=0.03, gamma=0.1),
+    },
+    "Lion": {
+        "plain": Settings(0.001, weight_decay=0.75),
+        "first-order": Settings(0.001, weight_decay=0.75, h=0.03),
+        "HERO": Settings(0.001, weight_decay=0.75, h=0.03, gamma=0.01),
+    },
+    "LAMB": {
+        "plain": Settings(0.01, weight_decay=0.075),
+        "first-order": Settings(0.01, weight_decay=0.075, h=0.03),
+        "HERO": Settings(0.01, weight_decay=0.075, h=0.03, gamma=0.01),
+    },
+    "Muon": {
+        "plain": Settings(0.02, weight_decay=0.12),
+        "first-order": Settings(0.02, weight_decay=0.12, h=0.1),
+        "HERO": Settings(0.02, weight_decay=0.12, h=0.1, gamma=0.01),
+    },
 }
 
 
