@@ -209,6 +209,22 @@ def table(results: Results) -> str:
     return markdown(rows)
 
 
+def difference_table(results: Results) -> str:
+    """Format what each gradient changes against plain, from the same seeds."""
+    rows = [["optimizer", "gradient", *PRECISIONS]]
+    for optimizer, methods in results.items():
+        plain, *others = methods.items()
+        for method, result in others:
+            cells = []
+            for name, found in result["bits_per_character"].items():
+                base = plain[1]["bits_per_character"][name]
+                pairs = zip(found["values"], base["values"], strict=True)
+                change = cell(summary([x - y for x, y in pairs]), 3)
+                cells.append(change if change.startswith("-") else f"+{change}")
+            rows.append([optimizer, method, *cells])
+    return markdown(rows)
+
+
 def describe(options: argparse.Namespace) -> dict[str, Any]:
     """Return what results depend on, beside the settings: for the JSON file."""
     corpus = options.corpus
@@ -290,8 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(table(results))
         print(
             "\nBits per character of the test text, mean ± standard error over seeds; "
-            "rounded with a grid per output channel, or per tensor."
+            "rounded with a grid per output channel, or per tensor. "
+            "What the gradients change against plain, seed by seed:\n"
         )
+        print(difference_table(results))
     print(f"Wrote {path} ({record['wall_seconds']} s).")
     return record
 

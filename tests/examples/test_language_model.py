@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import language_model  # noqa: E402
+import quickstart  # noqa: E402
 from language import corpus, search, training  # noqa: E402
 from language.model import Transformer, make_loss  # noqa: E402
 from language.training import METHODS, OPTIMIZERS, Settings  # noqa: E402
@@ -386,6 +387,23 @@ def test_a_search_without_a_finite_loss_says_so():
         search.best([{"settings": {}, "score": None}])
 
 
+def test_differences_are_taken_seed_by_seed():
+    def of(*values):
+        found = quickstart.summary(values)
+        return {"bits_per_character": dict.fromkeys(search.PRECISIONS, found)}
+
+    found = {"Lion": {"plain": of(3.0, 5.0), "HERO": of(2.5, 4.75)}}
+    rows = language_model.difference_table(found).splitlines()
+    # Halves and quarters: -0.375 on average, and 0.25 / 2 of them either way.
+    assert [x.strip() for x in rows[2].split("|")[1:4]] == [
+        "Lion",
+        "HERO",
+        "-0.375 ± 0.125",
+    ]
+    found["Lion"]["HERO"] = of(3.25, 5.25)
+    assert "+0.250 ± 0.000" in language_model.difference_table(found)
+
+
 RESULTS = EXAMPLES / "results" / "language_model"
 
 
@@ -402,6 +420,7 @@ def test_the_document_says_what_the_results_say():
     record = json.loads((RESULTS / "language_model.json").read_text())
     page = (EXAMPLES.parent / "docs" / "language_model.md").read_text()
     assert language_model.table(record["found"]) in page
+    assert language_model.difference_table(record["found"]) in page
     assert f"{record['text']['characters']:,} characters" in page
     assert f"Python {record['text']['python']}" in page
     for optimizer, methods in record["found"].items():
