@@ -6,9 +6,12 @@ SGD does: `hero_jax.hero_value_and_grad` in place of `jax.value_and_grad`, and n
 else. Weights are rounded to 8, 4 and 3 bits after training, embeddings included.
 For each seed, all runs start from the same weights and see the same batches.
 
-    python examples/language_model.py                 # one seed
-    python examples/language_model.py --seeds 0 1 2   # the table of the documentation
+    python examples/language_model.py                 # one seed, minutes on 2 cores
+    python examples/language_model.py --seeds 0 1 2   # table of docs/language_model.md
     python examples/language_model.py --search        # the settings, anew
+
+Optimizers that the folder's file has by the same settings are taken from there: a run
+that was stopped goes on.
 
 SETTINGS and PERTURBATION were chosen by the last command, on the validation text and
 with another seed. The result is a table of bits per character of the test text, the
