@@ -56,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import `models` when it is asked for: it needs Flax."""
-    if name == "models":
-        return importlib.import_module("hero_jax.models")
+    """Import `models` and `nnx` when they are asked for: they need Flax."""
+    if name in ("models", "nnx"):
+        return importlib.import_module(f"hero_jax.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

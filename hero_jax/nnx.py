@@ -30,7 +30,13 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-from flax import nnx
+
+try:
+    from flax import nnx
+except ImportError as error:
+    raise ImportError(
+        'hero_jax.nnx needs flax: pip install "hero_jax[models]".'
+    ) from error
 
 from hero_jax import gradient
 

@@ -80,6 +80,20 @@ def test_core_needs_only_the_declared_packages(path):
     assert packages - sys.stdlib_module_names <= CORE_PACKAGES | optional
 
 
+def test_what_needs_flax_is_imported_when_asked_for():
+    program = (
+        "import sys, hero_jax\n"
+        "sys.modules['flax'] = None\n"
+        "for name in ('models', 'nnx'):\n"
+        "    try: getattr(hero_jax, name)\n"
+        "    except ImportError as error: assert 'needs flax: pip' in str(error)\n"
+        "    else: sys.exit(name)\n"
+        "del sys.modules['flax']\n"
+        "hero_jax.models.create, hero_jax.nnx.hero_value_and_grad\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_import_is_silent_and_pulls_in_no_extras():
     program = (
         "import sys, hero_jax;"
