@@ -14,7 +14,7 @@ It prints the winners and writes all trials as JSON; a test holds METHODS agains
 import argparse
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,14 @@ def try_one(
     datasets: Sequence[quickstart.Data],
     epochs: int,
     progress: tqdm,
+    make_program: Callable[..., quickstart.Program] = quickstart.make_program,
+    seeds: Sequence[int] = SEEDS,
 ) -> dict[str, Any]:
     """Train one setting from every seed; return its accuracies."""
     steps = len(datasets[0].train_labels) // quickstart.BATCH_SIZE
-    program = quickstart.make_program(method, epochs * steps)
+    program = make_program(method, epochs * steps)
     accuracies = []
-    for seed, data in zip(SEEDS, datasets, strict=True):
+    for seed, data in zip(seeds, datasets, strict=True):
         try:
             state = quickstart.train(program, data, epochs, seed, progress)
         except FloatingPointError:
