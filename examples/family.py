@@ -111,7 +111,7 @@ def straight_through_value_and_grad(
     return gradient
 
 
-def _hero(perturbation: str, **constants: float) -> Callable[..., Any]:
+def _hero(perturbation: str, **constants: Any) -> Callable[..., Any]:
     return functools.partial(
         hero_jax.hero_value_and_grad, perturbation=perturbation, **constants
     )
@@ -169,23 +169,23 @@ _found = quickstart.METHODS
 METHODS: dict[str, Method] = {
     "SGD, tuned": _found["SGD, tuned"],
     "SAM": Method(_first_order["normalized"], {"h": 1.0}),
-    "ASAM": Method(_first_order["adaptive"], {"h": 3.0}),
+    "ASAM": Method(_first_order["adaptive"], {"h": 5.0}),
     "first-order": Method(
         _first_order["layerwise"], {"h": _found["first-order"].settings["h"]}
     ),
-    "GNP": Method(hero_jax.gnp_value_and_grad, {"strength": 0.2}),
+    "GNP": Method(hero_jax.gnp_value_and_grad, {"strength": 1.0}),
     "GNP, by radius": Method(
-        hero_jax.gnp_value_and_grad, {"strength": 0.75, "radius": 1.0}
+        hero_jax.gnp_value_and_grad, {"strength": 0.75, "radius": 0.5}
     ),
-    "GSAM": Method(hero_jax.gsam_value_and_grad, {"h": 1.0, "alpha": 0.1}),
+    "GSAM": Method(hero_jax.gsam_value_and_grad, {"h": 0.5, "alpha": 0.4}),
     "GRAD-L1": _found["GRAD-L1"],
     "HERO": _found["HERO"],
-    "HERO, adaptive": Method(_hero_adaptive, {"h": 3.0, "gamma": 0.1}),
-    "HERO, z = g": Method(_hero_gradient, {"h": 1.0, "gamma": 0.1}),
-    "HERO, random z": Method(_random_z, {"h": 0.01, "gamma": 0.1}),
-    "HERO, 4 random z": Method(_random_4z, {"h": 0.01, "gamma": 0.1}),
-    "CURE": Method(_cure, {"h": 1.0, "gamma": 0.3}),
-    "QAT, 4 bits": Method(_qat, {}, 0.03, 1e-2),
+    "HERO, adaptive": Method(_hero_adaptive, {"h": 3.0, "gamma": 0.5}),
+    "HERO, z = g": Method(_hero_gradient, {"h": 2.0, "gamma": 0.1}),
+    "HERO, random z": Method(_random_z, {"h": 0.05, "gamma": 1.0}),
+    "HERO, 4 random z": Method(_random_4z, {"h": 0.05, "gamma": 1.0}),
+    "CURE": Method(_cure, {"h": 2.0, "gamma": 3.0}),
+    "QAT, 4 bits": Method(_qat, {}, 0.03, 1e-4),
 }
 
 
@@ -348,13 +348,14 @@ def plot(results: dict[str, dict[str, Any]], title: str) -> Figure:
     names = sorted(
         ended, key=lambda n: np.mean([ended[n][str(b)]["mean"] for b in STYLES])
     )
+    lost = [name for name in results if name not in ended]
     figure = Figure(figsize=(5.4, 1.7 + 0.4 * len(results)), layout="constrained")
     axes = figure.subplots()
     for k, (bits, (color, marker)) in enumerate(STYLES.items()):
         shown = [ended[name][str(bits)] for name in names]
         axes.errorbar(
             [x["mean"] for x in shown],
-            np.arange(len(names)) + 0.24 - 0.16 * k,
+            np.arange(len(lost), len(results)) - 0.24 + 0.16 * k,
             xerr=[x["stderr"] or 0.0 for x in shown],
             fmt=marker,
             color=color,
@@ -362,14 +363,18 @@ def plot(results: dict[str, dict[str, Any]], title: str) -> Figure:
             elinewidth=1.5,
             label="float" if bits == 32 else f"{bits} bits",
         )
-    lost = [name for name in results if name not in ended]
-    for y in range(len(names) + len(lost) - 1):
+    for y in range(len(results) - 1):
         axes.axhline(y + 0.5, color="0.88", lw=0.8, zorder=0)
-    for y, _ in enumerate(lost, start=len(names)):
-        axes.text(50.0, y, "diverged", ha="center", va="center")
-    axes.set_yticks(range(len(results)), [*names, *lost], fontsize=11)
+    for y in range(len(lost)):
+        axes.text(
+            *(0.5, y, "diverged"),
+            ha="center",
+            va="center",
+            transform=axes.get_yaxis_transform(),
+        )
+    axes.set_yticks(range(len(results)), [*lost, *names], fontsize=11)
     axes.set_ylim(-0.6, len(results) - 0.4)
-    axes.set_xlim(0, 100)
+    axes.set_xlim(10 * (axes.get_xlim()[0] // 10), 100)
     axes.set_xlabel("test accuracy (%)", fontsize=11)
     axes.grid(axis="x", alpha=0.3)
     figure.suptitle(title, fontsize=12)
