@@ -6,9 +6,9 @@ noise, network, batches and measurements as `examples/quickstart.py`. The result
 table of the test accuracy with weights of 32 to 2 bits, the same numbers as JSON, and a
 picture.
 
-    python examples/family.py                             # 5 minutes on 2 cores
+    python examples/family.py                             # 6 minutes on 2 cores
     python examples/family.py --methods SAM "HERO, adaptive" --seeds 1
-    python examples/family.py --search --out DIR          # settings; 8 minutes
+    python examples/family.py --search --out DIR          # settings; 13 minutes
 
 The settings in METHODS are the winners of the search: 8 trials for each method, trained
 on 750 of the training images from a seed that is not reported, and judged on the other
