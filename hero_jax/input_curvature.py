@@ -39,7 +39,8 @@ def cure_value_and_grad(
 
     The penalty's gradient needs no second reverse pass: with v the difference of the
     input gradients, it is the derivative of `grad_W L` along v in the inputs, forward
-    over reverse, at both points. A step costs about six plain ones.
+    over reverse, at both points. A step costs four to five plain
+    ones.
 
     Args:
       loss_fn: `(params, x, *args, **kwargs) -> loss`, or `-> (loss, aux)` with
