@@ -99,7 +99,8 @@ def value_and_grad(
     has_aux: bool,
     scope: Scope,
     method: Method,
-) -> Callable[..., tuple[Any, Grads, Any]]:
+    return_metrics: bool = False,
+) -> Callable[..., Any]:
     """Apply a method to a loss, over the examples of a scope.
 
     Where the scope is the global batch, the method is given means over the axis, and
@@ -113,10 +114,11 @@ def value_and_grad(
       has_aux: whether there is an auxiliary output.
       scope: see :class:`Scope`.
       method: see :class:`Method`.
+      return_metrics: whether to return what the method says besides.
 
     Returns:
-      A function of the arguments of `loss_fn`: loss or `(loss, auxiliary)`, gradient,
-      metrics.
+      A function of the arguments of `loss_fn`: loss or `(loss, auxiliary)`, gradient
+      and, if asked for, metrics.
     """
     _checks.check_argnums(argnums)
     axis = scope.axis_name
@@ -146,7 +148,7 @@ def value_and_grad(
         return at
 
     @functools.wraps(loss_fn)
-    def function(*args: Any, **kwargs: Any) -> tuple[Any, Grads, Any]:
+    def function(*args: Any, **kwargs: Any) -> Any:
         W = _differentiated(args, argnums)
         devices = _axis.size(axis)
         if axis is not None:
@@ -180,7 +182,8 @@ def value_and_grad(
         gradient = _tree.cast_like(gradient, W)
         if chunks is not None and is_global:
             auxiliary = jax.tree.map(lambda x: jnp.asarray(x)[None], auxiliary)
-        return ((loss, auxiliary) if has_aux else loss), gradient, metrics
+        value = (loss, auxiliary) if has_aux else loss
+        return (value, gradient, metrics) if return_metrics else (value, gradient)
 
     return function
 

@@ -1,5 +1,6 @@
 """What `optax.tree` lacks: overflow-safe norms, boolean masks, names of leaves."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -135,6 +136,7 @@ def check_params(name: str, tree: chex.ArrayTree) -> None:
     """Raise unless this is a tree of weights and nothing else: of real arrays."""
     if tree is None:
         raise TypeError(f"{name} must be a tree of arrays, got None.")
+    _check_no_state(name, tree)
     try:
         check_real(name, tree)
     except TypeError:
@@ -150,6 +152,23 @@ def check_params(name: str, tree: chex.ArrayTree) -> None:
             f"{name} must be weights alone, got Flax variables with the collections "
             f"{sorted(tree)}: BatchNorm's statistics would be perturbed and trained, "
             "too. Pass variables['params'], and batch_stats as another argument."
+        )
+
+
+def _check_no_state(name: str, tree: chex.ArrayTree) -> None:
+    """Raise `ValueError` if Flax NNX variables that are no weights are in the tree."""
+    if "flax.nnx" not in sys.modules:
+        return
+    nnx = sys.modules["flax.nnx"]
+    state = (nnx.BatchStat, nnx.RngState, nnx.Cache, nnx.Intermediate)
+    nodes = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    kinds = sorted({type(x).__name__ for x in nodes if isinstance(x, state)})
+    if kinds:
+        raise ValueError(
+            f"{name} must be weights alone, got Flax NNX variables of the kinds "
+            f"{kinds} beside them, which would be perturbed and trained, too. For a "
+            "gradient, use hero_jax.nnx.hero_value_and_grad; elsewhere pass the "
+            "weights of nnx.split(model, nnx.Param, ...) and merge in the loss."
         )
 
 

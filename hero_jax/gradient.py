@@ -404,11 +404,6 @@ def hero_value_and_grad(
         )
         return value, grads, metrics if return_metrics else None
 
-    base = _scope.value_and_grad(loss_fn, argnums, has_aux, examples, hero)
-
-    @functools.wraps(loss_fn)
-    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
-        value, grads, metrics = base(*args, **kwargs)
-        return (value, grads, metrics) if return_metrics else (value, grads)
-
-    return value_and_grad
+    return _scope.value_and_grad(
+        loss_fn, argnums, has_aux, examples, hero, return_metrics
+    )

@@ -9,7 +9,6 @@ with `v = sign(g)` for the L1 norm (GRAD-L1) and `v = g / ||g||` for the Euclide
 :func:`hero_jax.hero_value_and_grad`.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -227,14 +226,7 @@ def _penalized(
         )
         return value, grads, None
 
-    base = _scope.value_and_grad(loss_fn, argnums, has_aux, examples, method)
-
-    @functools.wraps(loss_fn)
-    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
-        value, grads, _ = base(*args, **kwargs)
-        return value, grads
-
-    return value_and_grad
+    return _scope.value_and_grad(loss_fn, argnums, has_aux, examples, method)
 
 
 def _exact(

@@ -58,8 +58,9 @@ def cure_value_and_grad(
     Returns:
       A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
       `((loss, aux), grads)` with `has_aux`; loss and auxiliary output are those of the
-      clean inputs, without the penalty. On several devices average what comes out: the
-      penalty is a mean over examples, too.
+      clean inputs, without the penalty. In place of half-precision weights and inputs
+      `loss_fn` is given float32 ones; the gradient has the dtypes of the weights. On
+      several devices average what comes out: the penalty is a mean over examples, too.
 
     Raises:
       TypeError: an argument has the wrong type, is missing, or x is of integers.
@@ -90,7 +91,7 @@ def cure_value_and_grad(
         raise ValueError(f"input_argnum must differ from argnums, got {argnums} twice.")
 
     def with_aux(*args: Any, **kwargs: Any) -> Any:
-        return loss_fn(*args, **kwargs) if has_aux else (loss_fn(*args, **kwargs), None)
+        return _checks.loss_and_aux("loss_fn", loss_fn(*args, **kwargs), has_aux)
 
     both = jax.value_and_grad(with_aux, (argnums, input_argnum), has_aux=True)
 
@@ -101,17 +102,26 @@ def cure_value_and_grad(
                 f"argnums={argnums} and input_argnum={input_argnum} ask for positional "
                 f"arguments, and {len(args)} were given."
             )
-        x = args[input_argnum]
-        _tree.check_real("params", args[argnums])
+        W, x = args[argnums], args[input_argnum]
+        _tree.check_params("params", W)
         _tree.check_real("x", x)
         examples = _number_of_examples(x)
+        replaced = list(args)
+        replaced[argnums], x = _tree.widen(W), _tree.widen(x)
 
         def grads_at(x: chex.ArrayTree) -> tuple[Any, Any]:
             """Return the gradient in the weights; value and gradient in the inputs."""
-            replaced = (*args[:input_argnum], x, *args[input_argnum + 1 :])
+            replaced[input_argnum] = x
             value, (in_weights, in_inputs) = both(*replaced, **kwargs)
             return in_weights, (value, in_inputs)
 
+        def returned(value: Any, grads: Any) -> Any:
+            loss, auxiliary = value
+            return ((loss, auxiliary) if has_aux else loss), _tree.cast_like(grads, W)
+
+        if _checks.is_zero(h) or _checks.is_zero(gamma):
+            g, (value, _) = grads_at(x)
+            return returned(value, g)
         g, along_at_x, (value, clean) = jax.linearize(grads_at, x, has_aux=True)
         ahead = jax.tree.map(
             lambda x, z: x + jnp.asarray(h, x.dtype) * z, x, _signs_over_norm(clean)
@@ -127,8 +137,7 @@ def cure_value_and_grad(
             along_ahead(v),
             along_at_x(v),
         )
-        loss, auxiliary = value
-        return ((loss, auxiliary) if has_aux else loss), grads
+        return returned(value, grads)
 
     return value_and_grad
 

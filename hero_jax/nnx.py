@@ -17,9 +17,12 @@ r"""HERO for Flax NNX: modules in the place of trees of weights.
 ...     return loss
 >>> loss = step(model, optimizer, jnp.ones((16, 4)), jnp.ones((16, 1)))
 
-The loss may change the state of modules, as BatchNorm and dropout do. Every pass starts
+The loss may change variables of modules, as BatchNorm and dropout do. Every pass starts
 from the same state, so that all of them drop the same units, and what remains is the
-state after the pass at the clean weights.
+state after the pass at the clean weights. Compile by `nnx.jit`, which hands that state
+on: `jax.jit` drops it without a word. Other changes of a module (attributes that are no
+variables, a switch to evaluation) belong outside of the loss, and are refused; weights
+that the loss sets are not kept.
 """
 
 import dataclasses
@@ -38,7 +41,7 @@ except ImportError as error:
         'hero_jax.nnx needs flax: pip install "hero_jax[models]".'
     ) from error
 
-from hero_jax import gradient
+from hero_jax import _checks, gradient
 
 __all__ = ["hero_value_and_grad", "over_modules"]
 
@@ -60,7 +63,8 @@ def hero_value_and_grad(
     Args:
       loss_fn: `(model, *args, **kwargs) -> loss`, or `-> (loss, aux)` with
         `has_aux=True`.
-      argnums: position of the model among the arguments.
+      argnums: position of the model among the arguments; one only. Several models go
+        into one, an `nnx.List`.
       h: length of the step in units of z, at least 0; a number or a traced scalar.
       gamma: strength of the penalty, at least 0; likewise.
       wrt: the variables that are weights, a filter as that of `nnx.Optimizer`.
@@ -71,9 +75,10 @@ def hero_value_and_grad(
       A function of the arguments of `loss_fn`, see :func:`over_modules`.
 
     Raises:
-      TypeError: there is no module at `argnums`, or a weight is complex or integer;
-        otherwise as :func:`hero_jax.hero_value_and_grad`.
-      ValueError: `wrt` selects no variable, or as there.
+      TypeError: there is no module at `argnums`, or `wrt` is no filter; otherwise as
+        :func:`hero_jax.hero_value_and_grad`.
+      ValueError: `wrt` selects no variable, the loss changes more of the modules than
+        variables, or as there.
 
     Example:
       >>> import jax.numpy as jnp
@@ -110,7 +115,7 @@ def over_modules(
       `nnx.state(model, wrt)`, for `nnx.Optimizer.update`. As a side effect the modules
       among the arguments get the state of the pass at the clean weights: of several
       passes, with `examples_per_perturbation`, the mean of what is floating-point and
-      the first of what is not, such as counts of random keys.
+      the first of what is not, such as counts of random keys: do not sow then.
 
     Example:
       >>> import jax.numpy as jnp
@@ -135,9 +140,10 @@ def over_modules(
         if isinstance(argnums, bool) or not isinstance(argnums, int) or argnums < 0:
             raise TypeError(
                 "argnums must be the position of the model, an integer >= 0, got "
-                f"{argnums!r}."
+                f"{argnums!r}. Which of its variables are weights, wrt says."
             )
-        of_model = nnx.filterlib.to_predicate(wrt)
+        method(loss_fn, argnums, has_aux=True, **options)  # checks them
+        of_model = _predicate(wrt)
 
         def is_weight(path: Any, value: Any) -> bool:
             return bool(path[0] == 0 and of_model(path[1:], value))
@@ -148,9 +154,11 @@ def over_modules(
             nodes, emptied, kwargs = _take_nodes(args, argnums, kwargs)
             graph, *(weights, state) = nnx.split(nodes, is_weight, ...)
             if not jax.tree.leaves(weights):
+                hint = " A string is a tag: nnx.PathContains goes by names."
                 raise ValueError(
                     f"wrt must select variables of the model, and {wrt!r} selects none "
                     f"of this {type(nodes[0]).__name__}."
+                    f"{hint if isinstance(wrt, str) else ''}"
                 )
 
             def loss_of_weights(*args: Any, **kwargs: Any) -> Any:
@@ -159,17 +167,18 @@ def over_modules(
                 nodes = nnx.merge(graph, {0: args[argnums]}, own_state)
                 filled, kwargs = _put_nodes(nodes, args, argnums, kwargs)
                 value = loss_fn(*filled, **kwargs)
-                loss, auxiliary = value if has_aux else (value, None)
-                _, *(_, changed) = nnx.split(nodes, is_weight, ...)
-                return loss, (auxiliary, changed)
+                loss, auxiliary = _checks.loss_and_aux("loss_fn", value, has_aux)
+                changed_graph, *(_, changed) = nnx.split(nodes, is_weight, ...)
+                return loss, (auxiliary, changed, _Static(changed_graph))
 
             emptied[argnums] = weights[0]
-            (loss, (auxiliary, changed)), *rest = method(
+            (loss, (auxiliary, changed, static)), *rest = method(
                 loss_of_weights, argnums, has_aux=True, **options
             )(*emptied, **kwargs)
             if options.get("examples_per_perturbation") is not None:
                 changed = jax.tree.map(_over_parts, changed)
             nnx.update(nodes, changed)
+            _check_same_graph(nodes, static.value)
             return ((loss, auxiliary) if has_aux else loss), *rest
 
         return value_and_grad
@@ -185,6 +194,14 @@ class _Hole:
     index: int
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What is known before tracing; no leaf of the tree."""
+
+    value: Any
+
+
 def _take_nodes(
     args: Sequence[Any], argnums: int, kwargs: dict[str, Any]
 ) -> tuple[list[Any], list[Any], dict[str, Any]]:
@@ -197,7 +214,8 @@ def _take_nodes(
         nodes.append(x)
         return _Hole(len(nodes) - 1)
 
-    others = [None if k == argnums else x for k, x in enumerate(args)]
+    others = [*args]
+    others[argnums] = None
     emptied, kwargs = jax.tree.map(
         take, (others, kwargs), is_leaf=lambda x: isinstance(x, _NODES)
     )
@@ -208,10 +226,9 @@ def _put_nodes(
     nodes: list[Any], args: Sequence[Any], argnums: int, kwargs: dict[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
     """Return the arguments with the modules in their places."""
-    others = [None if k == argnums else x for k, x in enumerate(args)]
     filled, kwargs = jax.tree.map(
         lambda x: nodes[x.index] if isinstance(x, _Hole) else x,
-        (others, kwargs),
+        ([*args], kwargs),
         is_leaf=lambda x: isinstance(x, _Hole),
     )
     filled[argnums] = nodes[0]
@@ -233,6 +250,29 @@ def _check_model(args: Sequence[Any], argnums: int) -> None:
     if not isinstance(args[argnums], _NODES):
         raise TypeError(
             f"the argument at argnums={argnums} must be an nnx.Module, got "
-            f"{type(args[argnums]).__name__}. For trees of arrays, such as those of "
-            "Flax Linen, use hero_jax.hero_value_and_grad."
+            f"{type(args[argnums]).__name__}. Put several into an nnx.List; for "
+            "trees of arrays, such as those of Flax Linen, use "
+            "hero_jax.hero_value_and_grad."
         )
+
+
+def _check_same_graph(nodes: Any, after: Any) -> None:
+    """Raise `ValueError` if the loss did to modules what variables cannot carry out."""
+    if nnx.graphdef(nodes) != after:
+        raise ValueError(
+            "loss_fn must change variables of the modules only, and it changed other "
+            "attributes, such as a counter that is no nnx.Variable, or the mode by "
+            "train() or eval(). Do that outside of the loss, or make it a variable."
+        )
+
+
+def _predicate(wrt: Any) -> Callable[[Any, Any], bool]:
+    """Return a filter of NNX as a function of path and variable."""
+    try:
+        predicate: Callable[[Any, Any], bool] = nnx.filterlib.to_predicate(wrt)
+    except (TypeError, ValueError):
+        raise TypeError(
+            "wrt must be a filter of NNX, such as nnx.Param or "
+            f"nnx.PathContains('kernel'), got {type(wrt).__name__}: {wrt!r}."
+        ) from None
+    return predicate

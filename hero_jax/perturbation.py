@@ -247,8 +247,8 @@ def hutchinson(key: chex.PRNGKey, distribution: str = "normal") -> Perturbation:
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 9;
       Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989.
     """
-    _checks.check_choice("distribution", distribution, _SAMPLERS)
     _checks.check_key("key", key)
+    _checks.check_choice("distribution", distribution, _SAMPLERS)
 
     def random(params: Params, grads: Grads) -> Params:
         del grads
@@ -259,6 +259,11 @@ def hutchinson(key: chex.PRNGKey, distribution: str = "normal") -> Perturbation:
 
 def resolve(perturbation: str | Perturbation) -> Perturbation:
     """Return the direction that goes by this name, or the function itself."""
+    if perturbation == "hutchinson":
+        raise ValueError(
+            "perturbation='hutchinson' lacks a key: pass "
+            "hero_jax.perturbation.hutchinson(key), with a new key at every step."
+        )
     if isinstance(perturbation, str):
         _checks.check_choice("perturbation", perturbation, _BY_NAME)
         return _BY_NAME[perturbation]

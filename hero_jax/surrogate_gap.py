@@ -1,6 +1,5 @@
 r"""GSAM: sharpness-aware minimization that also closes the gap to the clean loss."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,7 +47,8 @@ def gsam_value_and_grad(
     Args:
       loss_fn: `(params, *args, **kwargs) -> loss`, or `-> (loss, aux)` with `has_aux`.
       argnums: position of `params` among the arguments, or several of them.
-      h: length of the step (rho) in units of z, at least 0; a number or traced.
+      h: length of the step (rho) in units of z, at least 0; a number or traced. The
+        paper lets rho fall along with the learning rate: pass a traced value for that.
       alpha: how much of the gap's gradient, at least 0; likewise.
       perturbation: "normalized" (SAM, the default), "adaptive", "layerwise",
         "gradient", or a function `(params, grads) -> z`.
@@ -104,15 +104,7 @@ def gsam_value_and_grad(
             across = g - jnp.asarray(along, g.dtype) * u
             return dL - jnp.asarray(alpha, g.dtype) * across
 
-        finite = jnp.isfinite(_tree.global_norm(g))
-        grads = _tree.nan_unless(finite, jax.tree.map(combine, dL, g, u))
-        return value, grads, None
+        # NaN in g reaches every leaf by way of the inner product.
+        return value, jax.tree.map(combine, dL, g, u), None
 
-    base = _scope.value_and_grad(loss_fn, argnums, has_aux, examples, gsam)
-
-    @functools.wraps(loss_fn)
-    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
-        value, grads, _ = base(*args, **kwargs)
-        return value, grads
-
-    return value_and_grad
+    return _scope.value_and_grad(loss_fn, argnums, has_aux, examples, gsam)

@@ -73,6 +73,48 @@ def hero(loss_fn: Any = loss_fn, *args: Any, **options: Any) -> Callable[..., An
     return hero_jax.hero_value_and_grad(loss_fn, *args, **{**LENGTHS, **options})
 
 
+def cure(loss_fn: Any = loss_fn) -> Callable[..., Any]:
+    """Return CURE's drop-in for `jax.value_and_grad`."""
+    return hero_jax.cure_value_and_grad(loss_fn, **LENGTHS)
+
+
+def nnx_net() -> Any:
+    """Return a module with BatchNorm."""
+    from flax import nnx
+
+    rngs = nnx.Rngs(0)
+    return nnx.Sequential(nnx.Linear(4, 3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs))
+
+
+def nnx_loss(model: Any, x: Any, y: Any) -> jax.Array:
+    logits = model(x)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+def nnx_with_aux(model: Any, x: Any, y: Any) -> tuple[jax.Array, Any]:
+    return nnx_loss(model, x, y), x
+
+
+def nnx_counting(model: Any, x: Any, y: Any) -> jax.Array:
+    model.calls = getattr(model, "calls", 0) + 1
+    return nnx_loss(model, x, y)
+
+
+def nnx_hero(loss_fn: Any = nnx_loss, **options: Any) -> Callable[..., Any]:
+    """Return the drop-in for `nnx.value_and_grad`."""
+    import hero_jax.nnx
+
+    return hero_jax.nnx.hero_value_and_grad(loss_fn, **LENGTHS, **options)
+
+
+def nnx_core() -> Any:
+    """Take the state of a module for a tree of weights."""
+    from flax import nnx
+
+    state = nnx.state(nnx_net())
+    return hero(lambda state, x, y: nnx_loss(nnx_net(), x, y))(state, x, y)
+
+
 def update(*args: Any, **kwargs: Any) -> Any:
     """Call the update of `hero`: without arguments, but for these, as it should be."""
     tx = hero_jax.hero(**LENGTHS)
@@ -1007,6 +1049,114 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "Return their mean.",
         ),
     ),
+    "Flax NNX": (
+        Misuse(
+            "nnx_module_as_tree",
+            "Passed an NNX module's whole state to `hero_jax.hero_value_and_grad`.",
+            nnx_core,
+            ValueError,
+            ("params must be weights alone", "'BatchStat'", "hero_jax.nnx"),
+            "Use `hero_jax.nnx.hero_value_and_grad`, with the module.",
+            FLAX,
+        ),
+        Misuse(
+            "nnx_linen",
+            "Passed a tree of weights to `hero_jax.nnx.hero_value_and_grad`.",
+            lambda: nnx_hero()(params, x, y),
+            TypeError,
+            ("must be an nnx.Module, got dict", "hero_jax.hero_value_and_grad"),
+            "Use `hero_jax.hero_value_and_grad`.",
+            FLAX,
+        ),
+        Misuse(
+            "nnx_list",
+            "Passed a list of modules.",
+            lambda: nnx_hero()([nnx_net()], x, y),
+            TypeError,
+            ("must be an nnx.Module, got list", "nnx.List"),
+            "Put them into an `nnx.List`.",
+            FLAX,
+        ),
+        Misuse(
+            "nnx_without_has_aux",
+            "Returned `(loss, logits)`, without `has_aux=True`.",
+            lambda: nnx_hero(nnx_with_aux)(nnx_net(), x, y),
+            TypeError,
+            ("loss_fn must return a scalar loss", "a tuple of 2", "has_aux=True"),
+            "Pass `has_aux=True`.",
+            FLAX,
+        ),
+        Misuse(
+            "nnx_wrt_name",
+            'Passed `wrt="kernel"`.',
+            lambda: nnx_hero(wrt="kernel")(nnx_net(), x, y),
+            ValueError,
+            ("wrt must select variables", "'kernel'", "nnx.PathContains"),
+            'Pass `wrt=nnx.PathContains("kernel")`.',
+            FLAX,
+        ),
+        Misuse(
+            "nnx_counter",
+            "Counted calls in an attribute of the module that is no variable.",
+            lambda: nnx_hero(nnx_counting)(nnx_net(), x, y),
+            ValueError,
+            ("loss_fn must change variables of the modules only", "a counter"),
+            "Make it an `nnx.Variable`, or count outside of the loss.",
+            FLAX,
+        ),
+    ),
+    "The family": (
+        Misuse(
+            "hutchinson_uncalled",
+            "Passed `perturbation=perturbation.hutchinson`, without a key.",
+            lambda: hero(perturbation=hero_jax.perturbation.hutchinson)(params, x, y),
+            TypeError,
+            ("key must be a random key such as jax.random.key(0)", "got dict"),
+            "Call it: `perturbation=perturbation.hutchinson(key)`.",
+        ),
+        Misuse(
+            "hutchinson_by_name",
+            'Passed `perturbation="hutchinson"`.',
+            lambda: hero(perturbation="hutchinson"),
+            ValueError,
+            ("lacks a key", "hero_jax.perturbation.hutchinson(key)"),
+            "Pass `perturbation.hutchinson(key)`.",
+        ),
+        Misuse(
+            "cure_of_tokens",
+            "Passed integer tokens as inputs to `cure_value_and_grad`.",
+            lambda: cure()(params, y, x),
+            TypeError,
+            ("x must have real floating-point arrays", "int"),
+            "Embed them before, and take the embeddings as inputs.",
+        ),
+        Misuse(
+            "cure_without_has_aux",
+            "Returned `(loss, aux)` to `cure_value_and_grad`.",
+            lambda: cure(with_aux)(params, x, y),
+            TypeError,
+            ("loss_fn must return a scalar loss", "a tuple of 2", "has_aux=True"),
+            "Pass `has_aux=True`.",
+        ),
+        Misuse(
+            "gnp_radius_zero",
+            "Passed `radius=0` to `gnp_value_and_grad` for the exact product.",
+            lambda: hero_jax.gnp_value_and_grad(loss_fn, strength=0.1, radius=0.0),
+            ValueError,
+            ("radius must be finite and > 0, got 0",),
+            "Leave it out.",
+        ),
+        Misuse(
+            "gsam_schedule",
+            "Passed a schedule to `gsam_value_and_grad`.",
+            lambda: hero_jax.gsam_value_and_grad(
+                loss_fn, h=optax.constant_schedule(0.1), alpha=0.1
+            ),
+            TypeError,
+            ("h must be a real number", "traced scalar"),
+            "Pass `h=schedule(step)` inside the jitted step.",
+        ),
+    ),
     "Models": (
         Misuse(
             "model_unknown",
@@ -1151,6 +1301,10 @@ These run, and give other numbers than you want.
 - **`batch_argnums` of images, not labels**, in a loss that broadcasts: a part of
   the images then meets all labels. Most losses raise an error of their own.
 - **A loss made of `float(...)` or NumPy constants.** Its gradient is zero, as in JAX.
+- **`jax.jit` around a loss of an NNX module.** What happens to the module inside, such
+  as new BatchNorm statistics, is dropped. Take `nnx.jit`.
+- **`hero_jax.hero(perturbation=hutchinson(key))`.** The link is made once, with one
+  key: every step goes the same way. Use `hero_value_and_grad` within the jitted step.
 - **`dequantize` of a tree that is not quantized** returns it as it is.
 - **Integer images from 0 to 255** are taken as such: scale them first.
 """

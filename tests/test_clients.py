@@ -21,7 +21,7 @@ def snippets():
     ):
         if part.startswith("#"):
             heading = part.lstrip("# ")
-        elif part.startswith("```python"):
+        elif part.startswith("```python") and ">>>" not in part:
             yield heading, part.removeprefix("```python\n").removesuffix("\n```")
 
 

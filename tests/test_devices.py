@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import hero_jax
-from tests.problems import DIRECTIONS, dense_hero, mlp_batch, mlp_loss, mlp_params
+from tests.problems import dense_hero, mlp_batch, mlp_loss, mlp_params
 
 DEVICES = 8
 EXAMPLES = 24
@@ -135,8 +135,11 @@ def settings(direction, reduction, masks, params):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("direction", "reduction", "masks"),
-    [(direction, "sum", "default") for direction in DIRECTIONS]
-    + [("adaptive", "mean", "disjoint")],
+    [("layerwise", "sum", "default"), ("adaptive", "mean", "disjoint")]
+    + [
+        pytest.param(direction, "sum", "default", marks=pytest.mark.slow)
+        for direction in ("adaptive", "normalized")
+    ],
 )
 def test_hero_is_that_of_the_whole_batch(direction, reduction, masks):
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
@@ -596,7 +599,7 @@ COLLECTIVES = {
     jax.__version_info__ < (0, 8), reason="XLA does not yet join what one pmean does"
 )
 @pytest.mark.parametrize("scope", ["global", "local"])
-@pytest.mark.parametrize("method", some(METHODS, *OFTEN))
+@pytest.mark.parametrize("method", some(METHODS, "hero", "GRAD-L1"))
 def test_collective_operations_per_step(method, scope):
     params, batch = in_single_precision()
     others = ("GRAD-L1", "GNP", "GSAM")

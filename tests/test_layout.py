@@ -28,7 +28,7 @@ ALLOWED = {
     "input_curvature": {"_checks", "_tree"},
     "schedules": {"_checks"},
     "transform": {"_typing", "_checks", "_tree", "_axis", "_scope", "gradient"},
-    "nnx": {"gradient"},
+    "nnx": {"_checks", "gradient"},
     "bounds": {"_checks"},
     "quant": {"_typing", "_checks", "_tree"},
     "models": {"_checks", "_axis"},

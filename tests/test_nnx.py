@@ -100,6 +100,9 @@ FAMILY = {
     "GSAM": lambda f, **kw: hero_jax.nnx.over_modules(hero_jax.gsam_value_and_grad)(
         f, h=0.5, alpha=0.5, **kw
     ),
+    "CURE": lambda f, **kw: hero_jax.nnx.over_modules(hero_jax.cure_value_and_grad)(
+        f, h=0.5, gamma=0.5, **kw
+    ),
 }
 
 
@@ -214,6 +217,11 @@ def test_tied_weights_count_once():
 
 def test_wrt_and_masks_select_leaves():
     model, (x, y) = Plain(), batch()
+    first = lambda path, _: path[0] == "first"
+    _, grads = hero_jax.nnx.hero_value_and_grad(
+        loss_fn, h=1.0, gamma=0.5, wrt=nnx.All(nnx.Param, first)
+    )(model, x, y)
+    assert [*grads] == ["first"]
     kernels = nnx.All(nnx.Param, lambda path, _: path[-1] == "kernel")
     _, grads = hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.5, wrt=kernels)(
         model, x, y
@@ -272,6 +280,67 @@ def test_quantized_weights_go_back_into_the_module():
     assert len(np.unique(tree_of(rounded)["last"]["kernel"])) <= 16
 
 
+class Changing(nnx.Module):
+    """Changes itself when it is called, in a way that is asked for."""
+
+    def __init__(self, way):
+        self.way, self.calls, self.seen = way, 0, nnx.BatchStat(jnp.zeros(()))
+        self.linear = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        if self.way == "counter":
+            self.calls += 1
+        elif self.way == "mode":
+            self.linear.eval()
+            self.calls = -1
+        elif self.way == "deletion":
+            del self.seen
+        elif self.way == "new variable":
+            self.new = nnx.BatchStat(x.mean())
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("way", ["counter", "mode", "deletion"])
+def test_changes_that_variables_cannot_carry_out_are_refused(way):
+    """Lost in silence, a counter would stay at zero."""
+    value_and_grad = hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.0)
+    with pytest.raises(ValueError, match=r"must change variables of the modules only"):
+        value_and_grad(Changing(way), *batch())
+
+
+def test_new_variables_stay():
+    (x, y), model = batch(), Changing("new variable")
+    hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.0)(model, x, y)
+    np.testing.assert_allclose(model.new[...], x.mean(), rtol=1e-6)
+
+
+def test_a_module_is_no_tree_of_weights():
+    """As one, BatchNorm's statistics would get gradients: in Flax 0.12 it is a tree."""
+    model, (x, y) = Net(), batch()
+    trees = [nnx.state(model)]
+    if jax.tree_util.all_leaves([model]) is False:
+        trees.append(model)
+    for tree in trees:
+        with pytest.raises(
+            ValueError, match=r"weights alone.*'BatchStat'.*hero_jax.nnx"
+        ):
+            hero_jax.hero_value_and_grad(loss_fn, h=1.0, gamma=0.1)(tree, x, y)
+
+
+def test_what_the_loss_returns_is_checked():
+    model, (x, y) = Plain(), batch()
+    make = lambda loss, **kw: hero_jax.nnx.hero_value_and_grad(
+        loss, h=1.0, gamma=0.1, **kw
+    )
+    pair = lambda model, x, y: (loss_fn(model, x, y), x)
+    with pytest.raises(TypeError, match=r"got a tuple of 2.*has_aux=True"):
+        make(pair)(model, x, y)
+    with pytest.raises(TypeError, match=r"must return a pair .*got float32"):
+        make(loss_fn, has_aux=True)(model, x, y)
+    with pytest.raises(TypeError, match=r"scalar loss.*mean over the examples"):
+        make(lambda model, x, y: (model(x) - y)[:, 0])(model, x, y)
+
+
 def test_errors():
     model, (x, y) = Plain(), batch()
     make = lambda *args, **kw: hero_jax.nnx.hero_value_and_grad(
@@ -287,5 +356,15 @@ def test_errors():
         ValueError, match=r"wrt must select .*Cache.* none of this Plain"
     ):
         make(wrt=nnx.Cache)(model, x, y)
+    with pytest.raises(ValueError, match=r"none of this Plain.*PathContains"):
+        make(wrt="kernel")(model, x, y)
+    with pytest.raises(TypeError, match=r"wrt must be a filter of NNX.*got int: 3"):
+        make(wrt=3)
     with pytest.raises(ValueError, match=r"h must be finite and >= 0"):
-        hero_jax.nnx.hero_value_and_grad(loss_fn, h=-1.0, gamma=0.1)(model, x, y)
+        hero_jax.nnx.hero_value_and_grad(loss_fn, h=-1.0, gamma=0.1)
+    with pytest.raises(TypeError, match=r"loss_fn must be a callable"):
+        hero_jax.nnx.hero_value_and_grad(None, h=1.0, gamma=0.1)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'rho'"):
+        make(rho=0.1)
+    with pytest.raises(TypeError, match=r"must be an nnx.Module, got list.*nnx.List"):
+        make()([model], x, y)

@@ -42,6 +42,7 @@ def test_the_record_bears_out_what_the_page_says():
     assert work["hessian_norm"][2:].max() < nothing["hessian_norm"][2:].min()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["its work"])
 def test_a_run_writes_what_it_measured(case, monkeypatch, tmp_path):
     """The readings of the last epoch, from gradients taken one by one."""

@@ -310,6 +310,7 @@ def options(*more):
     return mixed_precision.parse([*ARGUMENTS, *more])
 
 
+@pytest.mark.slow
 def test_a_budget_in_bytes_is_that_of_the_file():
     network = tiny(Path("a_seed0"))
     chosen = options()

@@ -127,6 +127,7 @@ def test_four_bits_of_resnet20_take_a_seventh_of_the_floats():
         assert sizes[f"{bits} bit"] < sizes["float"] * int(bits) / 32 + 20_000
 
 
+@pytest.mark.slow
 def test_vgg19_has_the_size_of_the_paper():
     params = quantizer_speed.weights("vgg19_bn")
     weights = sum(x.size for x in quickstart.jax.tree.leaves(params))

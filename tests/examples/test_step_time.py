@@ -23,6 +23,7 @@ def variants():
     sys.path.remove(str(EXAMPLES))
 
 
+@pytest.mark.slow
 def test_table_and_record_hold_the_methods_that_are_asked_for(tmp_path):
     options = ("--model=resnet8", "--size=8", "--batch=4", "--rounds=2", "--quiet")
     asked = ("--method=HERO, every 4th step", f"--out={tmp_path / 'out.json'}")

@@ -117,6 +117,7 @@ def test_a_run_of_a_sweep_is_the_ordinary_run_either_way(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_epoch_may_be_one_loop_on_the_device():
     runs = [run._replace(label_noise=0.5) for run in GRID.runs()[1:4]]
     outputs = []
@@ -370,6 +371,7 @@ def test_the_command_names_the_best_run_on_all_images(tmp_path, capsys, monkeypa
     )
 
 
+@pytest.mark.slow
 def test_both_ways_are_timed(tmp_path, capsys):
     grid_of_two = ["--h", "1", "2", "--gamma", "0.1", "--seeds", "0", "--at-once", "2"]
     arguments = [*ARGUMENTS, *grid_of_two, "--measure", "--out", str(tmp_path)]

@@ -87,7 +87,9 @@ def test_parameters_are_those_counted_by_hand(name, num_classes):
         assert actual == STATED[name][1]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_and_statistics(name, dtype):
     model = models.create(name, num_classes=7, dtype=dtype)
@@ -118,6 +120,7 @@ def test_computes_in_the_dtype_asked_for():
         assert ("bf16[1,8,8,64]" in text) == (dtype == jnp.bfloat16)
 
 
+@pytest.mark.slow
 def test_initial_weights_have_the_variance_of_he_et_al():
     model = models.create("resnet20", num_classes=10)
     params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)[

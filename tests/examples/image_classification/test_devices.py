@@ -99,6 +99,7 @@ def test_a_product_over_some_images_does_not_depend_on_the_devices():
         assert_close(after_an_epoch(*way, **fields), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_statistics_may_be_those_of_each_device():
     """SGD perturbs nothing: parts of 8 images differ in their BatchNorm only."""
@@ -222,6 +223,7 @@ def test_which_networks_normalize_over_all_devices(
         assert made["measure"].pop() == axis
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_number_of_devices(tmp_path, monkeypatch):
     """The state that four devices saved is the one that two begin with, bit for bit."""
     saved, begun = [], []

@@ -115,6 +115,7 @@ def record_of(folder, name="plain"):
     return json.loads((folder / "results" / "cpu" / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_all_is_done_in_order_and_the_best_setting_is_taken(tmp_path, capsys):
     assert command(tmp_path, "--next") == 0
     tuning = tmp_path / "results" / "cpu" / "tuning"

@@ -5,6 +5,7 @@ import pytest
 from examples.image_classification import devices, speed
 
 
+@pytest.mark.slow
 def test_all_three_rates_are_printed(capsys, monkeypatch):
     monkeypatch.setattr(speed, "LEAST_STEPS", 2)
     arguments = ["--dataset", "digits", "--augmentation", "none", "--method", "sgd"]

@@ -134,6 +134,7 @@ def gradients(**fields):
     return results
 
 
+@pytest.mark.slow
 def test_options_make_the_penalty_cheaper():
     """Against the gradients with the whole penalty, and with none."""
     whole, none = gradients(), gradients(method="first_order")
