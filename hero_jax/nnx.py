@@ -177,8 +177,7 @@ def over_modules(
             )(*emptied, **kwargs)
             if options.get("examples_per_perturbation") is not None:
                 changed = jax.tree.map(_over_parts, changed)
-            nnx.update(nodes, changed)
-            _check_same_graph(nodes, static.value)
+            _update(nodes, changed, static.value)
             return ((loss, auxiliary) if has_aux else loss), *rest
 
         return value_and_grad
@@ -256,13 +255,19 @@ def _check_model(args: Sequence[Any], argnums: int) -> None:
         )
 
 
-def _check_same_graph(nodes: Any, after: Any) -> None:
-    """Raise `ValueError` if the loss did to modules what variables cannot carry out."""
-    if nnx.graphdef(nodes) != after:
+def _update(nodes: list[Any], changed: Any, after: Any) -> None:
+    """Give modules these variables, or raise if the loss did more to them."""
+    try:
+        nnx.update(nodes, changed)
+        complete = nnx.graphdef(nodes) == after
+    except ValueError:  # a variable where something else was
+        complete = False
+    if not complete:
         raise ValueError(
             "loss_fn must change variables of the modules only, and it changed other "
-            "attributes, such as a counter that is no nnx.Variable, or the mode by "
-            "train() or eval(). Do that outside of the loss, or make it a variable."
+            "attributes, such as a counter that is no nnx.Variable, one that was None, "
+            "or the mode by train() or eval(). Do that outside of the loss, or make it "
+            "a variable from the beginning."
         )
 
 

@@ -284,7 +284,9 @@ class Changing(nnx.Module):
     """Changes itself when it is called, in a way that is asked for."""
 
     def __init__(self, way):
-        self.way, self.calls, self.seen = way, 0, nnx.BatchStat(jnp.zeros(()))
+        self.way, self.calls = way, 0
+        self.late = getattr(nnx, "data", lambda x: x)(None)  # since Flax 0.12
+        self.seen = nnx.BatchStat(jnp.zeros(()))
         self.linear = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
 
     def __call__(self, x):
@@ -295,12 +297,14 @@ class Changing(nnx.Module):
             self.calls = -1
         elif self.way == "deletion":
             del self.seen
+        elif self.way == "late variable":
+            self.late = nnx.BatchStat(x.mean())
         elif self.way == "new variable":
             self.new = nnx.BatchStat(x.mean())
         return self.linear(x)
 
 
-@pytest.mark.parametrize("way", ["counter", "mode", "deletion"])
+@pytest.mark.parametrize("way", ["counter", "mode", "deletion", "late variable"])
 def test_changes_that_variables_cannot_carry_out_are_refused(way):
     """Lost in silence, a counter would stay at zero."""
     value_and_grad = hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.0)
