@@ -387,7 +387,10 @@ def test_compiles_once():
     assert len(traces) == traced == 2  # the clean pass and the perturbed one
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow), jnp.float32],
+)
 def test_dtypes_are_kept(dtype):
     params, batch = mlp_params(dtype=dtype), mlp_batch(dtype=dtype)
     for value_and_grad in (

@@ -106,7 +106,13 @@ FAMILY = {
 }
 
 
-@pytest.mark.parametrize("method", FAMILY)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in ("HERO", "CURE") else pytest.mark.slow)
+        for name in FAMILY
+    ],
+)
 def test_state_is_that_of_one_clean_pass(method):
     """BatchNorm statistics, and the number of keys drawn for dropout."""
     x, y = batch()

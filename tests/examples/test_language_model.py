@@ -322,6 +322,7 @@ def test_bad_options_are_named_before_any_work(arguments, message, capsys):
 SEARCH = ["--search", "--quiet", "--optimizers", "AdamW"]
 
 
+@pytest.mark.slow
 def test_search_finds_the_best_on_the_validation_text(tmp_path, monkeypatch):
     """Of losses that are known: least at certain settings, not finite at others."""
     tried = []

@@ -207,6 +207,7 @@ def trained(monkeypatch):
     return calls, counted
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_result(trained, tmp_path):
     calls, limit = trained
     fields = {"together": "vmap", "at_once": 3}

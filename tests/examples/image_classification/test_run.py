@@ -304,13 +304,14 @@ def start(out, **settings):
     )
 
 
-def test_killed_runs_resume_to_the_same_bits(whole, tmp_path):
-    """SIGKILL at random moments, three times; then the run is left in peace."""
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_runs_resume_to_the_same_bits(times, whole, tmp_path):
+    """SIGKILL at random moments, so often; then the run is left in peace."""
     out = tmp_path / "run"
     seed = random.randrange(2**32)
     moments = random.Random(seed)
     kills = 0
-    while kills < 3:
+    while kills < times:
         process = start(out)
         deadline = time.monotonic() + 60
         while not (out / "checkpoints").exists() and time.monotonic() < deadline:
