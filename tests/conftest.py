@@ -24,9 +24,16 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forgotten() -> Iterator[None]:
-    """Free the programs of a module, which would be gigabytes in the end."""
+def programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile in a hurry what runs for milliseconds, and free it after a module.
+
+    The programs of all modules would be gigabytes in the end. Those of the examples
+    train networks, and are compiled as users have them.
+    """
+    in_a_hurry = "examples" not in request.path.parts
+    jax.config.update("jax_disable_most_optimizations", in_a_hurry)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
 
