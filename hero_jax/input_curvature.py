@@ -106,13 +106,13 @@ def cure_value_and_grad(
         _tree.check_params("params", W)
         _tree.check_real("x", x)
         examples = _number_of_examples(x)
-        replaced = list(args)
-        replaced[argnums], x = _tree.widen(W), _tree.widen(x)
+        W_wide, x = _tree.widen(W), _tree.widen(x)
 
         def grads_at(x: chex.ArrayTree) -> tuple[Any, Any]:
             """Return the gradient in the weights; value and gradient in the inputs."""
-            replaced[input_argnum] = x
-            value, (in_weights, in_inputs) = both(*replaced, **kwargs)
+            given = list(args)
+            given[argnums], given[input_argnum] = W_wide, x
+            value, (in_weights, in_inputs) = both(*given, **kwargs)
             return in_weights, (value, in_inputs)
 
         def returned(value: Any, grads: Any) -> Any:
