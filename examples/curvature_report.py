@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of probes and directions")
     options = parser.parse_args(arguments)
     quickstart.check_training_options(parser, options)
-    networks.check_at_least(
+    quickstart.check_at_least(
         parser,
         options,
         images=1,

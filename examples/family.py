@@ -455,8 +455,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("family_results"), help="folder to write")
     add("--quiet", action="store_true", help="show no progress bars")
     options = parser.parse_args(arguments)
-    if options.seeds < 1:
-        parser.error(f"--seeds must be at least 1, got {options.seeds}")
+    quickstart.check_at_least(parser, options, seeds=1)
     if options.search and not TRIALS.keys() & {*options.methods}:
         parser.error(f"--search must be of some of {', '.join(TRIALS)}")
     quickstart.check_training_options(parser, options)

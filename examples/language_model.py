@@ -21,7 +21,6 @@ same numbers as JSON, and a picture.
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +45,7 @@ from language.training import (
     make_program,
     train,
 )
-from quickstart import cell, summary
+from quickstart import cell, check_at_least, check_folder, summary
 from tqdm import tqdm
 
 Results = dict[str, dict[str, Any]]
@@ -99,10 +98,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("language_model_results"))
     add("--quiet", action="store_true", help="show no progress bars")
     options = parser.parse_args(arguments)
-    for name in ("steps", "batch_size", "context", "width", "blocks"):
-        if getattr(options, name) < 1:
-            option = name.replace("_", "-")
-            parser.error(f"--{option} must be at least 1, got {getattr(options, name)}")
+    check_at_least(parser, options, steps=1, batch_size=1, context=1, width=1, blocks=1)
     if options.width % Transformer.heads:
         parser.error(
             f"--width must be a multiple of {Transformer.heads}, the attention heads, "
@@ -118,12 +114,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     longest = min(map(len, options.corpus[1:])) - 1
     if options.context > longest:
         parser.error(f"--context must be at most {longest}, got {options.context}")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=options.out):
-            pass  # better to fail now than after the training
-    except OSError as error:
-        parser.error(f"--out must be a folder that can be written to: {error}")
+    check_folder(parser, options.out)
     return options
 
 

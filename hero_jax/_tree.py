@@ -79,11 +79,6 @@ def mean(trees: Sequence[chex.ArrayTree]) -> chex.ArrayTree:
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
 
 
-def nan_unless(condition: chex.Array, tree: chex.ArrayTree) -> chex.ArrayTree:
-    """Replace every entry by NaN where the scalar `condition` does not hold."""
-    return jax.tree.map(lambda x: jnp.where(condition, x, jnp.nan), tree)
-
-
 def leaf_names(tree: chex.ArrayTree) -> list[str]:
     """Return the path of every leaf, as in `['dense']['kernel']`."""
     return [

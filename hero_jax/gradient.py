@@ -176,7 +176,8 @@ def hero_gradient(
 
     gradient, metrics = _tree.mean([along(z) for z in settings.directions])
     # NaN in g can get lost on its way through U: a rectifier may map it to zero.
-    gradient = _tree.nan_unless(jnp.isfinite(metrics.grad_norm), gradient)
+    finite = jnp.isfinite(metrics.grad_norm)
+    gradient = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), gradient)
     return _tree.cast_like(gradient, g), metrics
 
 

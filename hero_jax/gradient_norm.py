@@ -44,7 +44,7 @@ def grad_l1_value_and_grad(
         \nabla \left( L(W) + s \| \nabla L(W) \|_1 \right)
         = g + s \, H(W) \, \mathrm{sign}(g)
 
-    at about twice the cost of the plain gradient.
+    at about three times the cost of the plain gradient.
 
     Args:
       loss_fn: `(params, *args, **kwargs) -> loss`, or `-> (loss, aux)` with `has_aux`.

@@ -212,17 +212,6 @@ def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     add("--quiet", action="store_true", help="show no progress bars")
 
 
-def check_at_least(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, **least: int
-) -> None:
-    """Exit unless these options are at least so large."""
-    for name, number in least.items():
-        value = getattr(options, name)
-        if value < number:
-            option = name.replace("_", "-")
-            parser.error(f"--{option} must be at least {number}, got {value}")
-
-
 def load_named(
     parser: argparse.ArgumentParser,
     options: argparse.Namespace,
