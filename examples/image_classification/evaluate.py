@@ -76,9 +76,12 @@ def variables_of(state: TrainState) -> Variables:
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def quantized(variables: Variables, bits: int) -> Variables:
-    """Return the network with weights of so many bits, still as floats."""
-    params = hero_jax.quant.fake_quantize(variables["params"], bits)
+def quantized(variables: Variables, bits: int, axis: int | None = None) -> Variables:
+    """Return the network with weights of so many bits, still as floats.
+
+    Tensors have one grid each, or one for every index along an axis: -1 for channels.
+    """
+    params = hero_jax.quant.fake_quantize(variables["params"], bits, axis=axis)
     return variables | {"params": params}
 
 

@@ -28,6 +28,10 @@ class RunError(Exception):
     """A run cannot begin or go on; the message says why."""
 
 
+class NotFiniteError(RunError):
+    """A quantity is not finite; the message says which, and where."""
+
+
 class Stopped(Exception):  # noqa: N818 - no error
     """The run was asked to stop, and has saved its state."""
 
@@ -85,7 +89,7 @@ class Training:
         Returns:
           The state, on the host, metrics by epoch, and seconds.
         """
-        state, step, outputs, rows, times = self._begin()
+        state, step, outputs, rows, times, spent = self._begin()
         steps, epochs = self._pipeline.steps, self._config.epochs
         done = step // steps
         out = self._out if hosts.is_first() else None
@@ -99,10 +103,12 @@ class Training:
             for epoch in range(done, epochs):
                 start = time.perf_counter()
                 before = len(outputs)
+                started = start - spent
+                spent = 0.0
                 state = self._epoch(state, epoch, outputs, progress, stop)
                 step = epoch * steps + len(outputs)
                 if len(outputs) < steps:
-                    self._save(step, state, outputs, book, None)
+                    self._save(step, state, outputs, book, None, started)
                     raise self._stopped(step)
                 seconds = time.perf_counter() - start
                 row = self._row(state, epoch, outputs)
@@ -111,7 +117,7 @@ class Training:
                     {
                         "epoch": epoch + 1,
                         "images_per_second": (steps - before) * images / seconds,
-                        "seconds": time.perf_counter() - start,
+                        "seconds": time.perf_counter() - started,
                     },
                 )
                 outputs = []
@@ -123,15 +129,20 @@ class Training:
 
     def _begin(
         self,
-    ) -> tuple[TrainState, int, list[list[float]], list[Row], list[Row]]:
-        """Return the state to start from, its step, outputs of its epoch, and rows."""
+    ) -> tuple[TrainState, int, list[list[float]], list[Row], list[Row], float]:
+        """Return the state to start from, and what is known of the epochs so far.
+
+        Returns:
+          State, its step, outputs of the unfinished epoch, metrics and times of the
+          finished ones, and seconds spent on the unfinished one.
+        """
         restored = None
         with hosts.together():
             if self._checkpoints is not None:
                 restored = self._checkpoints.restore(self._shapes)
         record = hosts.of_first(None if restored is None else restored[1])
         if record is None:
-            return self._program.init(), 0, [], [], []
+            return self._program.init(), 0, [], [], [], 0.0
         if record["data"] != self._pipeline.checksum:
             raise RunError(
                 f"the data are not those that {self._latest()} was trained "
@@ -149,6 +160,7 @@ class Training:
             record["outputs"],
             record["metrics"],
             record["times"],
+            record["spent"],
         )
 
     def _latest(self) -> str:
@@ -163,6 +175,7 @@ class Training:
         outputs: list[list[float]],
         book: Logbook,
         accuracy: float | None,
+        started: float | None = None,
     ) -> None:
         record = {
             "data": self._pipeline.checksum,
@@ -170,6 +183,7 @@ class Training:
             "skipped": hosts.total(self._pipeline.skipped) if outputs else 0,
             "metrics": book.rows,
             "times": book.times,
+            "spent": 0.0 if started is None else time.perf_counter() - started,
         }
         if self._checkpoints is not None:
             self._checkpoints.save(step, self._devices.fetch(state), record, accuracy)
@@ -249,7 +263,7 @@ class Training:
             if not math.isfinite(value):
                 if self._checkpoints is not None:
                     self._checkpoints.wait()
-                raise RunError(
+                raise NotFiniteError(
                     f"{name} is {value} at step {epoch * self._pipeline.steps + step} "
                     f"(epoch {epoch + 1}). Last good checkpoint: "
                     f"{self._latest()}. Begin again in another "

@@ -2,15 +2,16 @@
 
     python -m examples.image_classification.reproduce --list
     python -m examples.image_classification.reproduce --scale cpu --all
-    python -m examples.image_classification.reproduce --next --minutes 8
+    python -m examples.image_classification.reproduce --scale budget --next --minutes 60
     python -m examples.image_classification.reproduce --report
 
 `--scale full` is the paper's; `--scale cpu` finishes on two cores in about two hours
-(what it leaves out is told in `reproduction/entries.py`). If not given, the scale is
-that of the machine. `--list` tells what there is in `examples/results/reproduction` and
-what is missing, the most wanted first. `--next` computes the first thing that is
-missing, `--only NAME` a certain one, and `--all` one after another; what another
-process has in hand is left to it, so that the same command may be started once for
+(what it leaves out is told in `reproduction/entries.py`), and `--scale budget` has
+ResNet20 and the whole of CIFAR-10, for 15 epochs: some hours for every row. If not
+given, the scale is "cpu" or "full", by the machine. `--list` tells what there is in
+`examples/results/reproduction` and what is missing, the most wanted first. `--next`
+computes the first thing that is missing, `--only NAME` a certain one, and `--all` one
+after another; what another process has in hand is left to it, so that the same command may be started once for
 every core. All of them stop after `--minutes` (at an epoch's end, if at least one is
 done), or by Ctrl-C or SIGTERM, and go on from there the next time; the result does not
 depend on how often that happened. `--report` writes tables and figures into
@@ -27,6 +28,7 @@ import os
 import signal
 import sys
 import time
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,11 +36,11 @@ import jax
 
 from .checkpoints import CheckpointError
 from .datasets import DatasetError
-from .devices import DevicesError
+from .devices import DevicesError, divide_host
 from .logbook import say
 from .loop import RunError, Signals
 from .reproduction import report
-from .reproduction.entries import Entry, Row, entries
+from .reproduction.entries import Entry, Row, Scale, entries
 from .reproduction.records import NotReady, held, missing
 from .reproduction.training import Limits
 from .reproduction.work import Options, Worker, on_this_machine
@@ -68,7 +70,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--report", action="store_true", help="write tables and figures")
     add = parser.add_argument
     add("--check", action="store_true", help="with --report: only compare the page")
-    add("--scale", choices=("full", "cpu"), help="the paper's, or for two cores")
+    add(
+        "--scale",
+        choices=typing.get_args(Scale),
+        help="the paper's, for two cores, or ResNet20 for two cores and some nights",
+    )
     add("--minutes", type=_at_least(0.0), default=math.inf, help="stop after so many")
     add("--seeds", type=_at_least(0), nargs="+", help="instead of those of the row")
     add("--together", choices=("vmap", "one_by_one"), help="how several seeds run")
@@ -76,6 +82,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--at-once",
         type=_at_least(1),
         help="runs of a search that vmap computes at once",
+    )
+    add(
+        "--host-devices",
+        type=_at_least(1),
+        help="parts of a CPU that share out the images of the scale budget",
     )
     add("--dataset", help="CIFAR-10 as an .npz file or a folder of mosaics")
     add("--data-dir", type=Path, help="where TensorFlow data sets lie")
@@ -100,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     given = parse(sys.argv[1:] if arguments is None else arguments)
     try:
+        divide_host(given.host_devices)
         if given.report:
             return report.write(given.results, given.page, given.check)
         if given.list:

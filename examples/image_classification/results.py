@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +30,31 @@ def environment() -> dict[str, Any]:
         "flax": flax.__version__,
         "optax": optax.__version__,
         "hero_jax": hero_jax.__version__,
+        "revision": revision(),
         "device": jax.devices()[0].device_kind,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
     }
+
+
+def revision() -> str | None:
+    """Return the last commit that changed code, with "+" if it was changed since.
+
+    None outside of a repository.
+    """
+    code = ("--", ":(top,glob)**/*.py", ":(top)pyproject.toml")
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words, *code]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("log", "-1", "--format=%h") + ("+" if changed else "") or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def installed(module: str, wanted: str, quiet: bool) -> bool:

@@ -31,6 +31,8 @@ class Options:
     Attributes:
       out: folder to write; the command line makes it `runs/CONFIG/seed_SEED` if None.
       data_dir: where TensorFlow data sets lie; their own default if None.
+      dataset_path: file or folder to read in place of the data set that the config
+        names.
       download: let TensorFlow Datasets fetch a data set that is not there.
       workers: processes that decode images to train on, and again as many for those
         to test on; 0 for threads.
@@ -51,6 +53,7 @@ class Options:
 
     out: Path | None = None
     data_dir: Path | None = None
+    dataset_path: str | None = None
     download: bool = False
     workers: int = min(8, os.cpu_count() or 1)
     devices: int | None = None
@@ -120,6 +123,8 @@ def open_pipeline(config: Config, options: Options) -> contextlib.closing[Pipeli
     """Load the data of a run; a context that stops its workers at the end."""
     devices = devices_of.choose(options.parallel, options.devices)
     devices_of.check(devices, config)
+    dataset = options.dataset_path or config.dataset
+    config = dataclasses.replace(config, dataset=dataset)
     return contextlib.closing(
         input_pipeline.create(
             config,

@@ -1,12 +1,13 @@
-"""The loss around the weights of a run, for Figure 3."""
+"""The loss around the weights of a run: Figure 3, and the largest eigenvalue."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from hero_jax import landscape
+from hero_jax import curvature, landscape
 
 from .. import evaluate
 from ..array_pipeline import ArrayPipeline
@@ -19,6 +20,9 @@ POINTS = 21
 IMAGES = 500
 """Training images that the loss is a mean over."""
 
+AT_ONCE = 125
+"""Of these, that a product with the Hessian takes at once."""
+
 
 def measure(
     config: Config, pipeline: ArrayPipeline, variables: evaluate.Variables
@@ -30,9 +34,51 @@ def measure(
       pipeline: its data, with its labels.
       variables: what it came to.
     """
+    loss_fn, arguments = _loss(config, pipeline, variables)
+    params = variables["params"]
+    directions = [
+        landscape.filter_normalized(landscape.random_direction(key, params), params)
+        for key in jax.random.split(jax.random.key(0))
+    ]
+    axis = np.linspace(-1.0, 1.0, POINTS, dtype=np.float32)
+    surface = landscape.loss_surface(
+        loss_fn, params, directions, [axis, axis], *arguments
+    )
+    return {
+        "axis": [round(float(x), 6) for x in axis],
+        "images": len(arguments[-1]),
+        "loss": [[float(f"{x:.5g}") for x in row] for row in np.asarray(surface)],
+    }
+
+
+def largest_eigenvalue(
+    config: Config, pipeline: ArrayPipeline, variables: evaluate.Variables
+) -> dict[str, float]:
+    """Return the largest eigenvalue of the Hessian of the same loss, and its residual.
+
+    The arguments are those of :func:`measure`.
+    """
+    loss_fn, arguments = _loss(config, pipeline, variables)
+    found = curvature.top_eigenvalues(
+        loss_fn,
+        variables["params"],
+        *arguments,
+        batch_size=AT_ONCE,
+        batch_argnums=(2, 3),
+    )
+    return {
+        "value": float(f"{found.values[0]:.5g}"),
+        "residual": float(f"{found.residuals[0]:.2g}"),
+        "images": len(arguments[-1]),
+    }
+
+
+def _loss(
+    config: Config, pipeline: ArrayPipeline, variables: evaluate.Variables
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return `(params, *arguments) -> loss` and the arguments."""
     model = make_model(config, pipeline, synchronized=True)
     item = pipeline.sample(1)[0]
-    images, labels = item.images[:IMAGES], item.labels[:IMAGES]
 
     def loss_fn(params: Any, batch_stats: Any, images: Any, labels: Any) -> Any:
         logits: Any = model.apply(
@@ -42,18 +88,5 @@ def measure(
         )
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    params = variables["params"]
-    directions = [
-        landscape.filter_normalized(landscape.random_direction(key, params), params)
-        for key in jax.random.split(jax.random.key(0))
-    ]
-    axis = np.linspace(-1.0, 1.0, POINTS, dtype=np.float32)
-    batch_stats = variables["batch_stats"]
-    surface = landscape.loss_surface(
-        loss_fn, params, directions, [axis, axis], batch_stats, images, labels
-    )
-    return {
-        "axis": [round(float(x), 6) for x in axis],
-        "images": len(labels),
-        "loss": [[float(f"{x:.5g}") for x in row] for row in np.asarray(surface)],
-    }
+    images, labels = (np.asarray(x)[:IMAGES] for x in (item.images, item.labels))
+    return loss_fn, (variables["batch_stats"], images, labels)

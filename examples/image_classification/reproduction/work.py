@@ -10,17 +10,19 @@ from pathlib import Path
 
 import jax
 
-from .. import devices, input_pipeline, results, search
+import hero_jax
+
+from .. import devices, evaluate, input_pipeline, results, search
 from ..array_pipeline import ArrayPipeline
 from ..config import Config
 from ..grid import Run, settings_of
 from ..logbook import say
-from ..loop import RunError, Stopped
+from ..loop import NotFiniteError, RunError, Stopped
 from ..many_runs import ManyRuns, Together
 from ..run import Options as RunOptions
-from ..run import read, run
-from ..train import Settings
-from . import records, surface
+from ..run import open_pipeline, read, run
+from ..train import Settings, make_model
+from . import records, surface, unfinished
 from .entries import Entry, Finals, Row, Scale, Search
 from .records import Record
 from .training import CURVES, Limits, train
@@ -201,14 +203,14 @@ class Worker:
             )
         done = {run["seed"] for run in record["runs"]} if record else set()
         seeds = [seed for seed in options.seeds or row.seeds if seed not in done]
-        from_files = config.augmentation == "resized_crop"
-        at_once = len(seeds) if options.way == "vmap" and not from_files else 1
+        ordinary = config.augmentation == "resized_crop" or row.scale == "budget"
+        at_once = len(seeds) if options.way == "vmap" and not ordinary else 1
         for k in range(0, len(seeds), max(1, at_once)):
             if k and options.limits.over(0.0):
                 return False
             chunk = seeds[k : k + at_once]
             folder = self._folder(row, config, chunk)
-            of_chunk = self._from_files if from_files else self._from_arrays
+            of_chunk = self._ordinary if ordinary else self._at_once
             new = of_chunk(row, config, chunk, folder)
             if new is None:
                 return False
@@ -216,9 +218,10 @@ class Worker:
             new = self._described(row, config) | new
             results.write_json(path, records.joined(read(path), new))
             shutil.rmtree(folder)
+            shutil.rmtree(self._unfinished(folder), ignore_errors=True)
         return True
 
-    def _from_arrays(
+    def _at_once(
         self, row: Row, config: Config, seeds: Sequence[int], folder: Path
     ) -> Record | None:
         """Train some seeds at once; None if it was stopped."""
@@ -276,32 +279,60 @@ class Worker:
             self._program = common, size, many, pipeline
         return self._program[2:]
 
-    def _from_files(
+    def _ordinary(
         self, row: Row, config: Config, seeds: Sequence[int], folder: Path
     ) -> Record | None:
         """Train one seed by an ordinary run; None if it was stopped."""
-        del row
+        (seed,) = seeds
+        config = dataclasses.replace(config, seed=seed)
         options = RunOptions(
             out=folder,
             data_dir=self._options.data_dir,
+            dataset_path=self._options.place_of(config),
             download=self._options.download,
+            keep=1,
             minutes=self._options.limits.minutes_left(),
             quiet=self._options.limits.quiet,
         )
+        unfinished.bring_back(self._unfinished(folder), folder)
+        revisions = unfinished.note_revision(folder)
         try:
-            record = run(dataclasses.replace(config, seed=seeds[0]), options)
+            record = run(config, options)
         except Stopped:
+            unfinished.keep(folder, self._unfinished(folder))
             return None
+        except NotFiniteError as error:
+            diverged = {"seed": seed, "accuracy_by_bits": None, "revisions": revisions}
+            with open_pipeline(config, options) as pipeline:
+                return {
+                    "data": pipeline.checksum,
+                    "seconds": 0.0,
+                    "runs": [diverged | {"diverged": str(error)}],
+                }
         names = (*CURVES, *MEASURED)
-        found = {
-            "seed": seeds[0],
+        found: Record = {
+            "seed": seed,
             "test_loss": record["test_loss"],
             "accuracy_by_bits": record["accuracy_by_bits"],
             "epochs": {x: [epoch[x] for epoch in record["epochs"]] for x in names},
+            "seconds": record["seconds"],
+            "devices": record["environment"]["devices"],
+            "revisions": revisions,
         }
         kept = ("parameters", "train_images_per_epoch", "test_images", "seconds")
-        told = {name: record[name] for name in kept}
-        return told | {"together": "one_by_one", "runs": [found]}
+        told = {name: record[name] for name in kept} | {"together": "one_by_one"}
+        if row.scale == "budget":
+            weights = hero_jax.quant.load(folder / "weights.safetensors")
+            more, of_row = _around(row, config, weights, options)
+            found, told = found | more, told | of_row
+            name = f"{row.name}_seed_{seed}.safetensors"
+            shutil.copy(folder / "weights.safetensors", folder.parent / name)
+        return told | {"runs": [found]}
+
+    def _unfinished(self, folder: Path) -> Path:
+        """Return the folder beside the results that holds what was stopped in one."""
+        scale, *rest = folder.relative_to(self._options.work).parts
+        return self._options.results.joinpath(scale, "unfinished", *rest)
 
     def _folder(self, row: Row, config: Config, seeds: Sequence[int]) -> Path:
         """Return the folder of checkpoints, another one for every config."""
@@ -322,3 +353,26 @@ class Worker:
 def on_this_machine() -> Scale:
     """Return the scale at which results can be expected here."""
     return "cpu" if jax.default_backend() == "cpu" else "full"
+
+
+def _around(
+    row: Row, config: Config, variables: evaluate.Variables, options: RunOptions
+) -> tuple[Record, Record]:
+    """Return what else is measured of final weights: of the run, and of its row."""
+    with open_pipeline(config, options) as pipeline:
+        assert isinstance(pipeline, ArrayPipeline)
+        tested = evaluate.make_evaluate(make_model(config, pipeline, True), pipeline)
+        networks = [evaluate.quantized(variables, x, axis=-1) for x in config.bits]
+        accuracies = [result.accuracy for result in tested(networks)]
+        of_run: Record = {
+            "accuracy_by_bits_per_channel": dict(
+                zip(map(str, config.bits), accuracies, strict=True)
+            ),
+            "largest_eigenvalue": surface.largest_eigenvalue(
+                config, pipeline, variables
+            ),
+        }
+        if not row.surface:
+            return of_run, {"data": pipeline.checksum}
+        measured = surface.measure(config, pipeline, variables)
+        return of_run, {"data": pipeline.checksum, "surface": measured}
