@@ -11,11 +11,15 @@ ResNet20 and the whole of CIFAR-10, for 15 epochs: some hours for every row. If 
 given, the scale is "cpu" or "full", by the machine. `--list` tells what there is in
 `examples/results/reproduction` and what is missing, the most wanted first. `--next`
 computes the first thing that is missing, `--only NAME` a certain one, and `--all` one
-after another; what another process has in hand is left to it, so that the same command may be started once for
-every core. All of them stop after `--minutes` (at an epoch's end, if at least one is
-done), or by Ctrl-C or SIGTERM, and go on from there the next time; the result does not
-depend on how often that happened. `--report` writes tables and figures into
-`docs/reproduction.md` and `examples/results/reproduction` from what is there.
+after another; what another process has in hand is left to it, so that the same command
+may be started once for every core. All of them stop after `--minutes` (at an epoch's
+end, if at least one is done; at the scale "budget" after any step), or by Ctrl-C or
+SIGTERM, and go on from there the next time; the result does not depend on how often
+that happened. `--report` writes tables and figures into `docs/reproduction.md` and
+`examples/results/reproduction` from what is there.
+
+At the scale "budget" what a stopped row goes on from lies in `unfinished/` beside the
+results, where another machine finds it; final weights lie in `--work`.
 
 CIFAR-10 is read by TensorFlow Datasets (`--data-dir`, `--download`), or, with nothing
 but NumPy and Pillow, from `--dataset`: an `.npz` file or a folder of mosaics.

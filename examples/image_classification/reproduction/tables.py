@@ -6,6 +6,7 @@ from typing import Any
 from ..grid import OF_METHOD, settings_of
 from ..results import markdown
 from . import paper
+from .entries import FIFTEEN_EPOCHS
 from .statistics import (
     SIGNIFICANT,
     Difference,
@@ -173,3 +174,27 @@ def full_scale(rows: Sequence[tuple[str, float | None, str, str, str]]) -> str:
         for name, number, *others in rows
     ]
     return markdown([titles, *cells])
+
+
+def budget_scale(records: Records) -> str:
+    """Return test accuracy at every precision, per tensor and per channel."""
+    precisions = [str(bits) for bits in FIFTEEN_EPOCHS.bits]
+    titles = ["name", "seed", "grids", "float", *(f"{x} bit" for x in precisions)]
+    rows = [[*titles, "hours"]]
+    for name, record in records.items():
+        for run in record["runs"]:
+            told = [name, str(run["seed"])]
+            if run["accuracy_by_bits"] is None:
+                rows.append([*told, "diverged", *[MISSING] * (len(precisions) + 2)])
+                continue
+            per_tensor = run["accuracy_by_bits"]
+            per_channel = run["accuracy_by_bits_per_channel"]
+            for kind, found, whole, hours in (
+                ("tensor", per_tensor, per_tensor["32"], run["seconds"] / 3600.0),
+                ("channel", per_channel, None, None),
+            ):
+                cells = [whole, *(found[x] for x in precisions)]
+                percents = ("" if x is None else f"{100 * x:.1f}" for x in cells)
+                end = "" if hours is None else f"{hours:.1f}"
+                rows.append([*told, kind, *percents, end])
+    return markdown(rows)
