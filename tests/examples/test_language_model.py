@@ -59,6 +59,10 @@ def paragraphs(text):
     return {" ".join(p.split()) for p in text.split("\n\n")} - {""}
 
 
+def pieces(text):
+    return [text[i : i + 50] for i in range(len(text) - 50)]
+
+
 def test_no_paragraph_is_in_two_parts_of_the_text():
     topics = corpus.load_topics()
     parts = corpus.split(topics)
@@ -68,11 +72,12 @@ def test_no_paragraph_is_in_two_parts_of_the_text():
     assert not train & validation
     assert not (train | validation) & test
     # Nor is much in two parts otherwise: of all pieces of 50 characters one in fifty;
-    # one in ten or more, were repeated paragraphs not left out.
-    known = {text[0][i : i + 50] for i in range(len(text[0]) - 50)}
+    # one in ten or more, were repeated paragraphs not left out. The rules of tables,
+    # of which some versions have many, are not text.
+    known = {*pieces(text[0])}
     for part in text[1:]:
-        pieces = [part[i : i + 50] in known for i in range(len(part) - 50)]
-        assert np.mean(pieces) < 0.03
+        words = [piece for piece in pieces(part) if len({*piece}) > 8]
+        assert np.mean([piece in known for piece in words]) < 0.01
     # Each has at least a tenth, and would not without its first topic.
     total = sum(map(len, text))
     names = [*topics]

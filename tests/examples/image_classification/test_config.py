@@ -1,6 +1,7 @@
 """Configs: the paper's tables, types and ranges, files and the command line."""
 
 import dataclasses
+import inspect
 import sys
 
 import pytest
@@ -194,4 +195,4 @@ def test_bad_commands_are_explained(arguments, message, capsys):
 def test_every_field_is_explained():
     for kind in (Config, Options):
         for field in dataclasses.fields(kind):
-            assert f"\n      {field.name}: " in kind.__doc__
+            assert f"\n  {field.name}: " in inspect.getdoc(kind)
