@@ -1,6 +1,7 @@
 """How the runs of an entry are computed, and its result written."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import time
@@ -283,6 +284,10 @@ class Worker:
         self, row: Row, config: Config, seeds: Sequence[int], folder: Path
     ) -> Record | None:
         """Train one seed by an ordinary run; None if it was stopped."""
+        if row.scale == "budget":
+            for module in ("matfree", "safetensors"):  # better now than after hours
+                if importlib.util.find_spec(module) is None:
+                    raise RunError(f'the scale "budget" needs the package {module}.')
         (seed,) = seeds
         config = dataclasses.replace(config, seed=seed)
         options = RunOptions(

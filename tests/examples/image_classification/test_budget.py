@@ -1,6 +1,7 @@
 """The scale "budget": ordinary runs, one a row, that may be carried elsewhere."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 
@@ -181,6 +182,19 @@ def test_the_time_of_an_interrupted_epoch_counts_whole(tmp_path, monkeypatch):
     first = path.read_text().splitlines()[1]
     # Each of three pieces of the epoch takes at least one tick of the clock.
     assert float(first.split(",")[-1]) >= 300.0
+
+
+def test_a_package_that_is_missing_is_named_before_training(
+    tmp_path, capsys, monkeypatch
+):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        work.importlib.util,
+        "find_spec",
+        lambda name: None if name == "matfree" else find_spec(name),
+    )
+    assert command(tmp_path, "--next") == 1
+    assert "needs the package matfree" in capsys.readouterr().err
 
 
 def test_the_rows_have_the_settings_that_were_fixed_before():
