@@ -16,18 +16,29 @@ The columns of `metrics.csv`, one row per epoch:
                            the same few batches: ||Hz|| and G(U) with z of Eq. 11 and
                            h = curvature_h, and ||g||
     skipped_images         unreadable ones, to train and to test on
+
+Nothing that goes wrong here ends a run: it is told once, on stderr.
 """
 
 import contextlib
 import csv
+import functools
 import io
+import math
+import os
+import socket
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .results import replace_file, write_text
 
 Row = dict[str, float]
+
+TELL_EVERY = 60
+"""Seconds between two lines about the progress where there is no bar."""
 
 
 class Logbook:
@@ -42,23 +53,23 @@ class Logbook:
       rows: metrics of the epochs so far.
       times: of the same epochs.
       quiet: whether to print nothing.
+      noisy: whether some labels are false.
     """
 
     def __init__(
-        self, folder: Path | None, rows: list[Row], times: list[Row], quiet: bool
+        self,
+        folder: Path | None,
+        rows: list[Row],
+        times: list[Row],
+        quiet: bool,
+        noisy: bool = False,
     ) -> None:
         self.rows, self.times = rows, times
-        self._folder, self._quiet = folder, quiet
-        self._writer: Any = None
-        if folder is None:
-            return
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            return
-        self._writer = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=len(rows) + 1
-        )
+        self._folder, self._quiet, self._noisy = folder, quiet, noisy
+        self._events: Events | None = None
+        if folder is not None:
+            with contextlib.suppress(ImportError), self._told_of_events():
+                self._events = Events(folder / "tensorboard", len(rows) + 1)
 
     def add(self, row: Row, times: Row) -> None:
         """Note the metrics and seconds of an epoch."""
@@ -69,16 +80,15 @@ class Logbook:
         """Write the files, and print what matters most of the last epoch."""
         row, times = self.rows[-1], self.times[-1]
         self._write_files()
-        if self._writer is not None:
-            for name, value in (row | times).items():
-                if name != "epoch":
-                    self._writer.add_scalar(name, value, int(row["epoch"]))
-            self._writer.flush()
+        if self._events is not None:
+            with self._told_of_events():
+                self._events.add(row | times)
+        clean = f"(clean labels {row['train_accuracy_clean']:6.2%}) "
         say(
             f"epoch {row['epoch']:3.0f}  "
             f"train loss {row['train_loss']:.4f} "
             f"accuracy {row['train_accuracy']:6.2%} "
-            f"(clean labels {row['train_accuracy_clean']:6.2%})  "
+            f"{clean if self._noisy else ''} "
             f"test loss {row['test_loss']:.4f} "
             f"accuracy {row['test_accuracy']:6.2%}  "
             f"‖Hz‖ {row['hessian_norm']:.4f}  ‖g‖ {row['grad_norm']:.4f}  "
@@ -94,46 +104,145 @@ class Logbook:
     def close(self) -> None:
         """Write what there is, also if a run that was complete has only been tested."""
         self._write_files()
-        if self._writer is not None:
-            self._writer.close()
+        if self._events is not None:
+            self._events.close()
 
     def _write_files(self) -> None:
         if self._folder is not None and self.rows:
-            write_rows(self._folder / "metrics.csv", self.rows)
-            write_rows(self._folder / "times.csv", self.times)
+            try:
+                write_rows(self._folder / "metrics.csv", self.rows)
+                write_rows(self._folder / "times.csv", self.times)
+            except OSError as error:
+                tell_once(
+                    f"{error}: the run goes on, and tries again after each epoch."
+                )
+
+    @contextlib.contextmanager
+    def _told_of_events(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            tell_once(
+                f"nothing more is written for TensorBoard ({error}); the run goes on."
+            )
+            if self._events is not None:
+                self._events.close()
+            self._events = None
+
+
+class Events:
+    """A file for TensorBoard, every line of which is on the disk at once.
+
+    The writer that comes with tensorboardX leaves that to a thread, and waits for ever
+    for one that has died.
+
+    Args:
+      folder: in which to make the file.
+      first: the epoch to come; TensorBoard forgets what an earlier attempt has from
+        there on.
+
+    Raises:
+      ImportError: tensorboardX is not installed.
+      OSError: the file cannot be written; as do the methods.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        place = f"{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._file = RecordWriter(str(folder / f"events.out.tfevents.{place}"))
+        self._event = event_pb2.Event
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        try:
+            self._write(file_version="brain.Event:2")
+            self._write(step=first, session_log=start)
+        except OSError:
+            self.close()
+            raise
+
+    def add(self, row: Row) -> None:
+        """Write the values of an epoch."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name != "epoch"
+        ]
+        self._write(step=int(row["epoch"]), summary=Summary(value=values))
+
+    def _write(self, **fields: Any) -> None:
+        event = self._event(wall_time=time.time(), **fields)
+        self._file.write(event.SerializeToString())
+        self._file.flush()
+
+    def close(self) -> None:
+        """Give the file back."""
+        with contextlib.suppress(OSError):  # of what could not be written before
+            self._file.close()
 
 
 def say(text: str, quiet: bool = False) -> None:
     """Print a line, above the progress bar if there is one; nothing if quiet."""
-    if quiet:
+    if quiet or sys.stdout is None:
         return
-    with contextlib.suppress(BrokenPipeError):  # nobody listens any more
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            print(text, flush=True)
-        else:
-            tqdm.write(text)
-            sys.stdout.flush()
+    try:
+        _print(text, sys.stdout)
+    except OSError as error:  # it is full, or nobody listens any more
+        tell_once(f"nothing more can be printed ({error}); the run goes on.")
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def tell(text: str) -> None:
+    """Print a line on stderr, if that is possible."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            _print(text, sys.stderr)
+
+
+tell_once = functools.cache(tell)
+"""Print a line on stderr, but no line twice."""
+
+
+def _print(text: str, file: TextIO) -> None:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        print(text, file=file, flush=True)
+    else:
+        tqdm.write(text, file)
+        file.flush()
 
 
 class Progress:
-    """A bar over all images of a run; none where nobody looks, or without tqdm."""
+    """A bar over all images of a run.
+
+    Where there is no terminal, or no tqdm, it is a line after the first step, which has
+    been compiled then, and one a minute.
+    """
 
     def __init__(self, total: int, done: int, quiet: bool) -> None:
+        self._total, self._done, self._quiet = total, done, quiet
+        self._begun, self._told = time.monotonic(), -math.inf
         self._bar: Any = None
+        if quiet or sys.stderr is None:
+            return
         try:
             from tqdm import tqdm
         except ImportError:
             return
-        self._bar = tqdm(
+        bar = tqdm(
             total=total,
             initial=done,
             unit="images",
             unit_scale=True,
-            disable=True if quiet else None,
+            disable=None,
             dynamic_ncols=True,
         )
+        self._bar = None if bar.disable else bar
 
     def update(self, images: int, epoch: int, loss: float, accuracy: float) -> None:
         """Move on, and show the values of the latest step."""
@@ -141,14 +250,25 @@ class Progress:
 
     def show(self, images: int, text: str) -> None:
         """Move on, and show a text behind the bar."""
+        self._done += images
+        now = time.monotonic()
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(images)
+            try:
+                self._bar.set_postfix_str(text, refresh=False)
+                self._bar.update(images)
+            except OSError:  # the terminal is gone
+                self._bar.disable = True
+                self._bar = None
+        elif now - self._told >= TELL_EVERY:
+            self._told = now
+            share, seconds = self._done / self._total, now - self._begun
+            say(f"{share:.1%} after {seconds:.0f} s: {text}", self._quiet)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
 
 
 def plot(rows: list[Row], accuracy: dict[str, float], title: str, path: Path) -> None:

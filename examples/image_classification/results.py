@@ -1,5 +1,6 @@
 """What results say about their origin, tables of them, and writing them safely."""
 
+import contextlib
 import datetime as dt
 import importlib
 import json
@@ -62,20 +63,42 @@ def installed(module: str, wanted: str, quiet: bool) -> bool:
     try:
         importlib.import_module(module)
     except ImportError:
-        if not quiet:
-            print(f"{wanted} is not written: {module} is not installed.")
+        with contextlib.suppress(OSError):
+            if not quiet:
+                print(f"{wanted} is not written: {module} is not installed.")
         return False
     return True
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place and move it there: never half a file."""
+    """Write a file beside its place, and move it there when the disk has all of it.
+
+    Raises:
+      OSError: the file, which the message names, cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
         write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, reason, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what processes that were killed have left half written in a folder."""
+    for path in folder.iterdir():
+        if _PARTIAL.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial|\..+(\.\w+)\.\d+\1")
+"""Names of such files: of `hero_jax.quant.save`, and of `replace_file`."""
 
 
 def write_text(path: Path, text: str) -> None:
