@@ -1,7 +1,13 @@
 """Checkpoints of a run: atomic, checked when read, the latest and the best kept."""
 
+import contextlib
+import json
 import logging
+import math
+import os
+import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +16,21 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from .logbook import tell
+
 # Orbax tells every step it takes, and its threads what they raise here as well.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+_hook = sys.unraisablehook
+
+
+def _tell_unraisable(what: Any) -> None:
+    """Leave out what orbax's threads raise when another one could not write."""
+    if str(what.exc_value) != "Event loop is closed":
+        _hook(what)
+
+
+sys.unraisablehook = _tell_unraisable
 
 
 class CheckpointError(Exception):
@@ -21,12 +40,15 @@ class CheckpointError(Exception):
 class Checkpoints:
     """The checkpoints in a folder, by the number of steps.
 
-    Each has the training state, a record of plain values, and a checksum.
+    Each has the training state, a record of plain values, and a checksum of both.
 
     Args:
       folder: made if it is missing; checkpoints that a killed run left half written
-        are removed.
+        are removed, and so are accuracies that cannot be read.
       keep: number of the latest checkpoints that stay, beside the best one.
+
+    Raises:
+      CheckpointError: the folder cannot be used.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -49,7 +71,10 @@ class Checkpoints:
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.glob("*/metrics/metrics"):
+                _remove_if_damaged(path)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._there = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
             raise CheckpointError(f"cannot use {self.folder}: {error}") from error
 
@@ -65,26 +90,24 @@ class Checkpoints:
           accuracy: by which the best is chosen; `None` if unknown.
 
         Raises:
-          CheckpointError: it, or the one before, cannot be written.
+          CheckpointError: it, or the one before, cannot be written, or the folder is
+            not where it was.
         """
         if step in self._manager.all_steps():
             return
+        both = checksum(state, record)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            record=ocp.args.JsonSave(record | {"checksum": checksum(state)}),
+            record=ocp.args.JsonSave(record | {WHOLE: both}),
         )
         metrics = None if accuracy is None else {"accuracy": accuracy}
-        try:
+        with self._told():
             self._manager.save(step, args=items, metrics=metrics)
-        except Exception as error:  # of the file system or of orbax's thread
-            raise self._cannot_write(error) from error
 
     def wait(self) -> None:
-        """Wait until all is written."""
-        try:
+        """Wait until all is written; errors are those of `save`."""
+        with self._told():
             self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._cannot_write(error) from error
 
     def latest(self) -> Path | None:
         """Return the path of the latest complete checkpoint."""
@@ -120,7 +143,11 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=items)
             state, record = restored["state"], dict(restored["record"])
-            if record.pop("checksum") != checksum(state):
+            if OF_STATE in record:
+                same = record.pop(OF_STATE) == checksum(state)
+            else:
+                same = record.pop(WHOLE, None) == checksum(state, record)
+            if not same:
                 raise ValueError("its checksum does not match")
             if any(
                 a.shape != b.shape or a.dtype != b.dtype
@@ -139,26 +166,73 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait and release threads."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # what `wait` has told
+                self._manager.close()
+            os.close(self._there)
 
-    def _cannot_write(self, error: Exception) -> CheckpointError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return CheckpointError(
-            f"cannot write a checkpoint to {self.folder}: {reason[:300]}. The last "
-            f"complete one is {self.latest()}."
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Name the folder if the block cannot write to it."""
+        self.check_there()
+        try:
+            yield
+        except Exception as error:  # of the file system or of orbax's thread
+            self.check_there()
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"cannot write a checkpoint to {self.folder}: {reason[:300]}. The last "
+                f"complete one is {self.latest()}."
+            ) from error
+        self.check_there()
+
+    def check_there(self) -> None:
+        """Raise `CheckpointError` if another folder, or none, is where this one was."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(self.folder.stat(), os.fstat(self._there)):
+                return
+        raise CheckpointError(
+            f"{self.folder} was deleted or moved while this run wrote to it: put it "
+            "back to go on from its latest checkpoint, or begin again."
         )
 
 
-def checksum(tree: Any) -> int:
-    """Return a CRC-32 over names, dtypes, shapes and bytes of all leaves."""
-    crc = 0
+WHOLE, OF_STATE = "checksum_of_all", "checksum"
+"""Names of the checksum in a record; the second one leaves the record itself out.
+
+No flipped bit makes one of the other.
+"""
+
+
+def checksum(tree: Any, record: dict[str, Any] | None = None) -> int:
+    """Return a CRC-32 over names, dtypes, shapes and bytes of all leaves, and a record.
+
+    Args:
+      tree: with arrays for leaves.
+      record: values for JSON; left out if None.
+    """
+    text = "" if record is None else json.dumps(record, sort_keys=True)
+    crc = zlib.crc32(text.encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         name = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
         crc = zlib.crc32(name.encode(), crc)
         crc = zlib.crc32(array.tobytes(), crc)
     return crc
+
+
+def _remove_if_damaged(path: Path) -> None:
+    """Let a checkpoint be none of the best if it cannot be told how good it is."""
+    try:
+        if math.isfinite(_accuracy(json.loads(path.read_bytes()))):
+            return
+        reason = "its accuracy is not finite"
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error)
+    tell(f"{path} is damaged ({reason}), and removed; its checkpoint may be whole.")
+    path.unlink()
 
 
 def _accuracy(metrics: dict[str, float]) -> float:
