@@ -16,6 +16,7 @@ import pytest
 
 from examples.image_classification import config as configs
 from examples.image_classification import hosts, loop
+from examples.image_classification.__main__ import STOPPED
 from examples.image_classification.config import Config
 from examples.image_classification.run import Options, run
 from hero_jax import quant
@@ -44,7 +45,7 @@ END_SECONDS = 60
 class Pair:
     """Two processes that run the same command; killed at the end of the test."""
 
-    def __init__(self, folder, *options, config=CONFIG, each=((), ())):
+    def __init__(self, folder, *options, config=CONFIG, each=((), ()), ids=(0, 1)):
         path = folder / "two.toml"
         path.write_text(configs.dumps(config))
         with socket.socket() as free:
@@ -66,7 +67,7 @@ class Pair:
                 | {
                     "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                     "JAX_NUM_PROCESSES": "2",
-                    "JAX_PROCESS_ID": str(k),
+                    "JAX_PROCESS_ID": str(ids[k]),
                     "JAX_NUM_CPU_DEVICES": "1",
                 },
             )
@@ -158,7 +159,7 @@ def test_sigterm_to_one_process_stops_all_and_both_resume(tmp_path, monkeypatch)
     with Pair(tmp_path, config=config) as pair:
         pair.wait_for("epoch   2")
         pair.processes[1].send_signal(signal.SIGTERM)
-        assert pair.wait() == [0, 0], pair.said(0)
+        assert pair.wait() == [STOPPED, STOPPED], pair.said(0)
         assert "saved; the same command resumes" in pair.said(0)
     step = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert f"stopped after step {step} and saved" in pair.said(0)
@@ -201,6 +202,24 @@ def test_wrong_variables_are_named(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "one")
     with pytest.raises(hosts.HostsError, match=r"JAX_PROCESS_ID must be .* got 'one'"):
         hosts.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_two_processes_with_one_number_are_told_what_they_wait_for(tmp_path, number):
+    with Pair(tmp_path, ids=(number, number)) as pair:
+        pair.wait_for("waiting for the other processes of the run at localhost:")
+        text = f"of its own, from 0 to 1, and this one has {number}."
+        assert text in pair.said(0)
+
+
+def test_waiting_for_other_processes_is_not_silent(monkeypatch, capsys):
+    monkeypatch.setattr(hosts, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: time.sleep(0.5))
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
+    monkeypatch.setenv("JAX_PROCESS_ID", "2")
+    hosts.join()
+    assert "from 0 to 2, and this one has 2." in capsys.readouterr().err
 
 
 def test_where_no_other_process_is_known_it_is_said(tmp_path):
