@@ -17,6 +17,9 @@ per number in the paper's tables; every field of :class:`Config` is an option, a
     weights.safetensors  the last weights and BatchNorm statistics
     result.json          accuracy at every precision, versions, machine, command
 
+The exit status is 0 if the run is finished, and 75 if it was stopped (by SIGTERM,
+Ctrl-C or `--minutes`) and has saved its state.
+
 `python -m examples.image_classification.sweep` searches h and gamma,
 `python -m examples.image_classification.reproduce` computes the paper's tables and
 figures, and `python -m examples.image_classification.speed` measures pipeline and step.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import signal
 import sys
 import traceback
@@ -18,8 +19,12 @@ from .checkpoints import CheckpointError
 from .config import Config
 from .datasets import DatasetError
 from .devices import DevicesError, divide_host
+from .logbook import tell
 from .loop import RunError, Stopped
 from .run import Options, run
+
+STOPPED = os.EX_TEMPFAIL
+"""Exit status of a run that has saved its state, and goes on if started again."""
 
 ERRORS = (CheckpointError, DatasetError, DevicesError, hosts.HostsError, RunError)
 
@@ -64,14 +69,15 @@ def named(arguments: Sequence[str]) -> tuple[str, Config, list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status: 0 also if it was asked to stop."""
+    """Run the command; return the exit status, `STOPPED` if it was asked to stop."""
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # ‖ is not in every encoding
     try:
         config, options = parse(sys.argv[1:] if arguments is None else arguments)
     except (FileNotFoundError, TypeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 2
     try:
         divide_host(options.host_devices)
@@ -80,29 +86,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(config, options)
     except Stopped as stopped:
         if hosts.is_first():
-            print(stopped, file=sys.stderr)
+            tell(str(stopped))
+        return STOPPED
     except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on from the latest checkpoint, if any.",
-            file=sys.stderr,
+        tell(
+            "interrupted; the same command goes on from the latest checkpoint, if any."
         )
         return _failed(128 + signal.SIGINT)
     except (*ERRORS, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return _failed(1)
     except Exception as error:
         if jax.process_count() == 1:
             raise
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            print(
+            tell(
                 "error: another process of the run has ended, or cannot be reached: "
-                f"{str(error).splitlines()[0]}",
-                file=sys.stderr,
+                f"{str(error).splitlines()[0]}"
             )
         else:
             traceback.print_exc()
         return _failed(1)
     return 0
+
+
+def _open_standard_streams() -> None:
+    """Let no other file take the number of a standard stream that is closed."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
 
 
 def _failed(status: int) -> int:

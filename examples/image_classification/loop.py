@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from . import evaluate, hosts
+from . import config as configs
+from . import evaluate, hosts, results
 from .checkpoints import Checkpoints
 from .config import Config
 from .logbook import Logbook, Progress, Row, say
@@ -42,7 +43,7 @@ class Training:
     Args:
       config: of the run.
       pipeline: its data.
-      out: its folder.
+      out: its folder, to which the config is written.
       keep: number of latest checkpoints that stay.
       quiet: whether to print nothing.
       minutes: after which to stop; no limit if None.
@@ -72,14 +73,20 @@ class Training:
         self.evaluate = evaluate.make_evaluate(model, pipeline)
         self._checkpoints: Checkpoints | None = None
         if hosts.is_first():
+            results.write_text(out / "config.toml", configs.dumps(config))
             self._checkpoints = Checkpoints(out / "checkpoints", keep)
         on_device = config.epoch_on_device
         if on_device is None:
             on_device = jax.default_backend() != "cpu"
         self._in_one_loop = on_device and pipeline.on_device
 
+    def check_there(self) -> None:
+        """Raise `CheckpointError` if the folder was deleted or moved."""
+        if self._checkpoints is not None:
+            self._checkpoints.check_there()
+
     def close(self) -> None:
-        """Wait for the last checkpoint."""
+        """Wait for the last checkpoint, and give its folder back."""
         if self._checkpoints is not None:
             self._checkpoints.close()
 
@@ -93,11 +100,14 @@ class Training:
         steps, epochs = self._pipeline.steps, self._config.epochs
         done = step // steps
         out = self._out if hosts.is_first() else None
-        book = Logbook(out, rows, times, self._quiet)
+        noisy = self._config.label_noise > 0.0
+        book = Logbook(out, rows, times, self._quiet, noisy)
         images = self._config.micro_batch
         progress = Progress(epochs * steps * images, step * images, self._quiet)
         if step:
             say(f"resumed after step {step} of {epochs * steps}", self._quiet)
+        else:
+            say(f"training for {epochs * steps} steps; compiling first", self._quiet)
         closing = contextlib.closing
         with closing(book), closing(progress), self._stop as stop:
             for epoch in range(done, epochs):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import importlib.util
 import json
 import os
 import tempfile
@@ -19,9 +20,11 @@ from . import devices as devices_of
 from . import evaluate, hosts, input_pipeline, results
 from .config import Config
 from .devices import Parallel
-from .logbook import plot, say
+from .logbook import plot, say, tell
 from .loop import RunError, Training
 from .pipeline import Pipeline
+
+WEIGHTS = "weights.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
       The record that is written to `result.json`.
 
     Raises:
-      RunError: the folder cannot be written or belongs to another config, or a
+      RunError: a file cannot be written, the folder belongs to another config, or a
         quantity is not finite.
       Stopped: a signal asked for it.
       CheckpointError: a checkpoint cannot be written or read.
@@ -105,9 +108,12 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         record = None
         with hosts.together():
             if first:
-                check_folder(out, config)
-                stack.enter_context(locked(out))
-                record = read(out / "result.json")
+                _check_config(out, config)
+                record = _finished(out)
+                if record is None:
+                    check_folder(out, config)
+                    stack.enter_context(locked(out))
+                    record = _finished(out)
         record = hosts.of_first(record)
         if record is not None:
             say(f"finished already: {out / 'result.json'}", options.quiet or not first)
@@ -144,21 +150,35 @@ def _train_and_test(
     quiet = options.quiet or not first
     with hosts.together():
         training = Training(config, pipeline, out, options.keep, quiet, options.minutes)
-        if first:
-            results.write_text(out / "config.toml", configs.dumps(config))
     if devices.count > 1:
         say(_in_words(config, options, devices.count), quiet)
     with contextlib.closing(training):
-        state, rows, seconds = training.run()
+        record, variables = _tested(config, pipeline, training, options)
+        accuracy = record["accuracy_by_bits"].items()
+        words = (
+            f"{'float' if bits == '32' else f'{bits} bit'} {value:.2%}"
+            for bits, value in accuracy
+        )
+        say(f"test accuracy: {', '.join(words)}", quiet)
+        if first:
+            training.check_there()
+            _write(record, variables, out, quiet)
+    return record
+
+
+def _tested(
+    config: Config, pipeline: Pipeline, training: Training, options: Options
+) -> tuple[dict[str, Any], evaluate.Variables]:
+    """Train and test; return the record of the run, and its network."""
+    state, rows, seconds = training.run()
     networks = {32: evaluate.variables_of(state)}
     for bits in config.bits:
         networks[bits] = evaluate.quantized(networks[32], bits)
     tested = dict(zip(networks, training.evaluate([*networks.values()]), strict=True))
-    accuracy = {str(bits): result.accuracy for bits, result in tested.items()}
     record = {
         "environment": results.environment()
         | {
-            "devices": devices.count,
+            "devices": pipeline.devices.count,
             "processes": jax.process_count(),
             "parallel": options.parallel,
         },
@@ -170,22 +190,40 @@ def _train_and_test(
         "test_loss": tested[32].loss,
         "test_accuracy": tested[32].accuracy,
         "best_test_accuracy": max(row["test_accuracy"] for row in rows),
-        "accuracy_by_bits": accuracy,
+        "accuracy_by_bits": {str(k): result.accuracy for k, result in tested.items()},
         "epochs": rows,
     }
-    if first:
-        if results.installed("safetensors", "weights.safetensors", quiet):
-            hero_jax.quant.save(out / "weights.safetensors", networks[32])
-        if results.installed("matplotlib", "curves.png", quiet):
-            title = f"{config.model} on {Path(config.dataset).name}, {config.method}"
-            plot(rows, accuracy, title, out / "curves.png")
-        results.write_json(out / "result.json", record)
-    widths = ("float" if bits == "32" else f"{bits} bit" for bits in accuracy)
-    values = (f"{value:.2%}" for value in accuracy.values())
-    pairs = (" ".join(pair) for pair in zip(widths, values, strict=True))
-    say(f"test accuracy: {', '.join(pairs)}", quiet)
+    return record, networks[32]
+
+
+def _write(
+    record: dict[str, Any], variables: evaluate.Variables, out: Path, quiet: bool
+) -> None:
+    """Write the files of a run that is finished, what matters most first.
+
+    Raises:
+      RunError: the weights cannot be written.
+      OSError: the result cannot be written.
+    """
+    results.write_json(out / "result.json", record)
     say(f"wrote {out / 'result.json'}", quiet)
-    return record
+    if results.installed("safetensors", WEIGHTS, quiet):
+        try:
+            hero_jax.quant.save(out / WEIGHTS, variables)
+        except OSError as error:
+            raise RunError(
+                f"{out / WEIGHTS} cannot be written ({error}), but the result is. The "
+                "same command writes it from the latest checkpoint."
+            ) from error
+    if results.installed("matplotlib", "curves.png", quiet):
+        config = record["config"]
+        dataset = Path(config["dataset"]).name
+        title = f"{config['model']} on {dataset}, {config['method']}"
+        rows, accuracy = record["epochs"], record["accuracy_by_bits"]
+        try:
+            plot(rows, accuracy, title, out / "curves.png")
+        except OSError as error:
+            tell(f"the picture is not written: {error}")
 
 
 def _in_words(config: Config, options: Options, devices: int) -> str:
@@ -207,6 +245,7 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"another process is running in {out}.") from None
+        results.remove_partial(out)
         yield
 
 
@@ -215,15 +254,28 @@ def read(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not record:
+            raise ValueError("it is no record")
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}): delete it.") from None
     return record
 
 
+def _finished(out: Path) -> dict[str, Any] | None:
+    """Return the result of a run; None if it has none, or has yet to write weights."""
+    path = out / "result.json"
+    record = read(path)
+    if record is None:
+        return None
+    if not record.get("epochs"):
+        raise RunError(f"{path} is damaged (it has no epochs): delete it.")
+    lacks = not (out / WEIGHTS).exists() and importlib.util.find_spec("safetensors")
+    return None if lacks and any(out.glob("checkpoints/*")) else record
+
+
 def check_folder(out: Path, config: Config) -> None:
     """Make the folder, or check that it is one of this config."""
-    path = out / "config.toml"
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out) as file:
@@ -232,12 +284,23 @@ def check_folder(out: Path, config: Config) -> None:
         raise RunError(
             f"out must be a folder that can be written to: {error}"
         ) from None
+    _check_config(out, config)
+
+
+def _check_config(out: Path, config: Config) -> None:
+    """Raise `RunError` if there is a folder, and it is not one of this config."""
+    path = out / "config.toml"
     if not path.exists():
-        if any(
-            (out / x).exists() for x in ("checkpoints", "result.json", "sweep.json")
+        # A run that was killed as it began may have an empty folder of checkpoints.
+        if any(out.glob("checkpoints/*")) or any(
+            (out / x).exists() for x in ("result.json", "sweep.json")
         ):
             raise RunError(f"{out} has results, but no config.toml: whose are they?")
         return
+    if not path.read_bytes().strip():
+        raise RunError(
+            f"{path} is empty: bring the run's config back, or choose another --out."
+        )
     try:
         before = dataclasses.asdict(configs.load(path))
     except (TypeError, ValueError) as error:
