@@ -218,10 +218,10 @@ def _print(text: str, file: TextIO) -> None:
 
 
 class Progress:
-    """A bar over all images of a run.
+    """A bar over all images of a run, on stderr.
 
-    Where there is no terminal, or no tqdm, it is a line after the first step, which has
-    been compiled then, and one a minute.
+    Where that is no terminal, or without tqdm, it is a line after the first step, which
+    has been compiled then, and one a minute.
     """
 
     def __init__(self, total: int, done: int, quiet: bool) -> None:
@@ -259,10 +259,10 @@ class Progress:
             except OSError:  # the terminal is gone
                 self._bar.disable = True
                 self._bar = None
-        elif now - self._told >= TELL_EVERY:
+        elif not self._quiet and now - self._told >= TELL_EVERY:
             self._told = now
             share, seconds = self._done / self._total, now - self._begun
-            say(f"{share:.1%} after {seconds:.0f} s: {text}", self._quiet)
+            tell(f"{share:.1%} after {seconds:.0f} s: {text}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -296,7 +296,7 @@ def test_nothing_that_is_logged_stops_a_run(tmp_path, monkeypatch, capsys):
         record = run(CONFIG, options(tmp_path, quiet=False))
     assert len(record["epochs"]) == 3
     assert (tmp_path / "result.json").exists()
-    lines = capsys.readouterr().err.splitlines()
+    lines = [x for x in capsys.readouterr().err.splitlines() if "% after" not in x]
     told = ("can be printed", "written for TensorBoard", "tries again after each epoch")
     assert len(lines) == 3
     for text in told:
@@ -324,11 +324,12 @@ def test_standard_streams_may_be_closed(tmp_path, monkeypatch):
 def test_a_run_without_a_terminal_is_not_silent(noise, tmp_path, capsys):
     config = dataclasses.replace(CONFIG, epochs=1, label_noise=noise)
     run(config, options(tmp_path, quiet=False))
-    first, second, third = capsys.readouterr().out.splitlines()[:3]
+    told = capsys.readouterr()
+    first, second = told.out.splitlines()[:2]
     assert first == "training for 4 steps; compiling first"
-    assert second.startswith("25.0% after ")
-    assert third.startswith("epoch   1  train loss")
-    assert ("(clean labels" in third) == (noise > 0.0)
+    assert told.err.startswith("25.0% after ")
+    assert second.startswith("epoch   1  train loss")
+    assert ("(clean labels" in second) == (noise > 0.0)
 
 
 def delete(path, _):
