@@ -91,7 +91,7 @@ def is_first() -> bool:
 
 def leave(status: int) -> NoReturn:
     """End at once; an orderly end would wait for processes that wait for this one."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError):
             stream.flush()
     if is_first():
