@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Training:
       out: its folder, to which the config is written.
       keep: number of latest checkpoints that stay.
       quiet: whether to print nothing.
-      minutes: after which to stop; no limit if None.
+      stopped: whether to stop after a step; asked at each, by every process.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class Training:
         out: Path,
         keep: int,
         quiet: bool,
-        minutes: float | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._stop = Signals(minutes)
+        self._to_stop = stopped
         model = make_model(config, pipeline, config.normalizes_together)
         self._config, self._pipeline, self._out = config, pipeline, out
         self._devices = pipeline.devices
@@ -109,13 +110,13 @@ class Training:
         else:
             say(f"training for {epochs * steps} steps; compiling first", self._quiet)
         closing = contextlib.closing
-        with closing(book), closing(progress), self._stop as stop:
+        with closing(book), closing(progress):
             for epoch in range(done, epochs):
                 start = time.perf_counter()
                 before = len(outputs)
                 started = start - spent
                 spent = 0.0
-                state = self._epoch(state, epoch, outputs, progress, stop)
+                state = self._epoch(state, epoch, outputs, progress)
                 step = epoch * steps + len(outputs)
                 if len(outputs) < steps:
                     self._save(step, state, outputs, book, None, started)
@@ -133,7 +134,7 @@ class Training:
                 outputs = []
                 self._save(step, state, outputs, book, row["test_accuracy"])
                 book.write()
-                if epoch + 1 < epochs and stop.now():
+                if epoch + 1 < epochs and self._to_stop():
                     raise self._stopped(step)
             return self._devices.fetch(state), book.rows, book.seconds()
 
@@ -211,7 +212,6 @@ class Training:
         epoch: int,
         outputs: list[list[float]],
         progress: Progress,
-        stop: "Signals",
     ) -> TrainState:
         """Take the steps of an epoch that are left, and append to the outputs."""
 
@@ -230,7 +230,7 @@ class Training:
             state, all_values = self._program.epoch(state, next(items))
             for values in self._devices.fetch(all_values):
                 look(values)
-            stop.now()
+            self._to_stop()
             return state
         waiting: collections.deque[jax.Array] = collections.deque()
         for item in items:
@@ -238,7 +238,7 @@ class Training:
             waiting.append(values)
             if len(waiting) > AHEAD:
                 look(self._devices.fetch(waiting.popleft()))
-            if stop.now():
+            if self._to_stop():
                 break
         for values in waiting:
             look(self._devices.fetch(values))

@@ -156,6 +156,7 @@ def compute(given: argparse.Namespace, start: float) -> int:
         options = Options(
             results=given.results,
             work=given.work,
+            host_devices=given.host_devices,
             dataset=given.dataset,
             data_dir=given.data_dir,
             download=given.download,

@@ -46,14 +46,16 @@ def revision() -> str | None:
     code = ("--", ":(top,glob)**/*.py", ":(top)pyproject.toml")
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words, *code]
+        here = str(Path(__file__).parent)
+        command = ["git", "--no-optional-locks", "-C", here, *words]
         return subprocess.run(
             command, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("log", "-1", "--format=%h") + ("+" if changed else "") or None
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # or another's
+        changed = git("status", "--porcelain", "--untracked-files=no", *code)
+        return git("log", "-1", "--format=%h", *code) + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from . import evaluate, hosts, input_pipeline, results
 from .config import Config
 from .devices import Parallel
 from .logbook import plot, say, tell
-from .loop import RunError, Training
+from .loop import RunError, Signals, Training
 from .pipeline import Pipeline
 
 WEIGHTS = "weights.safetensors"
@@ -78,7 +78,9 @@ class Options:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
-def run(config: Config, options: Options) -> dict[str, Any]:
+def run(
+    config: Config, options: Options, stopped: Callable[[], bool] | None = None
+) -> dict[str, Any]:
     """Train and test; go on where an earlier attempt in the same folder ended.
 
     Of several processes that have joined, only the first one reads and writes files of
@@ -87,6 +89,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
     Args:
       config: what to train, on what, and how.
       options: where and how to run.
+      stopped: whether to stop, in place of signals and `options.minutes`.
 
     Returns:
       The record that is written to `result.json`.
@@ -104,6 +107,7 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         raise RunError("out must be a folder, got None.")
     out = options.out
     first = hosts.is_first()
+    signals = Signals(options.minutes)
     with contextlib.ExitStack() as stack:
         record = None
         with hosts.together():
@@ -122,7 +126,9 @@ def run(config: Config, options: Options) -> dict[str, Any]:
         with hosts.together():
             pipeline = stack.enter_context(open_pipeline(config, options))
         hosts.check_same("the data", str(pipeline.checksum))
-        return _train_and_test(config, pipeline, out, options)
+        if stopped is None:
+            stopped = stack.enter_context(signals).now
+        return _train_and_test(config, pipeline, out, options, stopped)
 
 
 def open_pipeline(config: Config, options: Options) -> contextlib.closing[Pipeline]:
@@ -143,13 +149,17 @@ def open_pipeline(config: Config, options: Options) -> contextlib.closing[Pipeli
 
 
 def _train_and_test(
-    config: Config, pipeline: Pipeline, out: Path, options: Options
+    config: Config,
+    pipeline: Pipeline,
+    out: Path,
+    options: Options,
+    stopped: Callable[[], bool],
 ) -> dict[str, Any]:
     devices = pipeline.devices
     first = hosts.is_first()
     quiet = options.quiet or not first
     with hosts.together():
-        training = Training(config, pipeline, out, options.keep, quiet, options.minutes)
+        training = Training(config, pipeline, out, options.keep, quiet, stopped)
     if devices.count > 1:
         say(_in_words(config, options, devices.count), quiet)
     with contextlib.closing(training):

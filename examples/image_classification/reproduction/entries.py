@@ -14,8 +14,8 @@ and a higher learning rate, which help against noise as flatness does. "sgd_reci
 SGD with the learning rate and the weight decay of the paper's recipe, not searched.
 
 At the scale "budget" they are ResNet20's on the whole of CIFAR-10, by the paper's
-recipe, but for 15 epochs in place of 200: two cores take one to three hours a row. The
-settings were fixed before on smaller tasks, and none is tuned here.
+recipe, but for 15 epochs in place of 200: two cores take hours for a row. The settings
+were fixed before on smaller tasks, and none is tuned here.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ class Row:
 
     Attributes:
       name: of its file of results.
-      scale: full or cpu.
+      scale: full, cpu or budget.
       config: of the runs, but for what was searched, and the seed.
       seeds: of the runs.
       finals: the best setting of these is taken; that of the config if None.

@@ -167,11 +167,11 @@ def chosen(row: Row, folder: Path) -> Config:
 
 def differences(record: Record, config: Config) -> list[str]:
     """Tell in which fields a record is of another config; the seed does not count."""
-    before = record["config"]
+    before = dataclasses.asdict(Config()) | record["config"]
     return [
-        f"{name} was {before.get(name)!r}, now {value!r}"
+        f"{name} was {before[name]!r}, now {value!r}"
         for name, value in dataclasses.asdict(config).items()
-        if name != "seed" and _plain(before.get(name)) != _plain(value)
+        if name != "seed" and _plain(before[name]) != _plain(value)
     ]
 
 

@@ -15,35 +15,47 @@ REVISIONS = "revisions.txt"
 def keep(run: Path, kept: Path) -> None:
     """Copy what a stopped run goes on from, in place of an earlier copy."""
     latest = _latest(run)
-    if latest is None or latest <= (_latest(kept) or 0):
-        return
-    partial = kept.with_name(f".{kept.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(_checkpoint(run, latest), _checkpoint(partial, latest))
-    for name in ("config.toml", REVISIONS):
-        shutil.copy(run / name, partial)
-    shutil.rmtree(kept, ignore_errors=True)
-    partial.rename(kept)
+    if latest is not None and latest > (_latest(kept) or 0):
+        _copy(run, kept, latest)
 
 
 def bring_back(kept: Path, run: Path) -> None:
     """Copy a stopped run to where it goes on, unless it came further there."""
     latest = _latest(kept)
-    if latest is None or latest <= (_latest(run) or 0):
-        return
-    shutil.rmtree(run, ignore_errors=True)
-    shutil.copytree(kept, run)
+    if latest is not None and latest > (_latest(run) or 0):
+        _copy(kept, run, latest)
 
 
-def note_revision(run: Path) -> list[str | None]:
-    """Note which code works on a run; return all that have done so."""
+def forget(kept: Path) -> None:
+    """Delete the copy of a run that is finished."""
+    for path in (kept, _partial(kept)):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def note_revision(run: Path, devices: int) -> list[str]:
+    """Note which code works on a run, on how many devices; return all that did so."""
     path = run / REVISIONS
-    noted = path.read_text().split() if path.exists() else []
-    revision = str(results.revision())
-    if revision not in noted[-1:]:
-        noted.append(revision)
-        results.write_text(path, "".join(f"{x}\n" for x in noted))
-    return [None if x == "None" else x for x in noted]
+    noted = path.read_text().splitlines() if path.exists() else []
+    here = f"{results.revision()} on {devices} device(s)"
+    if here not in noted[-1:]:
+        noted.append(here)
+        results.write_text(path, "".join(f"{line}\n" for line in noted))
+    return noted
+
+
+def _copy(source: Path, target: Path, step: int) -> None:
+    """Replace a folder, whole or not at all."""
+    partial = _partial(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(_checkpoint(source, step), _checkpoint(partial, step))
+    for name in ("config.toml", REVISIONS):
+        shutil.copy(source / name, partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def _checkpoint(run: Path, step: int) -> Path:

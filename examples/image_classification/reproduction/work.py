@@ -1,19 +1,21 @@
 """How the runs of an entry are computed, and its result written."""
 
+import csv
 import dataclasses
 import importlib.util
 import json
 import shutil
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 import hero_jax
 
-from .. import devices, evaluate, input_pipeline, results, search
+from .. import datasets, devices, evaluate, input_pipeline, results, search
 from ..array_pipeline import ArrayPipeline
 from ..config import Config
 from ..grid import Run, settings_of
@@ -40,7 +42,8 @@ class Options:
 
     Attributes:
       results: folder of the results that are kept.
-      work: folder of checkpoints, which may be deleted when all is done.
+      work: folder of checkpoints and of the final weights of the scale "budget".
+      host_devices: parts of a CPU that share out the images of that scale.
       dataset: file or folder that stands for CIFAR-10.
       data_dir: where TensorFlow data sets lie.
       download: let TensorFlow Datasets fetch a data set that is not there.
@@ -53,6 +56,7 @@ class Options:
 
     results: Path
     work: Path
+    host_devices: int | None = None
     dataset: str | None = None
     data_dir: Path | None = None
     download: bool = False
@@ -79,6 +83,8 @@ class Options:
         """Return the command that computes an entry."""
         words = [COMMAND, "--scale", entry.scale, "--only", entry.name]
         words += ["--dataset", "DATA"] if self.dataset else ["--data-dir", "DIR"]
+        if entry.scale == "budget" and self.host_devices is not None:
+            words += ["--host-devices", str(self.host_devices)]
         if self.seeds is not None:
             words += ["--seeds", *map(str, self.seeds)]
         return " ".join(words)
@@ -217,9 +223,10 @@ class Worker:
                 return False
             path.parent.mkdir(parents=True, exist_ok=True)
             new = self._described(row, config) | new
-            results.write_json(path, records.joined(read(path), new))
+            joined = records.joined(read(path), new)
+            unfinished.forget(self._unfinished(folder))
+            results.write_json(path, joined)
             shutil.rmtree(folder)
-            shutil.rmtree(self._unfinished(folder), ignore_errors=True)
         return True
 
     def _at_once(
@@ -288,51 +295,62 @@ class Worker:
             for module in ("matfree", "safetensors"):  # better now than after hours
                 if importlib.util.find_spec(module) is None:
                     raise RunError(f'the scale "budget" needs the package {module}.')
+            self._check_cifar10(config)
         (seed,) = seeds
         config = dataclasses.replace(config, seed=seed)
+        limits, kept = self._options.limits, self._unfinished(folder)
         options = RunOptions(
             out=folder,
             data_dir=self._options.data_dir,
             dataset_path=self._options.place_of(config),
             download=self._options.download,
             keep=1,
-            minutes=self._options.limits.minutes_left(),
-            quiet=self._options.limits.quiet,
+            quiet=limits.quiet,
         )
-        unfinished.bring_back(self._unfinished(folder), folder)
-        revisions = unfinished.note_revision(folder)
+        unfinished.bring_back(kept, folder)
+        noted = unfinished.note_revision(folder, jax.device_count())
+        found: Record = {"seed": seed, "revisions": noted}
         try:
-            record = run(config, options)
+            record = run(config, options, lambda: limits.over(0.0))
         except Stopped:
-            unfinished.keep(folder, self._unfinished(folder))
+            unfinished.keep(folder, kept)
             return None
         except NotFiniteError as error:
-            diverged = {"seed": seed, "accuracy_by_bits": None, "revisions": revisions}
             with open_pipeline(config, options) as pipeline:
-                return {
-                    "data": pipeline.checksum,
-                    "seconds": 0.0,
-                    "runs": [diverged | {"diverged": str(error)}],
-                }
-        names = (*CURVES, *MEASURED)
-        found: Record = {
-            "seed": seed,
+                data = pipeline.checksum
+            found |= {"accuracy_by_bits": None, "diverged": str(error).split(". ")[0]}
+            return {"data": data, "seconds": 0.0, "runs": [found | _so_far(folder)]}
+        found |= {
             "test_loss": record["test_loss"],
             "accuracy_by_bits": record["accuracy_by_bits"],
-            "epochs": {x: [epoch[x] for epoch in record["epochs"]] for x in names},
+            "epochs": _curves(record["epochs"]),
             "seconds": record["seconds"],
-            "devices": record["environment"]["devices"],
-            "revisions": revisions,
         }
-        kept = ("parameters", "train_images_per_epoch", "test_images", "seconds")
-        told = {name: record[name] for name in kept} | {"together": "one_by_one"}
+        names = ("parameters", "train_images_per_epoch", "test_images", "seconds")
+        told = {name: record[name] for name in names} | {"together": "one_by_one"}
         if row.scale == "budget":
+            unfinished.keep(folder, kept)
+            if limits.stopped():  # what follows takes some minutes
+                return None
             weights = hero_jax.quant.load(folder / "weights.safetensors")
             more, of_row = _around(row, config, weights, options)
             found, told = found | more, told | of_row
             name = f"{row.name}_seed_{seed}.safetensors"
             shutil.copy(folder / "weights.safetensors", folder.parent / name)
         return told | {"runs": [found]}
+
+    def _check_cifar10(self, config: Config) -> None:
+        """Raise `RunError` if the file that stands for CIFAR-10 is another data set."""
+        place = self._options.place_of(config)
+        if place is None:
+            return
+        given = datasets.load(place)
+        facts = given.num_classes, input_pipeline.len_of(given.train)
+        if facts != (10, 50_000):
+            raise RunError(
+                "--dataset must be CIFAR-10, which has 10 classes and 50000 training "
+                f"images, got {place!r} with {facts[0]} and {facts[1]}"
+            )
 
     def _unfinished(self, folder: Path) -> Path:
         """Return the folder beside the results that holds what was stopped in one."""
@@ -341,7 +359,14 @@ class Worker:
 
     def _folder(self, row: Row, config: Config, seeds: Sequence[int]) -> Path:
         """Return the folder of checkpoints, another one for every config."""
-        fields = json.dumps(dataclasses.asdict(config), sort_keys=True)
+        # A field that is added later leaves the name as it was.
+        defaults = dataclasses.asdict(Config())
+        changed = {
+            name: value
+            for name, value in dataclasses.asdict(config).items()
+            if value != defaults[name]
+        }
+        fields = json.dumps(changed, sort_keys=True)
         name = f"seed_{'_'.join(map(str, seeds))}-{zlib.crc32(fields.encode()):08x}"
         folder = self._options.work / row.scale / row.name / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -353,6 +378,22 @@ class Worker:
             "environment": results.environment() | {"command": command},
             "config": dataclasses.asdict(config),
         }
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return columns of metrics by epoch."""
+    names = (*CURVES, *MEASURED)
+    return {name: [float(row[name]) for row in rows] for name in names}
+
+
+def _so_far(folder: Path) -> Record:
+    """Return what the files of a run tell of its epochs."""
+    rows: dict[str, list[dict[str, str]]] = {"metrics": [], "times": []}
+    for name in rows:
+        if (file := folder / f"{name}.csv").exists():
+            rows[name] = [*csv.DictReader(file.read_text().splitlines())]
+    seconds = sum(float(row["seconds"]) for row in rows["times"])
+    return {"epochs": _curves(rows["metrics"]), "seconds": seconds}
 
 
 def on_this_machine() -> Scale:
@@ -377,7 +418,7 @@ def _around(
                 config, pipeline, variables
             ),
         }
-        if not row.surface:
+        if not row.surface or config.seed != row.seeds[0]:
             return of_run, {"data": pipeline.checksum}
         measured = surface.measure(config, pipeline, variables)
         return of_run, {"data": pipeline.checksum, "surface": measured}

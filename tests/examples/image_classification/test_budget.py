@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -12,9 +14,11 @@ import pytest
 import hero_jax
 from examples.image_classification import config as configs
 from examples.image_classification import evaluate, loop, reproduce, results
+from examples.image_classification import run as runs
 from examples.image_classification.config import Config
 from examples.image_classification.reproduction import (
     entries,
+    records,
     report,
     surface,
     tables,
@@ -125,12 +129,100 @@ def test_what_came_further_is_not_replaced(tmp_path):
     assert states(run) == ["later 20"]
 
 
+@pytest.mark.parametrize("moment", ["loading", "last epoch", "measuring"])
+def test_a_signal_at_any_moment_stops_all_that_follows(moment, tmp_path, monkeypatch):
+    def interrupting(function, number):
+        calls = []
+
+        def interrupted(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return function(*args, **kwargs)
+
+        return interrupted
+
+    place, name, number = {
+        "loading": (runs, "open_pipeline", 1),
+        "last epoch": (loop.Training, "_row", CONFIG.epochs),
+        "measuring": (surface, "largest_eigenvalue", 1),
+    }[moment]
+    monkeypatch.setattr(place, name, interrupting(getattr(place, name), number))
+    assert command(tmp_path, "--all") == 0
+    assert not (tmp_path / "results" / "budget" / "diverges.json").exists()
+    kept = tmp_path / "results" / "budget" / "unfinished" / "row"
+    steps = [int(path.name) for path in kept.glob("*/checkpoints/*")]
+    assert steps == {"loading": [1], "last epoch": [9], "measuring": []}[moment]
+    assert (kept.parents[1] / "row.json").exists() == (moment == "measuring")
+    assert command(tmp_path, "--next") == 0
+    assert {run["seed"] for run in record_of(tmp_path)["runs"]} == {0}
+
+
+def test_a_copy_that_was_interrupted_does_no_harm(tmp_path, monkeypatch):
+    def folder(name, step):
+        checkpoint = tmp_path / name / "checkpoints" / str(step)
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "state").write_text(name)
+        for file in ("config.toml", unfinished.REVISIONS):
+            (tmp_path / name / file).write_text(name)
+        return tmp_path / name
+
+    kept, run = folder("kept", 7), tmp_path / "run"
+    for function in ("copy", "rmtree", "copytree"):
+        with monkeypatch.context() as patch:
+
+            def killed(*_, **__):
+                raise KeyboardInterrupt
+
+            patch.setattr(unfinished.shutil, function, killed)
+            with pytest.raises(KeyboardInterrupt):
+                unfinished.bring_back(kept, run)
+        assert not run.exists()
+    unfinished.bring_back(kept, run)
+    assert (run / "checkpoints" / "7" / "state").read_text() == "kept"
+    assert (run / "config.toml").exists()
+    folder("later", 8).rename(tmp_path / ".kept.partial")
+    unfinished.forget(kept)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_field_that_is_added_later_changes_no_row(tmp_path, monkeypatch):
+    worker = work.Worker(
+        work.Options(results=tmp_path, work=tmp_path, limits=None),
+    )
+    before = worker._folder(ROW, CONFIG, [0])
+    asdict = dataclasses.asdict
+    record = {"config": asdict(CONFIG)}
+    monkeypatch.setattr(dataclasses, "asdict", lambda x: asdict(x) | {"new": 1})
+    assert worker._folder(ROW, CONFIG, [0]) == before
+    monkeypatch.setattr(Config, "new", 1, raising=False)
+    assert records.differences(record, CONFIG) == []
+    other = dataclasses.replace(CONFIG, h=3.0)
+    assert worker._folder(ROW, other, [0]) != before
+    assert records.differences(record, other) == ["h was 2.0, now 3.0"]
+
+
+def test_another_data_set_is_refused_before_training(tmp_path, capsys, monkeypatch):
+    row = dataclasses.replace(
+        ROW, config=dataclasses.replace(CONFIG, dataset="cifar10", train_size=None)
+    )
+    monkeypatch.setattr(reproduce, "entries", lambda: [row])
+    images, labels = np.zeros((60, 8, 8, 3), np.uint8), np.arange(60) % 10
+    path = tmp_path / "data.npz"
+    names = ("x_train", "y_train", "x_test", "y_test")
+    np.savez(path, **dict(zip(names, (images, labels) * 2, strict=True)))
+    assert command(tmp_path, "--next", "--dataset", str(path)) == 1
+    error = capsys.readouterr().err
+    assert "10 classes and 50000 training images" in error
+    assert error.rstrip().endswith("with 10 and 60")
+
+
 def test_a_record_has_what_the_tables_need(tmp_path):
     assert command(tmp_path, "--only", "row") == 0
     record = record_of(tmp_path)
     assert [run["seed"] for run in record["runs"]] == [0, 1]
     for run in record["runs"]:
-        assert run["revisions"] == [results.revision()]
+        assert run["revisions"] == [f"{results.revision()} on 1 device(s)"]
         assert run["seconds"] > 0.0
         assert {len(x) for x in run["epochs"].values()} == {3}
         name = f"row_seed_{run['seed']}.safetensors"
@@ -167,7 +259,9 @@ def test_a_row_that_diverges_is_a_result(tmp_path):
     assert command(tmp_path, "--only", "diverges") == 0
     (run,) = record_of(tmp_path, "diverges")["runs"]
     assert run["accuracy_by_bits"] is None
-    assert "at step" in run["diverged"]
+    assert run["diverged"].startswith("loss is nan at step")
+    assert str(tmp_path) not in json.dumps(run)
+    assert run["epochs"]["test_accuracy"] == []
     assert command(tmp_path, "--only", "diverges") == 0  # nothing is missing
     table = tables.budget_scale({"diverges": record_of(tmp_path, "diverges")})
     assert "diverged" in table.splitlines()[-1]
