@@ -9,6 +9,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +21,8 @@ from .photographs import UNREADABLE, to_rgb
 
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 TEST_SPLITS = ("test", "val", "validation")
+READERS = 8
+"""Threads that read files for their checksum."""
 
 
 class DatasetError(Exception):
@@ -53,10 +56,6 @@ class Files(Protocol):
         """Return what to call an image in a message."""
         ...
 
-    def checksum(self) -> int:
-        """Return a number that tells different sets apart, without reading them."""
-        ...
-
 
 class Dataset(NamedTuple):
     """Training and test images, both held in the same way.
@@ -64,12 +63,17 @@ class Dataset(NamedTuple):
     Attributes:
       train: what to train on.
       test: what to test on.
-      num_classes: labels are below it.
+      classes: their names, in the order of the labels.
     """
 
     train: Any
     test: Any
-    num_classes: int
+    classes: Sequence[str]
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are below it."""
+        return len(self.classes)
 
 
 class FolderFiles:
@@ -78,10 +82,9 @@ class FolderFiles:
     def __init__(self, root: Path, classes: Sequence[str]) -> None:
         self._root, self._paths, self._labels = root, [], []
         for label, name in enumerate(classes):
-            for path in sorted((root / name).rglob("*")):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    self._paths.append(path.relative_to(root).as_posix())
-                    self._labels.append(label)
+            for path in image_files(root / name):
+                self._paths.append(path.relative_to(root).as_posix())
+                self._labels.append(label)
         if not self._paths:
             raise DatasetError(
                 f"no images in {root}: expected {root}/CLASS/IMAGE with the suffixes "
@@ -98,10 +101,6 @@ class FolderFiles:
     def name(self, index: int) -> str:
         """Return the path."""
         return str(self._root / self._paths[index])
-
-    def checksum(self) -> int:
-        """Return a CRC-32 of the names."""
-        return zlib.crc32("\n".join(self._paths).encode())
 
     def missing(self, classes: Sequence[str]) -> list[str]:
         """Return the classes that have no images."""
@@ -127,10 +126,6 @@ class TfdsFiles:
         """Return split and number."""
         return f"{self._split}[{index}]"
 
-    def checksum(self) -> int:
-        """Return a CRC-32 of split and size."""
-        return zlib.crc32(self.name(len(self)).encode())
-
 
 class Subset:
     """Some of the images, by number."""
@@ -149,9 +144,15 @@ class Subset:
         """Return the name in the whole."""
         return self._files.name(int(self._indices[index]))
 
-    def checksum(self) -> int:
-        """Return a CRC-32 of the choice, on top of that of the whole."""
-        return zlib.crc32(self._indices.tobytes(), self._files.checksum())
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the images at any depth, in order; what is hidden is left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> Dataset:
@@ -167,6 +168,11 @@ def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> 
       DatasetError: it is missing or malformed.
     """
     path = Path(name).expanduser()
+    if printable(name) != name:
+        raise DatasetError(
+            f"the name of a data set must be UTF-8, got '{printable(name)}': rename "
+            "it, or link to it. The files in it may have any name."
+        )
     if name == "digits":
         return _digits()
     if path.suffix == ".npz":
@@ -185,8 +191,15 @@ def take(data: Any, indices: np.ndarray) -> Any:
     return Subset(data, indices)
 
 
+def printable(name: str) -> str:
+    """Return the name of a file, with what is not UTF-8 in it as escapes."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def decode(data: Any) -> Arrays:
     """Return arrays, of files by decoding all of them, which must have one size.
+
+    They are grey if all files are; one of colours makes all of them RGB.
 
     Raises:
       DatasetError: they differ in size, or one cannot be decoded.
@@ -206,14 +219,24 @@ def decode(data: Any) -> Arrays:
                 f"{files.name(index)} cannot be decoded: {error}"
             ) from None
         image = image[..., None] if image.ndim == 2 else image
-        if images and image.shape != images[0].shape:
+        if images and image.shape[:2] != images[0].shape[:2]:
             raise DatasetError(
                 f"{files.name(index)} has the shape {image.shape}, others "
                 f"{images[0].shape}: use augmentation 'resized_crop'."
             )
         images.append(image)
         labels.append(label)
+    if any(image.shape[2] == 3 for image in images):
+        images = [np.broadcast_to(x, (*x.shape[:2], 3)) for x in images]
     return Arrays(np.stack(images), np.array(labels, np.int32))
+
+
+def differing(where: str, train: np.ndarray, test: np.ndarray) -> DatasetError:
+    """Return the error of training and test images that differ in shape."""
+    return DatasetError(
+        f"{where}: training and test images differ in shape, {train.shape[1:]} and "
+        f"{test.shape[1:]}."
+    )
 
 
 def downsampled(data: Arrays, factor: int) -> Arrays:
@@ -235,15 +258,34 @@ def downsampled(data: Arrays, factor: int) -> Arrays:
 
 
 def checksum(dataset: Dataset) -> int:
-    """Return a number that tells different images apart; of files, their names."""
+    """Return a number that tells different data apart; encoded images are read once."""
     crc = 0
     for data in (dataset.train, dataset.test):
         if isinstance(data, Arrays):
             for array in data:
                 crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
         else:
-            crc = zlib.crc32(str(data.checksum()).encode(), crc)
+            crc = _checksum_of_files(data, crc)
     return crc
+
+
+def _checksum_of_files(files: Files, crc: int) -> int:
+    """Return a CRC-32 of labels and contents in their order, whatever the names."""
+
+    def of_some(indices: range) -> int:
+        crc = 0
+        for index in indices:
+            try:
+                data, label = files.read(index)
+            except OSError:
+                data, label = b"", -1
+            crc = zlib.crc32(data, zlib.crc32(b"%d %d" % (label, len(data)), crc))
+        return crc
+
+    size = len(files)
+    parts = [range(k, min(k + 100, size)) for k in range(0, size, 100)]
+    with ThreadPoolExecutor(READERS) as pool:
+        return zlib.crc32(repr([*pool.map(of_some, parts)]).encode(), crc)
 
 
 def _digits() -> Dataset:
@@ -254,32 +296,40 @@ def _digits() -> Dataset:
     images = (15 * digits.images[order][..., None]).astype(np.uint8)  # from 0 to 16
     labels = digits.target[order].astype(np.int32)
     return Dataset(
-        Arrays(images[:1000], labels[:1000]), Arrays(images[1000:], labels[1000:]), 10
+        Arrays(images[:1000], labels[:1000]),
+        Arrays(images[1000:], labels[1000:]),
+        _numbers(10),
     )
+
+
+def _numbers(count: int) -> list[str]:
+    """Return names for classes that have none."""
+    return [str(label) for label in range(count)]
 
 
 def _npz(path: Path) -> Dataset:
     if not path.is_file():
         raise DatasetError(f"no file {path}.")
+    wanted = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
-            arrays = dict(members)
-    except (TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{path} is no readable .npz file: {error}") from None
-    if missing := {"x_train", "y_train", "x_test", "y_test"} - arrays.keys():
+        with zipfile.ZipFile(path) as archive:
+            found = {name.removesuffix(".npy") for name in archive.namelist()}
+            arrays = {x: _member(archive, f"{x}.npy") for x in wanted if x in found}
+    except Exception as error:  # whatever damaged files make zipfile and NumPy raise
         raise DatasetError(
-            f"{path} must hold x_train, y_train, x_test and y_test; {sorted(missing)} "
-            f"not found among {sorted(arrays)}."
+            f"{path} is no readable .npz file: {str(error) or type(error).__name__}"
+        ) from None
+    if missing := sorted({*wanted} - found):
+        raise DatasetError(
+            f"{path} must hold x_train, y_train, x_test and y_test; {missing} not "
+            f"found among {sorted(found)}."
         )
     train, test = (
         _checked(path, arrays[f"x_{split}"], arrays[f"y_{split}"], split)
         for split in ("train", "test")
     )
     if train.images.shape[1:] != test.images.shape[1:]:
-        raise DatasetError(
-            f"{path}: training and test images differ in shape, "
-            f"{train.images.shape[1:]} and {test.images.shape[1:]}."
-        )
+        raise differing(str(path), arrays["x_train"], arrays["x_test"])
     classes = np.unique(train.labels)
     num_classes = len(classes)
     if classes[-1] != num_classes - 1:
@@ -291,23 +341,34 @@ def _npz(path: Path) -> Dataset:
         raise DatasetError(
             f"{path}: y_test has the class {test.labels.max()}, which y_train has not."
         )
-    return Dataset(train, test, num_classes)
+    return Dataset(train, test, _numbers(num_classes))
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Read an array to its end, where its checksum stands."""
+    with archive.open(name) as file:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{name} is longer than the array that it describes")
+    return array
 
 
 def _checked(path: Path, x: np.ndarray, y: np.ndarray, split: str) -> Arrays:
-    if x.ndim == 3:
-        x = x[..., None]
-    if x.dtype != np.uint8 or x.ndim != 4 or 0 in x.shape:
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or 0 in x.shape:
         raise DatasetError(
             f"{path}: x_{split} must be uint8 [N, H, W, C] or [N, H, W], got "
             f"{x.dtype} {list(x.shape)}."
         )
-    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-    if not np.issubdtype(y.dtype, np.integer) or y.shape != x.shape[:1]:
+    x = x[..., None] if x.ndim == 3 else x
+    if not np.issubdtype(y.dtype, np.integer) or y.shape not in (
+        (len(x),),
+        (len(x), 1),
+    ):
         raise DatasetError(
             f"{path}: y_{split} must be integers [{len(x)}], one for each image, got "
             f"{y.dtype} {list(y.shape)}."
         )
+    y = y.ravel()
     if y.min() < 0 or y.max() >= 2**31:
         raise DatasetError(
             f"{path}: y_{split} must be from 0 to 2^31 - 1, got {y.min()} to {y.max()}."
@@ -317,18 +378,19 @@ def _checked(path: Path, x: np.ndarray, y: np.ndarray, split: str) -> Arrays:
 
 def _mosaics(root: Path) -> Dataset:
     try:
-        splits, num_classes = mosaics.read(root)
+        splits, classes = mosaics.read(root)
     except mosaics.MosaicError as error:
         raise DatasetError(str(error)) from None
     train, test = (_checked(root, *splits[x], x) for x in ("train", "test"))
     highest = max(train.labels.max(), test.labels.max())
-    if highest >= num_classes or train.images.shape[1:] != test.images.shape[1:]:
+    if highest >= len(classes):
         raise DatasetError(
-            f"{root} must have labels below {num_classes}, the number of classes, and "
-            f"images of one size, got {highest}, {train.images.shape[1:]} and "
-            f"{test.images.shape[1:]}."
+            f"{root} must have labels below {len(classes)}, the number of classes, got "
+            f"{highest}."
         )
-    return Dataset(train, test, num_classes)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise differing(str(root), train.images, test.images)
+    return Dataset(train, test, classes)
 
 
 def _folder(root: Path) -> Dataset:
@@ -350,7 +412,7 @@ def _folder(root: Path) -> Dataset:
     train, test = FolderFiles(root / "train", classes), FolderFiles(tests[0], classes)
     if missing := train.missing(classes):
         raise DatasetError(f"no images in the folders {missing} of {root / 'train'}.")
-    return Dataset(train, test, len(classes))
+    return Dataset(train, test, [*map(printable, classes)])
 
 
 def _tfds(name: str, data_dir: Path | None, download: bool) -> Dataset:
@@ -409,4 +471,4 @@ def _tfds(name: str, data_dir: Path | None, download: bool) -> Dataset:
             f"{builder.info.file_format.value}, which cannot be read without "
             "TensorFlow: prepare it with `tfds build --file_format=array_record`."
         ) from None
-    return Dataset(train, test, features["label"].num_classes)
+    return Dataset(train, test, [*features["label"].names])

@@ -57,10 +57,10 @@ def create(
     devices = devices or choose()
     if as_files:
         return FilePipeline(dataset, config, workers, devices)
-    train, test = (
-        datasets.downsampled(datasets.decode(split), config.downsample)
-        for split in (dataset.train, dataset.test)
-    )
+    train, test = datasets.decode(dataset.train), datasets.decode(dataset.test)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise datasets.differing(config.dataset, train.images, test.images)
+    train, test = (datasets.downsampled(x, config.downsample) for x in (train, test))
     return ArrayPipeline(dataset._replace(train=train, test=test), config, devices)
 
 

@@ -31,26 +31,29 @@ def found(root: Path) -> bool:
     return meta.is_file() and b"mosaic_columns" in meta.read_bytes()
 
 
-def read(root: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], int]:
+def read(root: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
     """Read the splits "train" and "test".
 
     Returns:
-      By split images, uint8 `[N, H, W, 3]`, and labels `[N]`; the number of classes.
+      By split images, uint8 `[N, H, W, 3]`, and labels `[N]`; the names of the classes.
 
     Raises:
       MosaicError: a file is missing or malformed.
     """
     try:
         meta = json.loads((root / "meta.json").read_text(encoding="utf-8"))
-        columns, classes = int(meta["mosaic_columns"]), len(meta["classes"])
+        columns, classes = int(meta["mosaic_columns"]), [*map(str, meta["classes"])]
         facts = {split: meta["splits"][split] for split in ("train", "test")}
-        return {split: _split(root, split, columns, facts[split]) for split in facts}, (
-            classes
-        )
-    except (KeyError, TypeError) as error:
+        splits = {split: _split(root, split, columns, facts[split]) for split in facts}
+    except MosaicError:
+        raise
+    except KeyError as error:
         raise MosaicError(f"{root / 'meta.json'} has no {error}.") from None
-    except (EOFError, OSError, ValueError) as error:
-        raise MosaicError(f"{root} cannot be read: {error}") from None
+    except Exception as error:  # whatever damaged files make Pillow and NumPy raise
+        raise MosaicError(
+            f"{root} cannot be read: {str(error) or type(error).__name__}"
+        ) from None
+    return splits, classes
 
 
 def _split(

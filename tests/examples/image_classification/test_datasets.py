@@ -1,12 +1,14 @@
 """Data sets from files of every kind, good and bad."""
 
+import os
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from examples.image_classification import datasets
+from examples.image_classification import datasets, input_pipeline
+from examples.image_classification.config import Config
 from examples.image_classification.datasets import DatasetError
 
 
@@ -152,6 +154,12 @@ def grey(data):
         ({"x_train": np.zeros((6, 8, 8, 3))}, r"x_train must be uint8 .*got float64"),
         ({"x_test": np.zeros((4, 8), np.uint8)}, r"x_test must be uint8 .*got uint8"),
         ({"x_test": np.zeros((4, 9, 8, 3), np.uint8)}, "differ in shape"),
+        ({"x_test": np.zeros((4, 8, 8), np.uint8)}, r", \(8, 8, 3\) and \(8, 8\)\."),
+        (
+            {"x_train": np.zeros((6, 8, 8))},
+            r"x_train must be .*got float64 \[6, 8, 8\]",
+        ),
+        ({"y_test": np.zeros((4, 1))}, r"y_test must be .*got float64 \[4, 1\]"),
         ({"y_train": np.arange(5)}, r"y_train must be integers \[6\].*got int64 \[5\]"),
         ({"y_train": np.zeros(6)}, r"y_train must be integers \[6\].*got float64"),
         ({"y_train": np.arange(-1, 5)}, r"y_train must be from 0 .*got -1 to 4"),
@@ -183,9 +191,39 @@ def test_damaged_and_missing_npz_files_are_named(tmp_path):
         datasets.load(str(path))
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path, save):
+    """One of any bit of the file; whatever zipfile and NumPy make of it."""
+    path = tmp_path / "mine.npz"
+    save(path, **arrays())
+    whole, expected = path.read_bytes(), datasets.checksum(datasets.load(str(path)))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for bit in rng.choice(8 * len(whole), 600, replace=False):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            dataset = datasets.load(str(path))
+        except DatasetError:
+            refused += 1
+        else:
+            assert datasets.checksum(dataset) == expected, bit
+    assert refused > 300  # most of the file is pixels or headers
+
+
+def test_a_member_that_is_longer_than_its_header_says_is_refused(tmp_path):
+    """Its checksum would never be looked at."""
+    path = tmp_path / "mine.npz"
+    np.savez(path, **arrays(size=64))
+    path.write_bytes(path.read_bytes().replace(b", 64, 64, 3)", b", 32, 64, 3)"))
+    with pytest.raises(DatasetError, match=r"mine.npz is no readable .npz file"):
+        datasets.load(str(path))
+
+
 def test_class_folders(folder):
     dataset = datasets.load(str(folder))
-    assert dataset.num_classes == 2
+    assert dataset.classes == ["cat", "dog"]
     assert (len(dataset.train), len(dataset.test)) == (6, 4)
     labels = [dataset.train.read(k)[1] for k in range(6)]
     assert labels == [0, 0, 0, 1, 1, 1]
@@ -198,9 +236,37 @@ def test_class_folders(folder):
     np.testing.assert_array_equal(same.labels, [0, 1])
 
 
-def test_hidden_folders_are_no_classes_and_empty_ones_are_named(folder):
-    (folder / "train" / ".checkpoints").mkdir()
-    assert datasets.load(str(folder)).num_classes == 2
+def test_what_is_hidden_is_skipped_at_every_level(folder):
+    """What macOS and Jupyter leave behind, and a data set under a hidden folder."""
+    image = (folder / "train" / "cat" / "0.png").read_bytes()
+    for split in ("train", "val"):
+        for place in (".fseventsd", "cat", "cat/.ipynb_checkpoints/more", "dog/more"):
+            (folder / split / place).mkdir(parents=True, exist_ok=True)
+            (folder / split / place / "._0.png").write_bytes(image)
+        (folder / split / "cat/.ipynb_checkpoints/more/0-checkpoint.png").touch()
+    for name in ("visible", ".hidden"):
+        folder = folder.rename(folder.with_name(name))
+        dataset = datasets.load(str(folder))
+        assert (len(dataset.train), len(dataset.test)) == (6, 4)
+        assert dataset.classes == ["cat", "dog"]
+
+
+def test_names_need_not_be_utf8(folder):
+    """Of images and classes; that of the data set stands in files of the run."""
+    name = os.fsdecode(b"caf\xe9")
+    for split in ("train", "val"):
+        (folder / split / "dog").rename(folder / split / name)
+        image = folder / split / name / "0.png"
+        image.rename(image.with_name(f"{name}.png"))
+    dataset = datasets.load(str(folder))
+    assert dataset.classes == ["caf\\xe9", "cat"]
+    assert len(dataset.train) == 6
+    assert isinstance(datasets.checksum(dataset), int)
+    with pytest.raises(DatasetError, match=r"must be UTF-8, got './caf\\xe9'"):
+        datasets.load(f"./{name}")
+
+
+def test_empty_classes_are_named(folder):
     (folder / "train" / "bird").mkdir()
     with pytest.raises(DatasetError, match=r"no images in the folders \['bird'\] of"):
         datasets.load(str(folder))
@@ -209,6 +275,44 @@ def test_hidden_folders_are_no_classes_and_empty_ones_are_named(folder):
 def test_a_folder_of_prepared_data_sets_is_not_one_of_images(tfds_folder, monkeypatch):
     monkeypatch.chdir(tfds_folder)
     assert datasets.load("cifar10", data_dir=tfds_folder).num_classes == 10
+
+
+def write_split(folder, split, sizes_and_modes):
+    (folder / split / "cat").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for k, (size, mode) in enumerate(sizes_and_modes):
+        image = Image.fromarray(rng.integers(0, 256, (size, 9, 3), np.uint8))
+        image.convert(mode).save(folder / split / "cat" / f"{k}.png")
+
+
+def test_a_grey_image_among_others_becomes_rgb(tmp_path):
+    modes = ("L", "RGB", "L")
+    for split in ("train", "test"):
+        write_split(tmp_path, split, [(8, mode) for mode in modes])
+    dataset = datasets.load(str(tmp_path))
+    images = datasets.decode(dataset.train).images
+    assert images.shape == (3, 8, 9, 3)
+    for k, image in enumerate(images):
+        path = tmp_path / "train" / "cat" / f"{k}.png"
+        np.testing.assert_array_equal(image, Image.open(path).convert("RGB"))
+    grey = datasets.decode(datasets.take(dataset.train, np.array([0, 2])))
+    assert grey.images.shape == (2, 8, 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ((8, "RGB"), (6, "RGB"), r"differ in shape, \(8, 9, 3\) and \(6, 9, 3\)"),
+        ((8, "L"), (8, "RGB"), r"differ in shape, \(8, 9, 1\) and \(8, 9, 3\)"),
+    ],
+)
+def test_splits_that_differ_in_shape_are_refused(tmp_path, train, test, message):
+    write_split(tmp_path, "train", [train] * 3)
+    write_split(tmp_path, "test", [test] * 2)
+    config = Config(dataset=str(tmp_path), augmentation="none", batch_size=2)
+    with pytest.raises(DatasetError, match=message) as caught:
+        input_pipeline.create(config)
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_an_image_too_large_to_be_true_is_named(folder):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import os
 import shutil
 from pathlib import Path
 
@@ -160,10 +161,54 @@ def test_other_data_have_another_checksum(photographs, tmp_path):
     one, again = (input_pipeline.create(DIGITS).checksum for _ in range(2))
     other = input_pipeline.create(dataclasses.replace(DIGITS, test_size=700)).checksum
     assert one == again != other
-    shutil.copytree(photographs, tmp_path / "copy")
-    assert files(photographs).checksum == files(tmp_path / "copy").checksum
-    (tmp_path / "copy" / "val" / "dark" / "0.jpeg").unlink()
-    assert files(photographs).checksum != files(tmp_path / "copy").checksum
+    copy = tmp_path / "copy"
+    shutil.copytree(photographs, copy, copy_function=shutil.copyfile)  # at other times
+    expected = files(photographs).checksum
+    assert files(copy).checksum == expected
+    of_some = {"train_size": 7, "validation_size": 6}
+    assert files(photographs, **of_some).checksum == files(copy, **of_some).checksum
+    assert files(photographs, **of_some).checksum != expected
+
+
+def exchange(folder):
+    """Two photographs of a class."""
+    one, two = (folder / f"{k}.jpeg" for k in (4, 5))
+    one_before = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(one_before)
+
+
+def flip_a_bit(folder):
+    data = bytearray((folder / "4.jpeg").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "4.jpeg").write_bytes(data)
+
+
+def move_to_the_other_class(folder):
+    (folder / "9.jpeg").rename(folder.parent / "light" / "0-.jpeg")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        exchange,
+        flip_a_bit,
+        move_to_the_other_class,
+        lambda folder: (folder / "4.jpeg").unlink(),
+        lambda folder: (folder / "4.jpeg").write_bytes(b""),
+    ],
+)
+def test_photographs_that_were_replaced_are_noticed(photographs, tmp_path, change):
+    """Whatever their names and times; by hosts, and by runs that go on."""
+    copy = tmp_path / "copy"
+    shutil.copytree(photographs, copy)
+    names = sorted(copy.rglob("*"))
+    times = {path: path.stat().st_mtime_ns for path in names}
+    change(copy / "train" / "dark")
+    for path, time in times.items():
+        if path.exists():
+            os.utime(path, ns=(time, time))
+    assert files(copy).checksum != files(photographs).checksum
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def written(tmp_path):
 def test_every_image_is_found_in_its_place(written):
     images, labels, folder = written
     dataset = datasets.load(str(folder))
-    assert dataset.num_classes == 3
+    assert dataset.classes == ["0", "1", "2"]
     for split, found in (("train", dataset.train), ("test", dataset.test)):
         np.testing.assert_array_equal(found.images, images[split])
         np.testing.assert_array_equal(found.labels, labels[split])
@@ -82,6 +82,15 @@ def lose_labels(folder):
     (folder / "test-labels.npy").unlink()
 
 
+def damage_the_header_of_labels(folder):
+    path = folder / "test-labels.npy"
+    path.write_bytes(path.read_bytes().replace(b"'descr'", b"'descr("))
+
+
+def leave_nothing_of_meta(folder):
+    (folder / "meta.json").write_text('["mosaic_columns"]')
+
+
 def pickle_labels(folder):
     np.save(folder / "test-labels.npy", np.array([{}] * 5), allow_pickle=True)
 
@@ -99,6 +108,8 @@ def pickle_labels(folder):
         (permute_labels, "the train labels do not match their checksum"),
         (empty_labels, "cannot be read: No data left in file"),
         (lose_labels, "test-labels.npy"),
+        (damage_the_header_of_labels, "cannot be read: "),
+        (leave_nothing_of_meta, "cannot be read: "),
         (pickle_labels, "cannot be read: Object arrays cannot be loaded"),
     ],
 )
