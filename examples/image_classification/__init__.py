@@ -15,11 +15,13 @@ per number in the paper's tables; every field of :class:`Config` is an option, a
     tensorboard/         the same for TensorBoard
     checkpoints/         written every epoch; the same command resumes a killed run
     weights.safetensors  the last weights and BatchNorm statistics
+    weights.json         what else it takes to use them: classes, mean, size of images
     result.json          accuracy at every precision, versions, machine, command
 
 The exit status is 0 if the run is finished, and 75 if it was stopped (by SIGTERM,
 Ctrl-C or `--minutes`) and has saved its state.
 
+`python -m examples.image_classification.predict RUN IMAGES` tells what a network sees,
 `python -m examples.image_classification.sweep` searches h and gamma,
 `python -m examples.image_classification.reproduce` computes the paper's tables and
 figures, and `python -m examples.image_classification.speed` measures pipeline and step.

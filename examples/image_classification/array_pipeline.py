@@ -18,6 +18,7 @@ from .pipeline import (
     ORDER,
     Batch,
     EvaluationBatch,
+    Facts,
     noisy_labels,
     standardized,
 )
@@ -63,6 +64,14 @@ class ArrayPipeline:
         self._config, self.devices = config, devices
         self.checksum = datasets.checksum(dataset)
         self.mean, self.std = mean_and_std(train.images)
+        self.facts = Facts(
+            classes=[*dataset.classes],
+            image_shape=[*self.image_shape],
+            mean=self.mean.tolist(),
+            std=self.std.tolist(),
+            downsample=config.downsample,
+            crop=1.0,
+        )
         self._clean_labels = train.labels
         self._shared = devices.replicate((train.images, train.labels))
         self._draw(config.seed)

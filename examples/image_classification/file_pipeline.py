@@ -18,6 +18,7 @@ from .pipeline import (
     ORDER,
     Batch,
     EvaluationBatch,
+    Facts,
     noisy_labels,
     standardized,
 )
@@ -203,6 +204,14 @@ class FilePipeline:
         self.steps = size // config.batch_size * config.accumulation
         self.skipped = 0
         self.checksum = datasets.checksum(dataset)
+        self.facts = Facts(
+            classes=[*dataset.classes],
+            image_shape=[*self.image_shape],
+            mean=[*IMAGENET_MEAN],
+            std=[*IMAGENET_STD],
+            downsample=1,
+            crop=photographs.CENTRE,
+        )
         noisy = noisy_labels(config, size, dataset.num_classes)
         host, hosts = jax.process_index(), jax.process_count()
         self._train = TrainBatches(

@@ -43,6 +43,27 @@ class EvaluationBatch(NamedTuple):
     real: chex.Array
 
 
+class Facts(NamedTuple):
+    """What it takes to use a network beside its weights, for JSON.
+
+    Attributes:
+      classes: their names, in the order of the labels.
+      image_shape: `[H, W, C]` of what the network sees.
+      mean: of each channel, as parts of 255.
+      std: likewise.
+      downsample: squares of so many pixels a side are averaged first.
+      crop: share of the shorter side that is cut out of the middle, and resized; 1
+        where images have one size.
+    """
+
+    classes: list[str]
+    image_shape: list[int]
+    mean: list[float]
+    std: list[float]
+    downsample: int
+    crop: float
+
+
 class Pipeline(Protocol):
     """Training and test data of a run.
 
@@ -54,6 +75,7 @@ class Pipeline(Protocol):
       devices: to which its items go.
       on_device: whether every item of an epoch is the same arrays on the device.
       checksum: tells different data apart.
+      facts: how an image is prepared, and what the classes are called.
       skipped: unreadable images met since it was last set to zero.
     """
 
@@ -64,6 +86,7 @@ class Pipeline(Protocol):
     devices: Devices
     on_device: bool
     checksum: int
+    facts: Facts
     skipped: int
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Any]:

@@ -193,6 +193,11 @@ def _tested(
             "parallel": options.parallel,
         },
         "config": dataclasses.asdict(config),
+        "network": {
+            "model": config.model,
+            "dtype": config.dtype,
+            **pipeline.facts._asdict(),
+        },
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "train_images_per_epoch": pipeline.steps * config.micro_batch,
         "test_images": pipeline.num_test,
@@ -220,6 +225,7 @@ def _write(
     if results.installed("safetensors", WEIGHTS, quiet):
         try:
             hero_jax.quant.save(out / WEIGHTS, variables)
+            results.write_json(out / "weights.json", record["network"])
         except OSError as error:
             raise RunError(
                 f"{out / WEIGHTS} cannot be written ({error}), but the result is. The "

@@ -91,6 +91,7 @@ def test_a_run_writes_all_that_the_package_promises(whole):
         "result.json",
         "tensorboard",
         "times.csv",
+        "weights.json",
         "weights.safetensors",
     }
     with (whole / "metrics.csv").open() as file:
