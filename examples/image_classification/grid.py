@@ -41,19 +41,20 @@ class Grid:
     """What a sweep tries: all combinations, each from every seed.
 
     Attributes:
-      h: lengths of HERO's and first_order's step, in units of z.
-      gamma: strengths of HERO's penalty; the default is the paper's grid.
+      h: lengths of HERO's and first_order's step, in units of z; 0 is SGD.
+      gamma: strengths of HERO's penalty; the default is the paper's grid, and 0, which
+        is first_order.
       learning_rate: at the start; on the command line, the config's if not given.
       weight_decay: added to the gradient, times the weights; likewise.
-      strength: of GRAD-L1's penalty.
+      strength: of GRAD-L1's penalty; 0 is SGD.
       seeds: of weights, order, augmentation and label noise.
     """
 
-    h: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0, 10.0)
-    gamma: tuple[float, ...] = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+    h: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+    gamma: tuple[float, ...] = (0.0, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
     learning_rate: tuple[float, ...] = (Config.learning_rate,)
     weight_decay: tuple[float, ...] = (Config.weight_decay,)
-    strength: tuple[float, ...] = (0.0001, 0.001, 0.01)
+    strength: tuple[float, ...] = (0.0, 0.0001, 0.001, 0.01)
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
@@ -82,9 +83,14 @@ class Grid:
         ]
 
     def settings(self) -> list[Settings]:
-        """Return all combinations, h the slowest to change."""
+        """Return all combinations, h the slowest to change.
+
+        With h = 0 there is nothing that gamma could penalise: its least value stands
+        for all.
+        """
         axes = (getattr(self, name) for name in Settings._fields)
-        return [Settings(*values) for values in itertools.product(*axes)]
+        combined = (Settings(*values) for values in itertools.product(*axes))
+        return [x for x in combined if x.h or x.gamma == min(self.gamma)]
 
     def runs(self) -> list[Run]:
         """Return all runs: those of the first seed, then those of the next."""
@@ -131,6 +137,24 @@ def best(summaries: Sequence[Row]) -> Row | None:
     """Return the setting of the highest score; None if there is none."""
     scored = [x for x in summaries if x["score"] is not None]
     return max(scored, key=lambda x: float(x["score"]["mean"]), default=None)
+
+
+def at_edge(grid: Grid, row: Row) -> dict[str, str]:
+    """Return which settings have an end of the grid, other than zero, and which end."""
+    found = {}
+    for name in Settings._fields:
+        if name == "gamma" and not row["h"]:
+            continue
+        values, value = getattr(grid, name), row[name]
+        if len(values) > 1 and value and value in (min(values), max(values)):
+            found[name] = "largest" if value == max(values) else "smallest"
+    return found
+
+
+def plain(method: Method, summaries: Sequence[Row]) -> Row | None:
+    """Return the best of the settings with which a method is SGD; None if none is."""
+    first = OF_METHOD[method][:1]
+    return best([x for x in summaries if first and not x[first[0]]])
 
 
 def run_of(row: Row) -> Run:

@@ -16,7 +16,7 @@ def plot(
     """Draw a map for each precision, all on one scale of colours.
 
     The two settings are those that have several values, h and gamma first; of others it
-    shows the best value.
+    shows the best value. With h = 0 all gammas show the same.
     Settings of which a run diverged are grey and hatched; the best one has a frame.
 
     Args:
@@ -35,7 +35,8 @@ def plot(
     downs, acrosses = getattr(grid, down), getattr(grid, across)
     rows = {
         (x[down], x[across]): x
-        for x in summaries
+        for summary in summaries
+        for x in _spread(grid, summary)
         if all(x[name] == shown[name] for name in fixed)
     }
     precisions = [] if best is None else [*best["accuracy_by_bits"]]
@@ -73,6 +74,11 @@ def plot(
     if finite.size:
         figure.colorbar(image, ax=axes, label="validation accuracy (%)")
     replace_file(path, lambda partial: figure.savefig(partial, dpi=120))
+
+
+def _spread(grid: Grid, row: Row) -> list[Row]:
+    """Return the row of every gamma for which it stands."""
+    return [row] if row["h"] else [row | {"gamma": gamma} for gamma in grid.gamma]
 
 
 def _mean(row: Row, bits: str) -> float:

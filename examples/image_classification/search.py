@@ -207,7 +207,7 @@ def _search(
             results.write_json(path, _summarized(record, tried, rows))
     record = _summarized(record, tried, rows)
     results.write_json(path, record)
-    title = f"{config.model} on {Path(config.dataset).name}, {config.method}"
+    title = f"{config.model} on {Path(config.dataset).name}, {in_words(config)}"
     say(table(record), options.quiet)
     say(f"wrote {path}", options.quiet)
     if results.installed("matplotlib", "sweep.png", options.quiet):
@@ -286,11 +286,13 @@ def _summarized(
 ) -> dict[str, Any]:
     """Return the record with means, the best setting and the speed so far."""
     settings = grid.summarize(tried, rows)
+    best = grid.best(settings)
     seconds = sum(row["seconds"] for row in rows)
     return record | {
         "seconds": round(seconds, 1),
         "runs_per_hour": round(3600 * len(rows) / seconds, 1) if seconds else None,
-        "best": grid.best(settings),
+        "best": best,
+        "at_edge": grid.at_edge(tried, best) if best else {},
         "settings": settings,
         "runs": [*rows],
     }
@@ -310,6 +312,13 @@ def table(record: dict[str, Any]) -> str:
             cells.append(percent(x["score"]))
         rows.append([*(f"{x[name]:g}" for name in names), *cells])
     return results.markdown(rows)
+
+
+def in_words(config: Config) -> str:
+    """Return the method, and what its h and gamma belong to."""
+    names = {"hero": ("perturbation", "reduction"), "first_order": ("perturbation",)}
+    of_method = (f"{x} {getattr(config, x)}" for x in names.get(config.method, ()))
+    return ", ".join([config.method, *of_method])
 
 
 def percent(value: dict[str, Any]) -> str:

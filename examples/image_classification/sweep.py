@@ -4,16 +4,17 @@
         --h 0.5 1 2 5 --gamma 0.01 0.1 1 --seeds 0 1 2 --validation-size 5000
 
 The settings are h and gamma of hero, h of first_order, --strength of grad_l1, and
---learning-rate and --weight-decay of all methods. They are arguments
-of one program, which is compiled once. Every setting is judged by its accuracy on
-`--validation-size` training images (a tenth of them if not given), averaged over the
-seeds, full precision and `--bits`; the test images are not used. The folder
-(`runs/CONFIG/sweep`, or `--out`) gets
+--learning-rate and --weight-decay of all methods. They are arguments of one program,
+which is compiled once. h = 0 and strength = 0 are SGD; gamma = 0 is first_order. Every
+setting is judged by its accuracy on `--validation-size` training images (a tenth of
+them if not given), averaged over the seeds, full precision and `--bits`; the test
+images are not used. The folder (`runs/CONFIG/sweep`, or `--out`) gets
 
     config.toml  all that the runs have in common
-    sweep.json   every run, means with standard errors, the best setting; written after
-                 every run (or `--at-once` runs), so that the same command goes on after
-                 a kill; with more values in the grid, it does what is missing
+    sweep.json   every run, means with standard errors, the best setting, and which of
+                 its values are at an end of the grid; written after every run (or
+                 `--at-once` runs), so that the same command goes on after a kill; with
+                 more values in the grid, it does what is missing
     sweep.png    accuracy over h and gamma at every precision
 
 and the command of the final run with the best setting is printed. `--measure` compares
@@ -32,10 +33,10 @@ import tyro
 
 from .__main__ import ERRORS, named
 from .config import Config
-from .grid import OF_METHOD, Grid, settings_of
+from .grid import OF_METHOD, Grid, plain, settings_of
 from .logbook import say
 from .loop import Stopped
-from .search import Options, measure, percent, sweep
+from .search import Options, in_words, measure, percent, sweep
 
 T = TypeVar("T")
 Hidden = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
@@ -105,8 +106,13 @@ def final_command(
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
             words += [f"--{option}", str(value)]
-    if options.data_dir is not None:
-        words += ["--data-dir", str(options.data_dir)]
+    for name in ("data_dir", "dataset_path"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    assert options.out is not None
+    tried = Grid(**record["grid"]).told(wanted["method"])
+    folder = "_".join(f"{name}_{best[name]:g}" for name in tried)
+    words += ["--out", str(options.out / (folder or wanted["method"]))]
     return shlex.join(words)
 
 
@@ -171,12 +177,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _, base, _ = named(arguments)
     tried = Grid(**record["grid"])
     setting = ", ".join(f"{x} {best[x]:g}" for x in tried.told(config.method))
-    say(
-        f"best: {setting}, with {percent(best['score'])} % on "
-        f"{record['validation_images']} images held out. The run on all of them:\n"
-        f"{final_command(arguments, base, record, options)}",
-        options.quiet,
-    )
+    lines = [
+        f"best of {in_words(config)}: {setting}, with {percent(best['score'])} % on "
+        f"{record['validation_images']} images held out."
+    ]
+    sgd = plain(config.method, record["settings"])
+    if sgd not in (None, best):
+        lines.append(f"SGD has {percent(sgd['score'])} %.")
+    for name, end in record["at_edge"].items():
+        further = {"largest": "larger", "smallest": "smaller"}[end]
+        lines.append(
+            f"{name} {best[name]:g} is the {end} that was tried: the best one may be "
+            f"{further}, so run the sweep again with more values."
+        )
+    lines.append("The run on all training images:")
+    lines.append(final_command(arguments, base, record, options))
+    say("\n".join(lines), options.quiet)
     return 0
 
 

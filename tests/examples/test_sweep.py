@@ -320,6 +320,100 @@ def test_the_best_setting_has_the_highest_mean_over_precisions_and_seeds():
     assert one[0]["score"] == {"mean": 0.9, "standard_error": None}
 
 
+def summary_of(score, **settings):
+    score = None if score is None else {"mean": score, "standard_error": None}
+    zero = Settings(0.0, 0.0, 0.1, 1e-4)._asdict()
+    accuracy = score and {"32": score, "4": score}
+    return zero | settings | {"score": score, "accuracy_by_bits": accuracy}
+
+
+def test_values_at_the_ends_of_the_grid_are_flagged():
+    """But for zero, which nothing lies below, what has one value, gamma of no h."""
+    tried = Grid(h=(2.0, 0.0, 1.0), gamma=(0.1, 0.5, 1.0), learning_rate=(0.2, 0.1))
+    for settings, expected in (
+        ({"h": 1.0, "gamma": 0.5, "learning_rate": 0.1}, {"learning_rate": "smallest"}),
+        ({"h": 2.0, "gamma": 0.5, "learning_rate": 0.2}, {}),
+        ({"h": 0.0, "gamma": 0.1, "learning_rate": 0.2}, {}),
+        ({"h": 1.0, "gamma": 0.1, "learning_rate": 0.2}, {"gamma": "smallest"}),
+        ({"h": 1.0, "gamma": 1.0, "learning_rate": 0.2}, {"gamma": "largest"}),
+    ):
+        if settings["learning_rate"] == 0.2:
+            expected = expected | {"learning_rate": "largest"}
+        if settings["h"] == 2.0:
+            expected = expected | {"h": "largest"}
+        assert grid.at_edge(tried, summary_of(0.5, **settings)) == expected
+
+
+@pytest.mark.parametrize("method", ["hero", "first_order", "grad_l1"])
+def test_the_default_grid_has_a_row_of_sgd_and_one_without_penalty(method):
+    tried = Grid().of_method(method)
+    settings = tried.settings()
+    assert len({*settings}) == len(settings)
+    name = grid.OF_METHOD[method][0]
+    (plain,) = (x for x in settings if not getattr(x, name))
+    assert plain == Settings(0.0, 0.0, 0.1, 1e-4)
+    if method == "hero":
+        assert len(settings) == (len(tried.h) - 1) * len(tried.gamma) + 1
+        assert {x.h for x in settings if not x.gamma} == {*tried.h}
+    rows = [summary_of(0.6, **x._asdict()) for x in settings]
+    rows[settings.index(plain)] = summary_of(0.3, **plain._asdict())
+    assert grid.plain(method, rows)["score"]["mean"] == 0.3
+    assert grid.plain("sgd", rows) is None
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_row_of_sgd_is_sgd(tmp_path):
+    """With h = 0 one gamma stands for all; in double precision."""
+    config = dataclasses.replace(CONFIG, epochs=1)
+    tried = dataclasses.replace(GRID, h=(0.0, 1.0), gamma=(0.5, 0.0), seeds=(0,))
+    record = search.sweep(config, tried, options(tmp_path / "hero"))
+    found = {(x["h"], x["gamma"]): x for x in record["runs"]}
+    assert sorted(found) == [(0.0, 0.0), (1.0, 0.0), (1.0, 0.5)]
+    assert (tmp_path / "hero" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    rows = {}
+    for method, h in (("sgd", 0.0), ("first_order", 1.0)):
+        other = dataclasses.replace(config, method=method)
+        given = dataclasses.replace(tried, h=(h,), gamma=(0.0,))
+        (rows[h],) = search.sweep(other, given, options(tmp_path / method))["runs"]
+        # The same sums, but for the product times zero.
+        for name in ("train_loss", "validation_loss"):
+            np.testing.assert_allclose(found[h, 0.0][name], rows[h][name], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("hero", "hero, perturbation adaptive, reduction mean: h 3, gamma 0.1, with"),
+        ("first_order", "first_order, perturbation adaptive: h 3, with"),
+        ("grad_l1", "grad_l1: strength 0.1, with"),
+    ],
+)
+def test_the_best_setting_is_told_with_all_that_it_depends_on(
+    method, told, tmp_path, capsys, monkeypatch
+):
+    def better_with_more(run):
+        score = (run.settings.h + run.settings.gamma + run.settings.strength) / 5
+        return many_runs.Result(1.0, 1.0, {"32": score, "4": score})
+
+    monkeypatch.setattr(
+        ManyRuns, "train", lambda _, runs, __: [*map(better_with_more, runs)]
+    )
+    text = "--perturbation adaptive --reduction mean --h 0 1 3 --gamma 0 0.1 --seeds 0"
+    arguments = [*ARGUMENTS, "--method", method, *text.split(), "--strength", "0"]
+    assert sweep.main([*arguments, "0.1", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    lines = lines[next(k for k, x in enumerate(lines) if x.startswith("best of")) :]
+    assert lines[0].startswith(f"best of {told}")
+    assert lines[1] == "SGD has 0.0 %."
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    assert record["at_edge"] == dict.fromkeys(grid.OF_METHOD[method], "largest")
+    for line, name in zip(lines[2:], grid.OF_METHOD[method], strict=False):
+        best = record["best"][name]
+        assert line.startswith(f"{name} {best:g} is the largest that was tried: ")
+    _, found = command.parse(shlex.split(lines[-1])[3:])
+    assert found.out.parent == tmp_path
+
+
 def test_test_images_are_not_used(tmp_path):
     """Others in their place change nothing."""
     rng = np.random.default_rng(0)
@@ -349,6 +443,7 @@ def test_the_command_names_the_best_run_on_all_images(tmp_path, capsys, monkeypa
     text = "--label-noise 0 --no-synchronized-batch-norm --h 1 3 --gamma 0.2"
     rates = ["--learning-rate", "0.02", "0.1", "--weight-decay", "1e-3"]
     arguments = [*ARGUMENTS, *text.split(), *rates, "--seeds", "1", "--bits", "3"]
+    arguments += ["--dataset-path", "digits", "--reduction", "mean"]
     monkeypatch.chdir(tmp_path)
     assert sweep.main(arguments) == 0
     record = json.loads(Path("runs/digits/sweep/sweep.json").read_text())
@@ -359,14 +454,19 @@ def test_the_command_names_the_best_run_on_all_images(tmp_path, capsys, monkeypa
     assert titles == ["h", "gamma", "learning_rate", "float", "3 bit", "mean"]
     last = shlex.split(lines[-1])
     assert last[:4] == ["python", "-m", "examples.image_classification", "digits"]
-    config, _ = command.parse(last[3:])
+    config, found = command.parse(last[3:])
     digits, _ = command.parse(["digits"])
+    assert found.dataset_path == "digits"
+    best = record["best"]
+    setting = f"h_{best['h']:g}_gamma_0.2_learning_rate_{best['learning_rate']:g}"
+    assert found.out == Path("runs/digits/sweep") / setting
     assert config == dataclasses.replace(
         digits,
         train_size=128,
         batch_size=32,
         epochs=1,
         label_noise=0.0,
+        reduction="mean",
         synchronized_batch_norm=False,
         **grid.settings_of(record["best"])._replace(strength=digits.strength)._asdict(),
     )
