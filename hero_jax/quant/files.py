@@ -5,15 +5,17 @@ not quantized. Its metadata hold the structure of the tree as JSON and a checksu
 all of it. Nothing in a file is executed when it is read.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import chex
 import jax
@@ -25,12 +27,21 @@ from hero_jax.quant.array import FLOATS, QuantizedArray
 from hero_jax.quant.packing import PackedArray, pack_array
 from hero_jax.quant.tree import is_quantized
 
-FORMAT, VERSION = "hero_jax.quant", "1"
+FORMAT, VERSIONS = "hero_jax.quant", ("1", "2")
+"""Version 1 has the floats of `_SHORT` as unsigned integers of their size."""
 
-_INTEGERS = tuple(f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64))
-_PLAIN = ("bool", *_INTEGERS, "float16", "float32", "float64")
-_AS_BITS = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
-"""Floats that NumPy does not know: stored as unsigned integers of their size."""
+_SHORT = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+_STORED = {
+    "BOOL": "bool",
+    **{
+        f"{k[0].upper()}{n}": f"{k}{n}"
+        for k in ("int", "uint")
+        for n in (8, 16, 32, 64)
+    },
+    **{f"F{n}": f"float{n}" for n in (16, 32, 64)},
+    **_SHORT,
+}
+"""The dtypes of files by their names there."""
 _FIELDS = dataclasses.fields(PackedArray)
 _MALFORMED = (
     ArithmeticError,
@@ -52,7 +63,8 @@ def save(path: str | os.PathLike[str], tree: chex.ArrayTree) -> None:
     """Write a tree, quantized or not, to a safetensors file.
 
     Integers are packed: 4-bit weights take half a byte each. The file appears at once
-    and whole; an older one stays until then. Needs the package safetensors.
+    and whole; an older one stays until then. Equal trees give equal bytes. Needs the
+    package safetensors.
 
     Args:
       path: file to write, by custom `*.safetensors`.
@@ -62,11 +74,12 @@ def save(path: str | os.PathLike[str], tree: chex.ArrayTree) -> None:
 
     Raises:
       ImportError: safetensors is not installed.
-      TypeError: a leaf is no array of a plain dtype, or a key of a dict is neither
-        string nor integer.
+      TypeError: a leaf is no array of a plain dtype, a key of a dict is neither
+        string nor integer, or one dict has keys of both kinds.
       ValueError: a quantized leaf has NaN or infinite scales, or two leaves would be
         stored under one name.
-      OSError: the file cannot be written.
+      OSError: the file cannot be written, or `path` is there and no file: a folder, a
+        pipe, a link to itself.
 
     Example:
       >>> import tempfile, jax.numpy as jnp
@@ -118,13 +131,22 @@ def _serialized(tree: chex.ArrayTree) -> bytes:
     text = json.dumps(
         structure.describe(tree, leaf, is_quantized), separators=(",", ":")
     )
+    short = any(array.dtype.name in _SHORT.values() for array in tensors.values())
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSIONS[short],
         "structure": text,
         "sha256": _checksum(text, tensors),
     }
-    return bytes(safetensors.numpy.save(tensors, metadata))
+    data = memoryview(safetensors.numpy.save(tensors, metadata))
+    length = int.from_bytes(data[:8], "little")
+    # The package orders the metadata at random: equal trees are to be equal files.
+    header = {**json.loads(bytes(data[8 : 8 + length])), "__metadata__": metadata}
+    text = json.dumps(header, separators=(",", ":"))
+    text += " " * (-len(text) % 8)
+    return b"".join(
+        (len(text).to_bytes(8, "little"), text.encode(), data[8 + length :])
+    )
 
 
 def load(
@@ -137,7 +159,7 @@ def load(
       like: tree with the containers that are wanted, such as the `nnx.State` or the
         params before quantization; leaves may be `jax.ShapeDtypeStruct`. Default: what
         the file says, in which a named tuple is of a new class with the old name and
-        fields, equal for equal files.
+        fields, the same as of the other trees in use that have them.
 
     Returns:
       The tree, of JAX arrays; 64-bit leaves are NumPy arrays unless JAX's double
@@ -148,10 +170,11 @@ def load(
       QuantFileError: the file is damaged, of another kind or of a newer version.
       ValueError: `like` has another structure, shape or dtype; or weights were float64
         and JAX's double precision is off.
-      OSError: the file cannot be read.
+      OSError: the file cannot be read, or `path` is no file: a folder, a pipe, a link
+        to itself.
     """
     path = Path(path)
-    metadata, tensors = _read(path)
+    text, tensors = _read(path)
     leaves: dict[str, Any] = {}
 
     def leaf(name: str, description: Any) -> Any:
@@ -159,12 +182,9 @@ def load(
         return leaves[name]
 
     try:
-        text = _checked_structure(metadata, tensors)
         tree = structure.rebuild(json.loads(text), leaf)
         if tensors:
             raise ValueError(f"no leaf owns the tensors {sorted(tensors)}")
-    except QuantFileError as error:
-        raise QuantFileError(f"{path} {error}.") from None
     except _MALFORMED as error:
         kind = type(error).__name__
         raise QuantFileError(f"{path} is malformed: {kind}: {error}") from error
@@ -248,14 +268,13 @@ def _float_named(name: str) -> np.dtype:
 def _as_stored(x: Any) -> tuple[str, np.ndarray]:
     """Return the name of the dtype, and the array as one that safetensors knows."""
     name = _dtype_name(x)
-    if name not in (*_PLAIN, *_AS_BITS):
+    if name not in _STORED.values():
         raise TypeError(
             "leaves must be arrays of booleans, integers or floats to be saved, "
             f"got {name}."
         )
     array = np.asarray(x, order="C")
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return name, array.view(f"u{array.itemsize}") if name in _AS_BITS else array
+    return name, array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _dtype_name(x: Any) -> str:
@@ -266,10 +285,10 @@ def _dtype_name(x: Any) -> str:
 
 
 def _as_dtype(stored: np.ndarray, name: str) -> np.ndarray:
-    """Undo :func:`_as_stored`."""
-    if name in _AS_BITS and stored.dtype == np.dtype(f"u{np.dtype(name).itemsize}"):
+    """Return the leaf of this dtype, of version 1, too."""
+    if name in _SHORT.values() and stored.dtype == f"u{np.dtype(name).itemsize}":
         return stored.view(name)
-    if name not in _PLAIN or stored.dtype != np.dtype(name):
+    if name not in _STORED.values() or stored.dtype != np.dtype(name):
         raise ValueError(f"a leaf of dtype {name!r} is stored as {stored.dtype}")
     return stored
 
@@ -287,45 +306,60 @@ def _checksum(text: str, tensors: Mapping[str, np.ndarray]) -> str:
     for name, array in sorted(tensors.items()):
         header = json.dumps([name, array.dtype.name, array.shape])
         digest.update(header.encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[Mapping[str, str], dict[str, np.ndarray]]:
-    """Return metadata and tensors of any safetensors file."""
+def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """Return the structure as JSON, and the tensors, of a file that is whole and ours.
+
+    Of other files only the header is read.
+    """
     safetensors = _safetensors()
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a file.")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return file.metadata() or {}, tensors
-    except OSError:
-        raise
-    except Exception as error:  # whatever the parser says of damaged bytes
-        raise QuantFileError(
-            f"{path} is not a valid safetensors file: {error}."
-        ) from error
-
-
-def _checked_structure(
-    metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]
-) -> str:
-    """Return the JSON of the structure, or raise unless the file is whole and ours."""
-    if metadata.get("format") != FORMAT:
-        raise QuantFileError(
-            f"was not written by hero_jax.quant.save: its metadata have "
-            f"format={metadata.get('format')!r}, not {FORMAT!r}"
-        )
-    if metadata.get("version") != VERSION:
-        raise QuantFileError(
-            f"has version {metadata.get('version')!r} of the format; this hero_jax "
-            f"reads version {VERSION}"
-        )
+    _check_is_file(path)
+    with path.open("rb") as file:
+        try:
+            with safetensors.safe_open(path, framework="numpy") as checked:
+                metadata = checked.metadata() or {}
+        except OSError:
+            raise
+        except Exception as error:  # whatever the parser says of damaged bytes
+            raise QuantFileError(
+                f"{path} is not a valid safetensors file: {error}."
+            ) from error
+        if metadata.get("format") != FORMAT:
+            raise QuantFileError(
+                f"{path} was not written by hero_jax.quant.save: its metadata have "
+                f"format={metadata.get('format')!r}, not {FORMAT!r}."
+            )
+        if metadata.get("version") not in VERSIONS:
+            raise QuantFileError(
+                f"{path} has version {metadata.get('version')!r} of the format; this "
+                f"hero_jax reads versions {' and '.join(VERSIONS)}."
+            )
+        try:
+            tensors = _tensors(file)
+        except _MALFORMED as error:
+            kind = type(error).__name__
+            raise QuantFileError(f"{path} is malformed: {kind}: {error}") from error
     text = metadata.get("structure", "")
     if metadata.get("sha256") != _checksum(text, tensors):
-        raise QuantFileError("is damaged: its checksum does not fit")
-    return text
+        raise QuantFileError(f"{path} is damaged: its checksum does not fit.")
+    return text, tensors
+
+
+def _tensors(file: BinaryIO) -> dict[str, np.ndarray]:
+    """Return the tensors of a safetensors file, whose package lacks 8-bit floats."""
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    header.pop("__metadata__")
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        file.seek(8 + length + begin)
+        data = np.fromfile(file, np.uint8, end - begin)
+        tensors[name] = data.view(_STORED[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
 
 
 def _poured_into(
@@ -370,6 +404,8 @@ def _write_whole(path: Path, data: bytes) -> None:
 
     A link keeps pointing at the file, and the file keeps its permissions.
     """
+    with contextlib.suppress(FileNotFoundError):
+        _check_is_file(path)
     path = path.resolve()
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to.")
@@ -384,3 +420,12 @@ def _write_whole(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _check_is_file(path: Path) -> None:
+    """Raise `OSError` for a folder, a pipe, a device, a link to itself, or nothing."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a folder, not a file.")
+    if not stat.S_ISREG(mode):
+        raise OSError(f"{path} is not a file, but a pipe or a device.")

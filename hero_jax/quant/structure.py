@@ -9,8 +9,8 @@ Leaves go by their paths, `conv/0`; traversal is in the order of `jax.tree.leave
 """
 
 import collections
-import functools
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import chex
@@ -56,8 +56,8 @@ def describe(
       JSON-compatible value.
 
     Raises:
-      TypeError: a key of a dict is neither string nor integer, or a container gives
-        no names to its children.
+      TypeError: a key of a dict is neither string nor integer, keys are of both kinds,
+        or a container gives no names to its children.
     """
     names = Names()
 
@@ -84,9 +84,11 @@ def describe(
 
 def _children(node: Any, path: Path) -> list[tuple[str | int, Any]]:
     """Flatten one level, in the order of the leaves."""
+    if isinstance(node, Mapping):
+        _check_keys([*node], node, path)  # first: JAX cannot sort both kinds
     pairs = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
-    children = []
-    for (key, *_), child in pairs:
+    names: list[Any] = []
+    for (key, *_), _ in pairs:
         match key:
             case DictKey(key=name) | SequenceKey(idx=name) | GetAttrKey(name=name):
                 pass
@@ -94,13 +96,29 @@ def _children(node: Any, path: Path) -> list[tuple[str | int, Any]]:
                 pass
             case _:
                 name = None
-        if isinstance(name, bool) or not isinstance(name, (str, int)):
+        names.append(name)
+    _check_keys(names, node, path)
+    return [(name, child) for name, (_, child) in zip(names, pairs, strict=True)]
+
+
+def _check_keys(keys: list[Any], node: Any, path: Path) -> None:
+    """Raise `TypeError` unless all keys are strings, or all are integers."""
+    where = f"in {type(node).__name__} at {'/'.join(path) or 'the root'}."
+    for key in keys:
+        if isinstance(key, bool) or not isinstance(key, (str, int)):
             raise TypeError(
-                f"the keys of a tree must be strings or integers to be saved, got "
-                f"{name!r} in {type(node).__name__} at {'/'.join(path) or 'the root'}."
+                "the keys of a tree must be strings or integers to be saved, got "
+                f"{key!r} {where}"
             )
-        children.append((name, child))
-    return children
+    if not _of_one_kind(keys):
+        raise TypeError(
+            "the keys of a dict must be all strings or all integers to be saved, got "
+            f"{keys} {where}"
+        )
+
+
+def _of_one_kind(keys: Iterable[Any]) -> bool:
+    return len({isinstance(key, str) for key in keys}) <= 1
 
 
 def skeleton(structure: Any) -> Any:
@@ -122,7 +140,8 @@ def rebuild(structure: Any, leaf: Callable[[str, Any], Any]) -> chex.ArrayTree:
       leaf: `(name, what describe's leaf returned) -> leaf`, called in the same order.
 
     Returns:
-      The tree; a named tuple is of a class made here, one per name and fields.
+      The tree; a named tuple is of a class made here, one per name and fields for as
+      long as it is in use.
 
     Raises:
       ValueError: the structure is malformed.
@@ -153,11 +172,18 @@ def rebuild(structure: Any, leaf: Callable[[str, Any], Any]) -> chex.ArrayTree:
                     visited[key] = visit(child, (*path, str(key)))
                 case _:
                     raise ValueError(f"bad keys at {'/'.join(path) or 'the root'}")
+        if not _of_one_kind(visited) or any(isinstance(k, bool) for k in visited):
+            raise ValueError(f"bad keys at {'/'.join(path) or 'the root'}")
         return visited
 
     return visit(structure, ())
 
 
-@functools.cache
+_CLASSES: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
+
+
 def _named_tuple(name: str, fields: tuple[str, ...]) -> Callable[..., Any]:
-    return collections.namedtuple(name, fields)
+    made: Callable[..., Any] | None = _CLASSES.get((name, fields))
+    if made is None:
+        made = _CLASSES[name, fields] = collections.namedtuple(name, fields)
+    return made

@@ -3,10 +3,13 @@
 import builtins
 import collections
 import functools
+import gc
 import json
 import os
 import sys
 import tempfile
+import tracemalloc
+import weakref
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,6 +157,54 @@ def test_arrays_in_any_memory_layout(tmp_path):
     chex.assert_trees_all_equal(quant.load(tmp_path / "x"), tree)
 
 
+SHORT = {"BF16": jnp.bfloat16, "F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}
+
+
+def test_short_floats_are_floats_for_other_readers(tmp_path):
+    """Dtypes and bytes as the package `safetensors` finds them; the values by hand."""
+    values = [1.5, -2.0, 0.0, 0.25]
+    quant.save(tmp_path / "x", {k: jnp.array(values, v) for k, v in SHORT.items()})
+    found = dict(safetensors_numpy.deserialize((tmp_path / "x").read_bytes()))
+    assert {name: entry["dtype"] for name, entry in found.items()} == {
+        name: name for name in SHORT
+    }
+    bits = np.frombuffer(found["BF16"]["data"], "<u2").astype("<u4") << 16
+    np.testing.assert_array_equal(bits.view("<f4"), values)
+    # Sign, 4 and 3 bits with bias 7; sign, 5 and 2 bits with bias 15.
+    assert bytes(found["F8_E4M3"]["data"]) == bytes(
+        [0b00111100, 0b11000000, 0, 0b101000]
+    )
+    assert bytes(found["F8_E5M2"]["data"]) == bytes(
+        [0b00111110, 0b11000000, 0, 0b110100]
+    )
+    with safetensors_numpy.safe_open(tmp_path / "x", framework="numpy") as file:
+        np.testing.assert_array_equal(file.get_tensor("BF16").astype(float), values)
+        assert file.metadata()["version"] == "2"  # which older versions name
+
+
+def test_files_of_version_1_load(tmp_path):
+    """They have short floats as unsigned integers."""
+    values = jnp.array([1.5, -2.0, 0.25])
+    short = {str(np.dtype(d)): values.astype(d) for d in SHORT.values()}
+    text = json.dumps(["dict", [[name, name] for name in sorted(short)]])
+    tensors = {k: np.asarray(v).view(f"u{v.itemsize}") for k, v in short.items()}
+    metadata = {"format": "hero_jax.quant", "version": "1", "structure": text}
+    metadata["sha256"] = files._checksum(text, tensors)
+    safetensors_numpy.save_file(tensors, tmp_path / "old", metadata)
+    loaded = quant.load(tmp_path / "old")
+    assert jax.tree.structure(loaded) == jax.tree.structure(short)
+    check_equal(loaded, short)
+
+
+def test_equal_trees_are_equal_files(tmp_path):
+    contents = set()
+    for k in range(20):
+        quant.save(tmp_path / str(k), quantized(3, axis=-1))
+        contents.add((tmp_path / str(k)).read_bytes())
+    assert len(contents) == 1
+    assert len(contents.pop()) == quant.file_size(quantized(3, axis=-1))
+
+
 def test_stacked_layers(tmp_path):
     x = jax.random.normal(jax.random.key(0), (5, 3, 7))
     tree = jax.vmap(lambda x: quant.quantize_array(x, 4, axis=-1))(x)
@@ -250,6 +301,16 @@ def test_another_like_is_named(tmp_path):
         ({"a": jnp.ones(2, jnp.complex64)}, TypeError, r"got complex64 \(at a\)"),
         ({"a": np.array(["x"])}, TypeError, r"must be arrays of booleans"),
         ({1.5: jnp.ones(2)}, TypeError, "must be strings or integers"),
+        (
+            {"a": {1: jnp.ones(2), "b": jnp.ones(2)}},
+            TypeError,
+            r"all strings or all integers to be saved, got \[1, 'b'\] in dict at a",
+        ),
+        (  # not sorted by JAX, but it would be a dict when loaded
+            {"a": collections.OrderedDict([(1, jnp.ones(2)), ("b", jnp.ones(2))])},
+            TypeError,
+            r"got \[1, 'b'\] in OrderedDict at a",
+        ),
         ({"a": 2**70}, TypeError, r"must be arrays of booleans.*got object \(at a\)"),
     ],
 )
@@ -373,7 +434,7 @@ LIES = {
     "a leaf of another dtype": lambda t, m, k: t.update({"w/bias": np.ones(5)}),
     "another format": lambda t, m, k: m.update(format="pt"),
     "no format": lambda t, m, k: m.pop("format"),
-    "a later version": lambda t, m, k: m.update(version="2"),
+    "a later version": lambda t, m, k: m.update(version="3"),
 }
 
 
@@ -411,7 +472,11 @@ def test_leaves_that_would_overwrite_each_other_are_refused(tmp_path):
 def test_structures_of_another_kind_are_refused(tmp_path):
     path = rewritten(tmp_path, lambda t, m, k: k.update(deep=None))
     assert quant.load(path)["w"].kernel.bits == 3  # unknown facts do no harm
-    for text in ("[" * 100_000, "not json", json.dumps(["list", ["float32"]])):
+    mixed = ["dict", [[1, ["list", []]], ["b", ["list", []]]]]
+    boolean = ["dict", [[True, ["list", []]]]]
+    missing = ["list", ["float32"]]
+    trees = map(json.dumps, (missing, mixed, boolean))
+    for text in ("[" * 100_000, "not json", *trees):
         metadata = {"format": "hero_jax.quant", "version": "1", "structure": text}
         metadata["sha256"] = files._checksum(text, {})
         safetensors_numpy.save_file({}, tmp_path / "deep", metadata)
@@ -419,10 +484,25 @@ def test_structures_of_another_kind_are_refused(tmp_path):
             quant.load(tmp_path / "deep")
 
 
-def test_other_safetensors_files_are_refused(tmp_path):
-    safetensors_numpy.save_file({"w": np.ones(3)}, tmp_path / "x")
-    with pytest.raises(QuantFileError, match=r"not written by hero_jax\.quant\.save"):
-        quant.load(tmp_path / "x")
+def test_other_safetensors_files_are_refused_by_their_header(tmp_path):
+    """Without the memory for what is in them."""
+    safetensors_numpy.save_file({"w": np.ones(10**6)}, tmp_path / "x")
+    safetensors_numpy.save_file(
+        {"w": np.ones(10**6)},
+        tmp_path / "later",
+        {"format": "hero_jax.quant", "version": "9"},
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            QuantFileError, match=r"not written by hero_jax\.quant\.save"
+        ):
+            quant.load(tmp_path / "x")
+        with pytest.raises(QuantFileError, match="has version '9' of the format"):
+            quant.load(tmp_path / "later")
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
 
 
 def test_missing_files_and_folders(tmp_path):
@@ -432,6 +512,34 @@ def test_missing_files_and_folders(tmp_path):
         quant.load(tmp_path)
     with pytest.raises(FileNotFoundError):
         quant.save(tmp_path / "nowhere" / "x", {})
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a file system without pipes")
+def test_what_is_no_file_is_refused(tmp_path):
+    folder, pipe, loop = (tmp_path / name for name in ("folder", "pipe", "loop"))
+    folder.mkdir()
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    for path, error, message in (
+        (folder, IsADirectoryError, "folder is a folder, not a file"),
+        (pipe, OSError, "pipe is not a file, but a pipe or a device"),
+        (loop, OSError, "symbolic links: .*loop"),
+    ):
+        for call in (quant.load, lambda path: quant.save(path, {})):
+            with pytest.raises(error, match=message):
+                call(path)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert pipe.is_fifo()
+
+
+def test_classes_of_named_tuples_live_as_long_as_they_are_used(tmp_path):
+    quant.save(tmp_path / "x", Layer(np.ones(2), np.ones(3)))
+    one, other = quant.load(tmp_path / "x"), quant.load(tmp_path / "x")
+    assert type(one) is type(other)
+    made = weakref.ref(type(one))
+    del one, other
+    gc.collect()
+    assert made() is None
 
 
 def test_an_older_file_survives_a_failed_write(tmp_path, monkeypatch):
