@@ -1,6 +1,5 @@
 """Accuracy of a classifier against the number of bits of its weights (Figure 1)."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, Unpack
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _checks
+from hero_jax import _checks, _programs
 from hero_jax._typing import Mask, Params
 from hero_jax.quant.array import fit_levels
 from hero_jax.quant.bits import bits_of_leaves
@@ -45,7 +44,8 @@ def accuracy_against_bits(
 
     Args:
       logits_fn: `(params, batch_stats, images) -> logits`, the model at evaluation.
-        Pass the same function object again to use the compiled program again.
+        Pass the same function object again to use the compiled program again, which
+        is kept for as long as that object is.
       params: weights, as of :func:`hero_jax.quant.quantize`.
       images: inputs of any shape `[N, ...]`.
       labels: classes `[N]`.
@@ -63,8 +63,9 @@ def accuracy_against_bits(
       **options: see :class:`hero_jax.quant.GridOptions`.
 
     Returns:
-      Share of images classified as labelled, `[len(bits)]`, float32. Logits that are
-      not finite count as wrong, and so do labels that no logit stands for.
+      Share of images classified as labelled, `[len(bits)]`, float32. Logits with NaN
+      or positive infinity count as wrong, and so do labels that no logit stands for;
+      a class of negative infinity is out of the question.
 
     Raises:
       TypeError: an argument has another type.
@@ -125,16 +126,14 @@ def accuracy_against_bits(
         )
     plan = make_plan(params, MAX_BITS, mask, None, options, check_bits)
     check_finite(plan.names, [jnp.isfinite(x).all() for x in plan.arrays])
-    program = _Program(
-        logits_fn, stats_fn, int(batch_size), tuple(plan.where), plan.options
-    )
-    num_correct = _count_correct(
-        program,
+    count_correct = _programs.jitted(_count_correct, (logits_fn, stats_fn), 0)
+    num_correct = count_correct(
+        _Program(int(batch_size), tuple(plan.where), plan.options),
         (params, batch_stats, images, labels),
         calibration_images,
         _widths(bits, plan),
     )
-    return num_correct / num_images
+    return num_correct.astype(jnp.float32) / num_images
 
 
 def _widths(bits: Sequence[Any], plan: Plan) -> np.ndarray:
@@ -156,17 +155,16 @@ def _widths(bits: Sequence[Any], plan: Plan) -> np.ndarray:
 
 
 class _Program(NamedTuple):
-    """What the compiled program depends on; hashable."""
+    """What the compiled program depends on beside the functions; hashable."""
 
-    logits_fn: LogitsFn
-    stats_fn: StatsFn | None
     batch_size: int
     where: tuple[int, ...]
     options: tuple[Options, ...]
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _count_correct(
+    logits_fn: LogitsFn,
+    stats_fn: StatsFn | None,
     program: _Program,
     data: tuple[Params, chex.ArrayTree, chex.Array, chex.Array],
     calibration_images: chex.Array | None,
@@ -185,14 +183,14 @@ def _count_correct(
             rounded[i] = jnp.where(width == FLOAT_BITS, x, levels)
         weights = jax.tree.unflatten(structure, rounded)
         stats = batch_stats
-        if program.stats_fn is not None:
+        if stats_fn is not None:
             of_batches = jax.lax.map(
-                lambda batch: program.stats_fn(weights, batch), calibration_images
+                lambda batch: stats_fn(weights, batch), calibration_images
             )
             stats = jax.tree.map(lambda x: x.mean(0), of_batches)
 
         def num_correct(batch: tuple[chex.Array, chex.Array, chex.Array]) -> chex.Array:
-            logits = program.logits_fn(weights, stats, batch[0])
+            logits = logits_fn(weights, stats, batch[0])
             shape = getattr(logits, "shape", None)
             if shape is None or len(shape) != 2 or shape[0] != program.batch_size:
                 raise ValueError(
@@ -200,7 +198,7 @@ def _count_correct(
                     f"({program.batch_size}, num_classes), got "
                     f"{type(logits).__name__ if shape is None else shape}."
                 )
-            right = (logits.argmax(-1) == batch[1]) & jnp.isfinite(logits).all(-1)
+            right = (logits.argmax(-1) == batch[1]) & jnp.isfinite(logits.max(-1))
             return jnp.sum(right & batch[2])
 
         return jax.lax.map(num_correct, batches).sum()

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _checks, _tree
+from hero_jax import _checks, _programs, _tree
 from hero_jax.quant import grid, interception
 from hero_jax.quant.options import GridOptions, resolve
 
@@ -47,7 +47,7 @@ def activation_ranges(
     Args:
       apply_fn: `(*args) -> anything`, runs the model in evaluation, for instance
         `(params, batch_stats, images) -> logits`. Pass the same function object again
-        to use the compiled program again.
+        to use the compiled program again, which is kept for as long as that object is.
       *args: its arguments, arrays or trees of them.
       layers: classes of modules whose inputs count; by default those of Flax Linen that
         own a kernel: Conv, ConvTranspose, ConvLocal, Dense, DenseGeneral and Einsum.
@@ -93,13 +93,12 @@ def activation_ranges(
     checked = resolve((), options)
     percent = checked.percent if calibration == "percentile" else None
     classes = _classes(layers)
+    ranges_of_batch = _programs.jitted(_ranges_of_batch, (apply_fn,), (0, 1))
     counts, ranges = [], []
     for count, batch in _batches(args, batch_size, batch_argnums):
         counts.append(count)
         # Waiting for each keeps the memory at that of one batch.
-        ranges.append(
-            jax.device_get(_ranges_of_batch(apply_fn, classes, percent, batch))
-        )
+        ranges.append(jax.device_get(ranges_of_batch(classes, percent, batch)))
     if not ranges[0]:
         names = ", ".join(c.__name__ for c in classes)
         raise ValueError(
@@ -142,7 +141,6 @@ def check_ranges(ranges: Any) -> None:
             )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _ranges_of_batch(
     apply_fn: Callable[..., Any],
     classes: tuple[type, ...],

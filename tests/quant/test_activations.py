@@ -1,6 +1,8 @@
 """Ranges and rounding of activations, against a network written out in numpy."""
 
 import functools
+import gc
+import weakref
 
 import flax.linen as nn
 import jax
@@ -43,6 +45,25 @@ def problem():
     images = np.asarray(rng.uniform(1.0, 3.0, (10, 5, 5, 2)), np.float32)
     images[-1] *= 2
     return params, images
+
+
+def test_programs_live_as_long_as_the_function_and_no_longer():
+    params, images = problem()
+    runs = []
+
+    def run(offset):
+        def apply_fn(params, images):
+            runs.append(None)
+            return logits_fn(params, images + offset)
+
+        for start in (0, 2):
+            quant.activation_ranges(apply_fn, params, images[start : start + 2])
+        return weakref.ref(offset), weakref.ref(apply_fn)
+
+    references = [ref for k in range(3) for ref in run(jnp.ones(2) * k)]
+    gc.collect()
+    assert [ref() for ref in references] == [None] * 6
+    assert len(runs) == 3
 
 
 def hidden(params, images):

@@ -1,5 +1,8 @@
 """Accuracy against bits, by a loop over the precisions and by hand."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -189,6 +192,87 @@ def test_logits_that_are_not_finite_are_wrong():
         nothing, {"w": jnp.ones((2, 2))}, jnp.ones((4, 1)), jnp.zeros(4, int), (32, 2)
     )
     np.testing.assert_array_equal(accuracy, 0.0)
+
+
+def test_classes_left_out_do_not_make_the_others_wrong():
+    """Masked logits; wrong are those whose largest is not finite."""
+    inf = jnp.inf
+    rows = jnp.array(
+        [
+            [1.0, 2.0, -inf],
+            [-inf, 2.0, 3.0],
+            [-inf, -inf, -inf],
+            [0.0, inf, 0.0],
+            [0.0, jnp.nan, 0.0],
+            [0.0, -inf, jnp.nan],
+        ]
+    )
+    labels = jnp.array([1, 2, 0, 1, 1, 2])
+    accuracy = quant.accuracy_against_bits(
+        lambda params, _, x: x, {"w": jnp.ones((2, 2))}, rows, labels, (32, 4)
+    )
+    np.testing.assert_allclose(accuracy, 2 / 6, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_share_is_float32_in_double_precision_too():
+    params, stats, images, labels = jax.tree.map(
+        lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, problem()
+    )
+    accuracies = quant.accuracy_against_bits(
+        logits_fn, params, images, labels, BITS, batch_stats=stats
+    )
+    assert accuracies.dtype == jnp.float32
+
+
+class Model:
+    """Logits of a data set."""
+
+    def __init__(self, data, traces):
+        self.data, self.traces = data, traces
+
+    def total(self):
+        self.traces.append(None)
+        return self.data.sum()
+
+    def logits(self, params, _, images):
+        return images @ params["w"] + self.total()
+
+
+@pytest.mark.parametrize("kind", ["closure", "method", "stats_fn"])
+def test_programs_live_as_long_as_the_function_and_no_longer(kind):
+    params, images, labels = (
+        {"w": jnp.ones((4, 3))},
+        jnp.ones((5, 4)),
+        jnp.zeros(5, int),
+    )
+    traces = []
+
+    def plain(params, stats, images):
+        return images @ params["w"] + stats
+
+    def run(data):
+        model = Model(data, traces)
+        closure = lambda *args: model.logits(*args)
+        stats_fn = lambda *_: model.total()
+        for _ in range(3):
+            function, options = {
+                "closure": (closure, {}),
+                "method": (model.logits, {}),  # every time another object
+                "stats_fn": (
+                    plain,
+                    {"stats_fn": stats_fn, "calibration_images": images[None]},
+                ),
+            }[kind]
+            quant.accuracy_against_bits(
+                function, params, images, labels, (32, 4), **options
+            )
+        return weakref.ref(data), weakref.ref(model)
+
+    references = [ref for k in range(3) for ref in run(k + jnp.arange(6.0))]
+    gc.collect()
+    assert [ref() for ref in references] == [None] * 6
+    assert len(traces) <= 2 * 3  # a loop's body may be traced twice: a program for each
 
 
 @pytest.mark.parametrize(
