@@ -44,8 +44,8 @@ def quantize_activations(
         numbers, `{"*": 4, "classifier": 8}`: a layer's own path counts first, else the
         first that matches; may be traced, and is not checked then: one program serves
         all precisions.
-      scheme: "affine", the levels spread over the range, or "symmetric", over the
-        largest magnitude of either sign.
+      scheme: "affine", the levels spread over the range; "affine_with_zero", over the
+        range and zero; or "symmetric", over the largest magnitude of either sign.
 
     Returns:
       Function with the arguments and results of `apply_fn`, for use under `jax.jit`,

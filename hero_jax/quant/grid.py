@@ -7,10 +7,11 @@ A grid of at most `2^bits` levels maps a number to an integer and back,
     q = \mathrm{clip}(\mathrm{round}(x / s) + o, \, q_\min, \, q_\max), \qquad
     x \approx s \, (q - o)
 
-with scale s (the width of a bin) and zero point o. Two schemes:
+with scale s (the width of a bin) and zero point o. Three schemes:
 
 - affine: q from 0 to `2^bits - 1`, the levels spread over the range of x, o an integer,
   so that zero is a level wherever the range contains it;
+- affine_with_zero: the same over the range of x and 0, so that o is a level, too;
 - symmetric: q from `-m` to `m = 2^(bits-1) - 1` and o = 0, the largest magnitude a
   level: `s = max|x| / m`. The grid is odd, and -max|x|, 0 and max|x| are kept.
 
@@ -34,7 +35,7 @@ Range = tuple[chex.Array, chex.Array]
 Limits = tuple[chex.Array, chex.Array]
 """Smallest and largest integer of a grid, as floats."""
 
-SCHEMES = ("affine", "symmetric")
+SCHEMES = ("affine", "affine_with_zero", "symmetric")
 NUM_CLIPS = 100
 """How many shares of the range the mean-squared-error calibration tries."""
 
@@ -99,7 +100,7 @@ def covering(
       x_range: ends of the range; a symmetric one has opposite ends.
       largest: largest magnitude of the data.
       bits: number of bits, may be traced.
-      scheme: "affine" or "symmetric".
+      scheme: one of SCHEMES.
 
     Returns:
       The grid; its scale is not finite if `largest` is not.
@@ -112,6 +113,8 @@ def covering(
         scale = high / most
         smallest = jnp.asarray(tiny, dtype)
     else:
+        if scheme == "affine_with_zero":
+            low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
         # low and high apart: their difference may overflow.
         scale = high / most - low / most
         # Bins no narrower than the floats are dense: a constant array is kept

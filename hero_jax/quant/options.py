@@ -18,7 +18,10 @@ class GridOptions(TypedDict, total=False):
 
     Attributes:
       scheme: "affine" (default), which spreads the levels over the range of the
-        weights, or "symmetric", which has no zero point.
+        weights; "affine_with_zero", over a range that contains zero, too, coarser
+        where all weights have one sign: its zero point is from 0 to `2^bits - 1`, as
+        PyTorch, ONNX and the uint8 kernels of TFLite and XNNPACK want it; or
+        "symmetric", which has no zero point.
       axis: axis or axes along which the grids differ; None (default) for one grid per
         tensor, -1 for one per output channel of a Flax kernel.
       group_size: how many consecutive indices along `axis` share a grid; one number,

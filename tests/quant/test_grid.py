@@ -152,6 +152,40 @@ def test_stochastic_rounding_depends_on_the_key_alone():
     assert np.any(one != other)
 
 
+@pytest.mark.parametrize("offset", [-6.0, 0.0, 0.3, 6.0])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_grid_with_zero_is_that_of_other_tools(bits, offset):
+    """The formulas of PyTorch's `MinMaxObserver` and `quantize_per_tensor`, quint."""
+    x = draw(offset=offset, seed=bits)
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    most = 2**bits - 1
+    scale = (high - low) / most
+    zero_point = np.clip(0 - np.round(low / scale), 0, most)
+    values = np.clip(np.round(x.astype(np.float64) / scale) + zero_point, 0, most)
+    q = quantize_array(jnp.asarray(x), bits, scheme="affine_with_zero")
+    np.testing.assert_allclose(q.scale.item(), scale, rtol=1e-6)
+    assert q.zero_point.item() == zero_point
+    np.testing.assert_array_equal(q.values, values)
+    np.testing.assert_allclose(
+        q.dequantize(), (values - zero_point) * scale, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("calibration", ["minmax", "percentile", "mse"])
+def test_zero_is_a_level_of_every_block_if_asked_for(calibration):
+    x = draw(offset=6.0)
+    x[:, 0] -= 6.0
+    options = {"calibration": calibration, "axis": -1}
+    finer = quantize_array(jnp.asarray(x), 4, **options)
+    q = quantize_array(jnp.asarray(x), 4, scheme="affine_with_zero", **options)
+    assert finer.zero_point.min() < 0
+    assert q.zero_point.min() >= 0
+    assert q.zero_point.max() <= 15
+    error = [np.square(np.asarray(y.dequantize()) - x).mean(0) for y in (finer, q)]
+    assert error[0][0] == error[1][0]  # of both signs: the same
+    assert np.all(error[0][1:] < error[1][1:])
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_halves_go_to_even(scheme):
     # Bins of width one: 15 of them from 0 to 15, or 7 on either side.
