@@ -182,6 +182,30 @@ def quantized_to_flax() -> Any:
     return net.apply(small, x, train=False)
 
 
+def quantized_train_state() -> Any:
+    from flax.training.train_state import TrainState
+
+    state = TrainState.create(apply_fn=None, params=params, tx=optax.adam(0.1))
+    return quant.quantize(state, bits=4)
+
+
+def nnx_linear() -> Any:
+    import pytest
+    from flax import nnx
+
+    pytest.importorskip("flax", minversion="0.12")  # modules are trees since
+
+    return nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+
+def quantized_nnx_shared() -> Any:
+    from flax import nnx
+
+    net = nnx.Sequential(nnx_linear(), nnx_linear())
+    net.layers[1].kernel = net.layers[0].kernel
+    return quant.quantize(net, bits=4)
+
+
 def load(damage: Callable[[bytes], bytes] | None = None, like: Any = None) -> Any:
     """Save quantized weights, damage the file, load it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -903,6 +927,33 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             TypeError,
             ("QuantizedArray",),
             "Call it with `quant.dequantize(tree)`, inside of `jit` to stay small.",
+            FLAX,
+        ),
+        Misuse(
+            "quantized_nnx",
+            "Called a quantized Flax NNX module.",
+            lambda: quant.quantize(nnx_linear(), bits=4)(x),
+            TypeError,
+            ("a QuantizedArray becomes an array by", "quant.dequantize(tree)"),
+            "Call `quant.dequantize(module)`, inside of `jit` to stay small.",
+            FLAX,
+        ),
+        Misuse(
+            "quantized_nnx_shared",
+            "Quantized a Flax NNX module that has a variable in two places.",
+            quantized_nnx_shared,
+            ValueError,
+            ("one Flax NNX variable in two places", "Pass nnx.state(model)"),
+            "Quantize `nnx.state(model)`, and `nnx.update(model, dequantized)`.",
+            FLAX,
+        ),
+        Misuse(
+            "quantized_train_state",
+            "Quantized a `TrainState`, the moments of its optimizer with it.",
+            quantized_train_state,
+            ValueError,
+            ("params must be weights alone", "opt_state", "Pass state.params"),
+            "Pass `state.params`.",
             FLAX,
         ),
     ),

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, NoReturn, Unpack
+from typing import Any, Unpack
 
 import chex
 import jax
@@ -24,7 +24,7 @@ FLOATS = tuple(map(np.dtype, ("float16", jnp.bfloat16, "float32", "float64")))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class QuantizedArray:
+class QuantizedArray(nodes.NotAnArray):
     """An array stored as integers on uniform grids; a pytree node.
 
     The integers are stored one per byte (or two, above 8 bits), ready for use;
@@ -41,7 +41,7 @@ class QuantizedArray:
         arrays; one per block, with as many axes as `values`.
       zero_point: the integer that stands for 0.0, in the shape of `scale`; int32, or
         int64 for float64 arrays; outside of `[0, 2^bits)` if the block's range does
-        not contain zero. None: symmetric.
+        not contain zero, unless the scheme was "affine_with_zero". None: symmetric.
       bits: number of bits per value, 2 to 8, or 16.
       dtype: of the array that was quantized, real floating-point.
       block_shape: shape of the blocks that share a grid, at least 1 each; counts from
@@ -90,9 +90,6 @@ class QuantizedArray:
     def size(self) -> int:
         """Number of entries."""
         return math.prod(self.shape)
-
-    def __array__(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError("a QuantizedArray becomes an array by its method dequantize().")
 
     def dequantize(self) -> chex.Array:
         """Return `scale * (values - zero_point)` in the original dtype.
@@ -224,7 +221,8 @@ def quantize_array(
     x = as_array("x", x)
     chosen = resolve(x.shape, options)
     storage = storage_dtype(bits, chosen.scheme)
-    return assemble(x, bits, chosen, *fit_integers(x, bits, key, storage, chosen))
+    integers, grids, _ = fit_integers(x, np.int32(bits), key, storage, chosen)
+    return assemble(x, bits, chosen, integers, grids)
 
 
 def fake_quantize_array(
@@ -311,12 +309,16 @@ def fit_integers(
     key: chex.PRNGKey | None,
     storage: np.dtype,
     options: Options,
-) -> tuple[chex.Array, grid.Grid]:
-    """Return integers and grids; one program for all bits of the same storage."""
+) -> tuple[chex.Array, grid.Grid, chex.Array]:
+    """Return integers, grids, and whether all of x is finite.
+
+    One program serves all bits of the same storage.
+    """
     (scale, zero_point), _, integers = _fit(x, bits, key, options)
     if zero_point is not None:
         zero_point = zero_point.astype(zero_point_dtype(x.dtype))
-    return integers.astype(storage), grid.Grid(scale, zero_point)
+    finite = jnp.isfinite(scale).all()
+    return integers.astype(storage), grid.Grid(scale, zero_point), finite
 
 
 def assemble(

@@ -2,11 +2,25 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.export
 import numpy as np
+
+
+class NotAnArray:
+    """Says how to get an array where one is expected: a layer called with integers."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} becomes an array by its method dequantize(), and "
+            "a tree of them by hero_jax.quant.dequantize(tree)."
+        )
+
+    __array__ = __getitem__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
+    __matmul__ = __rmatmul__ = __truediv__ = __rtruediv__ = __neg__ = _refuse
 
 
 def unchecked(cls: type, **fields: Any) -> Any:

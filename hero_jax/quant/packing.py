@@ -82,7 +82,7 @@ def _shift_left(x: chex.Array, places: int) -> chex.Array:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PackedArray:
+class PackedArray(nodes.NotAnArray):
     """A :class:`hero_jax.quant.QuantizedArray` whose integers have no gaps.
 
     A pytree node: 4-bit weights take half a byte each in memory, and are unpacked

@@ -1,7 +1,7 @@
 """Quantization of a parameter pytree, leaf by leaf."""
 
-import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Unpack
 
 import chex
@@ -14,7 +14,6 @@ from hero_jax._typing import Mask, Params
 from hero_jax.quant import array
 from hero_jax.quant.array import QuantizedArray
 from hero_jax.quant.bits import Bits, bits_of_leaves
-from hero_jax.quant.grid import Grid
 from hero_jax.quant.options import (
     GridOptions,
     Options,
@@ -60,8 +59,9 @@ def quantize(
       TypeError: a chosen leaf has another dtype, `bits` is no integer, or an option is
         unknown.
       ValueError: `bits` or an option is out of range, a mask or tree of bits has
-        another structure, a pattern matches nothing, or a leaf has NaN or infinite
-        entries (seen only outside of `jax.jit`).
+        another structure, a pattern matches nothing, a chosen leaf is of an optimizer's
+        state, Flax NNX modules share a variable, or a leaf has NaN or infinite entries
+        (seen only outside of `jax.jit`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -74,20 +74,15 @@ def quantize(
       Array([[-1.,  0.,  2.]], dtype=float32)
     """
     plan = make_plan(params, bits, mask, key, options, check_bits)
-    storages = tuple(
-        array.storage_dtype(b, chosen.scheme)
-        for b, chosen in zip(plan.bits, plan.options, strict=True)
-    )
-    parts, finite = _fit_all(
-        plan.arrays, _stack(plan.bits), key, storages, plan.options
-    )
-    check_finite(plan.names, finite)
-    quantized = [
-        array.assemble(x, b, chosen, *part)
-        for x, b, chosen, part in zip(
-            plan.arrays, plan.bits, plan.options, parts, strict=True
+    quantized, flags = [], []
+    for x, b, leaf_key, chosen in plan.each(key):
+        storage = array.storage_dtype(b, chosen.scheme)
+        integers, grids, finite = array.fit_integers(
+            x, np.int32(b), leaf_key, storage, chosen
         )
-    ]
+        quantized.append(array.assemble(x, b, chosen, integers, grids))
+        flags.append(finite)
+    check_finite(plan.names, flags)
     return plan.put_back(quantized)
 
 
@@ -129,8 +124,13 @@ def fake_quantize(
       Array([0.0039, 0.0667, 0.3333], dtype=float32)
     """
     plan = make_plan(params, bits, mask, key, options, check_traceable_bits)
-    levels, finite = _round_all(plan.arrays, _stack(plan.bits), key, plan.options)
-    check_finite(plan.names, finite)
+    levels, flags = [], []
+    for x, b, leaf_key, chosen in plan.each(key):
+        b = b if isinstance(b, jax.Array) else np.int32(b)
+        rounded, finite = array.fit_levels(x, b, leaf_key, chosen)
+        levels.append(rounded)
+        flags.append(finite)
+    check_finite(plan.names, flags)
     return plan.put_back(levels)
 
 
@@ -144,11 +144,9 @@ def dequantize(tree: chex.ArrayTree) -> Params:
     Returns:
       The tree of float arrays, with the structure and dtypes that were quantized.
     """
-    leaves, structure = jax.tree.flatten(tree, is_leaf=is_quantized)
-    where = [i for i, x in enumerate(leaves) if is_quantized(x)]
-    for i, x in zip(where, _dequantize_all([leaves[i] for i in where]), strict=True):
-        leaves[i] = x
-    return jax.tree.unflatten(structure, leaves)
+    return jax.tree.map(
+        lambda x: _dequantize(x) if is_quantized(x) else x, tree, is_leaf=is_quantized
+    )
 
 
 def pack(tree: chex.ArrayTree) -> chex.ArrayTree:
@@ -242,6 +240,14 @@ class Plan(NamedTuple):
     bits: list[Any]
     options: tuple[Options, ...]
 
+    def each(
+        self, key: chex.PRNGKey | None
+    ) -> Iterator[tuple[chex.Array, Any, chex.PRNGKey | None, Options]]:
+        """Yield array, bits, key and options of every leaf; equal ones compile once."""
+        n = len(self.arrays)
+        keys = [None] * n if key is None else jax.random.split(key, n)
+        return zip(self.arrays, self.bits, keys, self.options, strict=True)
+
     def put_back(self, replaced: list[Any]) -> chex.ArrayTree:
         """Return the tree with these in place of the chosen leaves."""
         leaves = list(self.leaves)
@@ -260,6 +266,7 @@ def make_plan(
 ) -> Plan:
     """Check all arguments and pick out the leaves."""
     _checks.check_key("key", key, optional=True)
+    _check_untied(params)
     leaves, structure = jax.tree.flatten(params, is_leaf=is_quantized)
     # One leaf for each, also for those that were quantized before.
     flat = jax.tree.unflatten(structure, range(len(leaves)))
@@ -277,6 +284,7 @@ def make_plan(
         check(bits)
     all_bits = bits_of_leaves(bits, flat, chosen)
     where = [i for i, keep in enumerate(chosen) if keep]
+    _check_no_optimizer(flat, where)
     names = _tree.leaf_names(flat)
     arrays, resolved = [], []
     for i in where:
@@ -297,6 +305,39 @@ def make_plan(
         [all_bits[i] for i in where],
         tuple(resolved),
     )
+
+
+def _check_untied(params: chex.ArrayTree) -> None:
+    """Raise `ValueError` if NNX modules share a variable, which would become two."""
+    if "flax.nnx" not in sys.modules:
+        return
+    variable = sys.modules["flax.nnx"].Variable
+    seen: dict[int, str] = {}
+    nodes = jax.tree_util.tree_leaves_with_path(
+        params, is_leaf=lambda x: isinstance(x, variable)
+    )
+    for path, x in nodes:
+        name = jax.tree_util.keystr(path)
+        if isinstance(x, variable) and seen.setdefault(id(x), name) != name:
+            raise ValueError(
+                "params must not have one Flax NNX variable in two places, which would "
+                f"be two variables when quantized: got it at {seen[id(x)]} and {name}. "
+                "Pass nnx.state(model), which has it once; nnx.update or nnx.merge "
+                "takes the dequantized state."
+            )
+
+
+def _check_no_optimizer(flat: chex.ArrayTree, where: list[int]) -> None:
+    """Raise `ValueError` if a chosen leaf belongs to the state of an optimizer."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(flat)]
+    for i in where:
+        keys = [jax.tree_util.keystr((key,), simple=True) for key in paths[i]]
+        if "opt_state" in keys:
+            raise ValueError(
+                "params must be weights alone, got the state of an optimizer beside "
+                f"them, {jax.tree_util.keystr(paths[i])}, which would be quantized, "
+                "too. Pass state.params."
+            )
 
 
 def _described(leaves: list[Any]) -> str:
@@ -322,52 +363,9 @@ def _weights(params: Params) -> chex.ArrayTree:
     return jax.tree.map(is_weight, params, is_leaf=is_quantized)
 
 
-def _stack(bits: list[Any]) -> chex.Array:
-    """Hand all numbers of bits over at once: one transfer, one program for all."""
-    if any(isinstance(b, jax.Array) for b in bits):
-        return jnp.stack([jnp.asarray(b, jnp.int32) for b in bits])
-    return np.asarray(bits, np.int32)
-
-
-def _keys(key: chex.PRNGKey | None, n: int) -> list[chex.PRNGKey | None]:
-    return [None] * n if key is None else list(jax.random.split(key, n))
-
-
-@functools.partial(jax.jit, static_argnames=("storages", "options"))
-def _fit_all(
-    arrays: list[chex.Array],
-    bits: chex.Array,
-    key: chex.PRNGKey | None,
-    storages: tuple[np.dtype, ...],
-    options: tuple[Options, ...],
-) -> tuple[list[tuple[chex.Array, Grid]], list[chex.Array]]:
-    """Return integers and grids of every array, and whether it is finite."""
-    keys = _keys(key, len(arrays))
-    parts = [
-        array.fit_integers(x, bits[i], keys[i], storages[i], options[i])
-        for i, x in enumerate(arrays)
-    ]
-    return parts, [jnp.isfinite(grids.scale).all() for _, grids in parts]
-
-
-@functools.partial(jax.jit, static_argnames="options")
-def _round_all(
-    arrays: list[chex.Array],
-    bits: chex.Array,
-    key: chex.PRNGKey | None,
-    options: tuple[Options, ...],
-) -> tuple[list[chex.Array], list[chex.Array]]:
-    """Return the levels of every array, and whether it is finite."""
-    keys = _keys(key, len(arrays))
-    pairs = [
-        array.fit_levels(x, bits[i], keys[i], options[i]) for i, x in enumerate(arrays)
-    ]
-    return [levels for levels, _ in pairs], [finite for _, finite in pairs]
-
-
 @jax.jit
-def _dequantize_all(arrays: list[Any]) -> list[chex.Array]:
-    return [x.dequantize() for x in arrays]
+def _dequantize(x: QuantizedArray | PackedArray) -> chex.Array:
+    return x.dequantize()
 
 
 def check_finite(names: list[str], finite: list[chex.Array]) -> None:

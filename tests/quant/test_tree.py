@@ -205,6 +205,85 @@ def test_no_floats_are_resident_before_a_call(bits):
         assert resident - 256 * 256 * bits_per_weight // 8 in range(17)
 
 
+def test_equal_leaves_compile_once():
+    """However many there are, in whatever tree; counted by JAX, of every program."""
+    events = []
+
+    def tree(n):
+        draw = lambda shape, seed: jax.random.normal(jax.random.key(seed), shape)
+        square = {f"layer{i}": draw((7, 7), i) for i in range(n)}
+        return {**square, "wide": draw((7, 9), 0), "bias": jnp.zeros(9)}
+
+    def all_ways(tree):
+        for options in ({}, {"axis": -1, "calibration": "mse"}):
+            quantized = quant.quantize(tree, 4, **options)
+            quant.dequantize(quantized)
+            quant.dequantize(quant.pack(quantized))
+            quant.fake_quantize(tree, 4, **options)
+
+    small, large = tree(1), tree(50)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: events.append(name)
+    )
+    try:
+        all_ways(small)
+        assert any("backend_compile" in name for name in events)
+        events.clear()
+        all_ways(large)
+        assert not any("backend_compile" in name for name in events)
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_shared_variables_are_not_untied():
+    pytest.importorskip("flax", minversion="0.12", reason="modules are trees since")
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Sequential(*(nnx.Linear(3, 3, rngs=nnx.Rngs(i)) for i in range(3)))
+    quant.quantize(model, 4)
+    model.layers[2].kernel = model.layers[0].kernel
+    for call in (quant.quantize, quant.fake_quantize):
+        with pytest.raises(ValueError, match=r"one Flax NNX variable in two places.*0"):
+            call(model, 4)
+    graph, state = nnx.split(model)
+    merged = nnx.merge(graph, quant.dequantize(quant.quantize(state, 4)))
+    assert merged.layers[2].kernel is merged.layers[0].kernel
+
+
+def test_the_state_of_an_optimizer_is_refused():
+    optax = pytest.importorskip("optax")
+    weights = {"w": jnp.ones((3, 4)), "b": jnp.zeros(4)}
+    state = {"params": weights, "opt_state": optax.adam(0.1).init(weights)}
+    with pytest.raises(
+        ValueError, match=r"weights alone.*\['opt_state'\].*state\.para"
+    ):
+        quant.quantize(state, 4)
+    mask = jax.tree.map(lambda _: False, state)
+    chosen = {**mask, "params": {"w": True, "b": False}}
+    only = quant.quantize(state, 4, mask=chosen)
+    chex.assert_trees_all_equal(only["opt_state"], state["opt_state"])
+    plain = {**state, "opt_state": optax.sgd(0.1).init(weights)}  # nothing to quantize
+    assert quant.is_quantized(quant.quantize(plain, 4)["params"]["w"])
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda q, x: np.asarray(q),
+        lambda q, x: jnp.asarray(q),
+        lambda q, x: q[...],
+        lambda q, x: x @ q,
+        lambda q, x: q @ x,
+        lambda q, x: 2.0 * q,
+        lambda q, x: x + q,
+    ],
+)
+@pytest.mark.parametrize("pack", [lambda q: q, quant.pack], ids=["bytes", "packed"])
+def test_quantized_arrays_say_how_they_become_arrays(use, pack):
+    q = pack(quant.quantize_array(jnp.eye(3), 4))
+    with pytest.raises(TypeError, match=r"Array becomes an array by .*dequantize\("):
+        use(q, jnp.eye(3))
+
+
 def test_empty_tree():
     assert quant.fake_quantize({}, 4) == {}
     assert quant.quantization_error({}, {}) == {}
