@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import quantizer_speed  # noqa: E402
 import quickstart  # noqa: E402
 
 import hero_jax  # noqa: E402
+from hero_jax import quant  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +115,31 @@ def test_deployment(weights, capsys):
     floats, bytewise, packed = resident
     assert packed < bytewise < 0.3 * floats
     assert packed < 0.16 * floats
-    difference = re.search(r"differ by at most (\S+) in 7970 logits", printed)
-    assert float(difference[1]) < 1e-4
-    assert weights[0].with_name("hero_seed0.4bit.safetensors").exists()
-    assert weights[0].with_name("hero_seed0.stablehlo").exists()
+    differences = re.findall(r"differ by at most (\S+) in 7970 logits", printed)
+    assert len(differences) == 2
+    assert max(map(float, differences)) < 1e-4
+    files = {path.name: path for path in weights[0].parent.iterdir()}
+    assert {"hero_seed0.4bit.safetensors", "hero_seed0.stablehlo"} <= {*files}
+
+    # With the weights inside, JAX alone is enough. They stay packed there.
+    alone = files["hero_seed0.4bit.stablehlo"]
+    assert alone.stat().st_size < files["hero_seed0.stablehlo"].stat().st_size + packed
+    images = quickstart.load_data(0.0, seed=0).test_images
+    np.save(alone.with_suffix(".npy"), images)
+    reader = (
+        "import sys; sys.modules['hero_jax'] = None\n"
+        "import jax.export, numpy as np\n"
+        f"program = bytearray(open({str(alone)!r}, 'rb').read())\n"
+        "served = jax.export.deserialize(program)\n"
+        f"images = np.load({str(alone.with_suffix('.npy'))!r})\n"
+        f"np.save({str(alone.with_suffix('.npy'))!r}, served.call(images))\n"
+        "assert sys.modules['hero_jax'] is None"
+    )
+    subprocess.run([sys.executable, "-c", reader], check=True)
+    floats = quant.load(files["hero_seed0.4bit.safetensors"])
+    np.testing.assert_allclose(
+        np.load(alone.with_suffix(".npy")), deploy.predict(floats, images), atol=1e-4
+    )
 
 
 @pytest.mark.slow
