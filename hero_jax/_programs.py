@@ -1,57 +1,79 @@
-"""Compiled programs that live as long as the user's functions in them, and no longer.
+"""Compiled programs that live no longer than the functions they are made of.
 
-JAX keeps a static argument, with all that it closes over, for ever. What it compiled
-goes with the function that it was to jit.
+`jax.jit` keeps its static arguments, and so all that a loss closes over, for as long as
+the process runs. Here a program refers weakly to the functions in it, and goes with the
+first of them.
 """
 
+import dataclasses
 import functools
 import types
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import jax
 
-_programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
+_kept: dict[Hashable, Callable[..., Any]] = {}
 
 
-def jitted(
-    function: Callable[..., Any],
-    users: Sequence[Callable[..., Any] | None],
-    static_argnums: int | Sequence[int] = (),
-) -> Callable[..., Any]:
-    """Return `function` jitted with its first arguments fixed: the functions of a user.
+class MadeOfFunctions:
+    """Base of frozen dataclasses all of whose fields are functions.
 
-    For the same functions it is the same program, until one of them is gone.
+    A program made of one lives as long as these functions, not as long as the object.
+    """
+
+
+class _Parts(NamedTuple):
+    kind: type
+    references: tuple[Any, ...]
+
+
+def compiled(function: Callable[..., Any], *static: Any) -> Callable[..., Any]:
+    """Return `jax.jit` of `arrays -> function(*static, *arrays)`.
 
     Args:
-      function: of a module; gets stand-ins, which do not keep the user's functions.
-      users: functions, or None. The bound methods of one object by one name are the
-        same function; what cannot be referred to weakly is compiled at every call.
-      static_argnums: positions among the arguments that are left, hashable ones.
+      function: of a module, traced once for every `static` and shapes of the arrays.
+      *static: hashable; functions, and named tuples with functions in them, are
+        referred to weakly. The program is compiled anew for every call if one of them
+        has no hash or cannot be referred to so.
+
+    Returns:
+      The same compiled function for equal arguments, while these live.
     """
     try:
-        methods = [f if isinstance(f, types.MethodType) else None for f in users]
-        owners = [m.__self__ if m else f for m, f in zip(methods, users, strict=True)]
-        names = [m and weakref.ref(m.__func__) for m in methods]
-        key = (function, *map(id, owners), *names, static_argnums)
-        if key not in _programs:
-            stand_ins = map(_stand_in, users)
-            bound = functools.partial(function, *stand_ins)
-            for owner in owners:
-                if owner is not None:
-                    weakref.finalize(owner, _programs.pop, key, None).atexit = False
-            _programs[key] = jax.jit(bound, static_argnums=static_argnums)
-        return _programs[key]
-    except TypeError:  # from weakref
-        bound = functools.partial(function, *users)
-        return jax.jit(bound, static_argnums=static_argnums)
+        found = _kept.get((function, *(_weak(x) for x in static)))
+    except TypeError:
+        return jax.jit(functools.partial(function, *static))
+    if found is not None:
+        return found
+
+    def forget(_: Any, kept: dict[Hashable, Any] = _kept) -> None:
+        kept.pop(key, None)
+
+    def program(*arrays: Any) -> Any:
+        return function(*map(_strong, key[1:]), *arrays)
+
+    program.__name__ = program.__qualname__ = function.__name__
+    key = (function, *(_weak(x, forget) for x in static))
+    return _kept.setdefault(key, jax.jit(program))
 
 
-def _stand_in(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """Return a function that calls this one without keeping it."""
-    if function is None:
-        return None
-    method = isinstance(function, types.MethodType)
-    reference: Any = (weakref.WeakMethod if method else weakref.ref)(function)
-    return lambda *args, **kwargs: reference()(*args, **kwargs)
+def _weak(x: Any, forget: Callable[[Any], None] | None = None) -> Any:
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*(_weak(y, forget) for y in x))
+    if isinstance(x, MadeOfFunctions):
+        fields = dataclasses.fields(x)  # type: ignore[arg-type]
+        parts = [_weak(getattr(x, field.name), forget) for field in fields]
+        return _Parts(type(x), tuple(parts))
+    if isinstance(x, types.MethodType):
+        return weakref.WeakMethod(x, forget)
+    return weakref.ref(x, forget) if callable(x) else x
+
+
+def _strong(x: Any) -> Any:
+    if isinstance(x, _Parts):
+        return x.kind(*map(_strong, x.references))
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*map(_strong, x))
+    return x() if isinstance(x, weakref.ref) else x

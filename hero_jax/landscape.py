@@ -20,7 +20,6 @@ error of a quantization, `quant.fake_quantize(params, 4)` less `params`.
 True
 """
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
@@ -30,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _checks, _tree
+from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Params
 from hero_jax.curvature import Options, progress
 from hero_jax.curvature import problem as problems
@@ -140,14 +139,13 @@ def loss_surface(
     if points_at_once is None:
         points_at_once = 1 if jax.default_backend() == "cpu" else 4
     _checks.check_positive_integer("points_at_once", points_at_once)
-    compiled = functools.partial(_loss_surface, problem, stats_fn, points_at_once)
+    compiled = _programs.compiled(_loss_surface, problem, stats_fn, points_at_once)
     total = int(np.prod([x.size for x in axes]))
     return progress.listen(
         options.get("progress"), total, compiled, params, tuple(directions), axes, args
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _loss_surface(
     problem: Problem,
     stats_fn: Callable[..., chex.ArrayTree] | None,

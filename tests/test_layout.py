@@ -14,6 +14,7 @@ ALLOWED = {
     "_typing": set(),
     "_checks": set(),
     "_tree": {"_typing"},
+    "_programs": set(),
     "_autodiff": {"_typing", "_tree"},
     "_axis": {"_typing"},
     "_scope": {"_typing", "_checks", "_tree", "_axis"},
@@ -32,9 +33,11 @@ ALLOWED = {
     "bounds": {"_checks"},
     "quant": {"_typing", "_checks", "_tree"},
     "models": {"_checks", "_axis"},
-    "curvature": {"_typing", "_checks", "_tree", "_autodiff", "perturbation"},
-    "landscape": {"_typing", "_checks", "_tree", "curvature"},
-    "sensitivity": {"_typing", "_checks", "_tree", "curvature", "quant"},
+    "curvature": {
+        *("_typing", "_checks", "_tree", "_programs", "_autodiff", "perturbation")
+    },
+    "landscape": {"_typing", "_checks", "_tree", "_programs", "curvature"},
+    "sensitivity": {"_typing", "_checks", "_tree", "_programs", "curvature", "quant"},
 }
 CORE_PACKAGES = {"jax", "optax", "chex", "numpy", "hero_jax"}
 OPTIONAL_PACKAGES = {
@@ -43,7 +46,6 @@ OPTIONAL_PACKAGES = {
     "quant/interception.py": {"flax"},
     "models": {"flax"},
     "nnx": {"flax"},
-    "curvature/lanczos.py": {"matfree"},
     "landscape": {"contourpy"},
 }
 """By file or module: not imported with the package itself."""

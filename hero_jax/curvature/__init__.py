@@ -13,7 +13,8 @@ Every function takes `loss_fn, params, *args`, with a loss that is a mean over e
 over one batch or, with `batch_size`, over a whole data set on the device; other options
 are in :class:`Options`. All but :func:`generalization_gap` are compiled, and work under
 `jax.jit` and `jax.vmap`. The program is kept for the next call with the same `loss_fn`
-object and shapes: hand over what changes, such as BatchNorm statistics, as arguments.
+and shapes, as long as that function lives: hand over what changes, such as BatchNorm
+statistics, as arguments.
 
 The loss decides what BatchNorm does. With the running statistics it is the loss of the
 deployed network; with those of each batch, in training mode, it is the one that
@@ -40,10 +41,11 @@ from hero_jax.curvature.eigenvalues import (
 from hero_jax.curvature.gap import Gap, generalization_gap
 from hero_jax.curvature.harm import HarmfulStep, smallest_harmful_step
 from hero_jax.curvature.loss_change import Change, LossChange, loss_change
+from hero_jax.curvature.probes import Estimate
 from hero_jax.curvature.problem import ComposedLoss, Options
 from hero_jax.curvature.product import hessian_norm, hvp, loss_and_gradient
 from hero_jax.curvature.spectrum import SpectralDensity, spectral_density
-from hero_jax.curvature.trace import Estimate, Trace, trace
+from hero_jax.curvature.trace import Trace, layer_traces, trace
 
 __all__ = [
     "Change",
@@ -60,6 +62,7 @@ __all__ = [
     "hessian_norm",
     "hvp",
     "layer_eigenvalues",
+    "layer_traces",
     "loss_and_gradient",
     "loss_change",
     "smallest_harmful_step",

@@ -1,6 +1,5 @@
 """Largest eigenvalues of the Hessian, whole or of one layer, by Lanczos."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _checks, _tree
+from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Mask, Params
 from hero_jax.curvature import lanczos, progress
 from hero_jax.curvature import problem as problems
@@ -65,7 +64,6 @@ def top_eigenvalues(
       Values, vectors and residuals.
 
     Raises:
-      ImportError: matfree is not installed.
       TypeError: an argument has another type, or the loss is no scalar.
       ValueError: an argument is out of range.
 
@@ -88,7 +86,7 @@ def top_eigenvalues(
     size = _tree.size(params)
     steps = check_steps(steps, 20 + 2 * k, size, least=k)
     total = (steps + k) * problem.num_batches(args)
-    compiled = functools.partial(_top_eigenvalues, problem, k, which, steps)
+    compiled = _programs.compiled(_top_eigenvalues, problem, k, which, steps)
     key = jax.random.key(0) if key is None else key
     result: Eigenpairs = progress.listen(
         options.get("progress"), total, compiled, params, key, args
@@ -125,7 +123,6 @@ def layer_eigenvalues(
       below.
 
     Raises:
-      ImportError: matfree is not installed.
       TypeError: an argument has another type, or the loss is no scalar.
       ValueError: an argument is out of range, or no leaf is chosen.
 
@@ -147,7 +144,7 @@ def layer_eigenvalues(
     _checks.check_positive_integer("steps", steps)
     steps = min(steps, size)
     total = steps * len(chosen) * problem.num_batches(args)
-    compiled = functools.partial(_layer_eigenvalues, problem, tuple(chosen), steps)
+    compiled = _programs.compiled(_layer_eigenvalues, problem, tuple(chosen), steps)
     _checks.check_key("key", key, optional=True)
     key = jax.random.key(0) if key is None else key
     values = progress.listen(
@@ -196,7 +193,6 @@ def only(position: chex.Array, tree: Params) -> Params:
     return jax.tree.unflatten(structure, kept)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _top_eigenvalues(
     problem: Problem,
     k: int,
@@ -210,7 +206,38 @@ def _top_eigenvalues(
     flat = lanczos.Flat.of(W)
     matvec = flat.matvec(problem.product(W, args))
     start = jax.random.normal(key, (flat.size,), flat.dtype)
-    space = lanczos.krylov(matvec, start, steps)
+
+    # One loop for the space and the residuals, since the product is what takes minutes
+    # to compile.
+    def body(
+        i: chex.Array, state: tuple[lanczos.Lanczos, _Pairs, chex.Array]
+    ) -> tuple[lanczos.Lanczos, _Pairs, chex.Array]:
+        space, top, residuals = state
+        j = jnp.maximum(i - steps, 0)
+        v = jnp.where(i < steps, space.v, top.vectors[j])
+        product = matvec(v)
+        space = jax.lax.cond(i < steps, lambda: space.after(product), lambda: space)
+        residual = _tree.norm(product - top.values[j] * v)
+        top = jax.lax.cond(
+            i == steps - 1, lambda: _outermost(space.space(), k, which), lambda: top
+        )
+        return space, top, residuals.at[j].set(residual)
+
+    zeros = jnp.zeros(k, flat.dtype)
+    nothing = _Pairs(zeros, jnp.zeros((k, flat.size), flat.dtype))
+    _, top, residuals = jax.lax.fori_loop(
+        0, steps + k, body, (lanczos.Lanczos.begin(start, steps), nothing, zeros)
+    )
+    return Eigenpairs(top.values, jax.vmap(flat.unflatten)(top.vectors), residuals)
+
+
+class _Pairs(NamedTuple):
+    values: chex.Array
+    vectors: chex.Array
+
+
+def _outermost(space: lanczos.Krylov, k: int, which: Which) -> _Pairs:
+    """Return k eigenvalues of the part found, and flat vectors of length 1."""
     pairs = lanczos.ritz(space)
     order = {
         "largest": -pairs.values,
@@ -218,21 +245,12 @@ def _top_eigenvalues(
         "magnitude": -jnp.abs(pairs.values),
     }[which]
     chosen = jnp.argsort(jnp.where(pairs.found, order, jnp.inf))[:k]
-    found = pairs.found[chosen]
-    values = jnp.where(found, pairs.values[chosen], jnp.nan)
-    vectors = pairs.vectors[:, chosen].T @ space.basis
+    values = jnp.where(pairs.found[chosen], pairs.values[chosen], jnp.nan)
+    vectors = lanczos.matmul(pairs.vectors[:, chosen].T, space.basis)
     norms = jax.vmap(_tree.norm)(vectors)
-    vectors /= jnp.where(norms > 0.0, norms, 1.0)[:, None]
-
-    def residual(pair: tuple[chex.Array, chex.Array]) -> chex.Array:
-        value, v = pair
-        return _tree.norm(matvec(v) - value * v)
-
-    residuals = jax.lax.map(residual, (values, vectors))
-    return Eigenpairs(values, jax.vmap(flat.unflatten)(vectors), residuals)
+    return _Pairs(values, vectors / jnp.where(norms > 0.0, norms, 1.0)[:, None])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _layer_eigenvalues(
     problem: Problem,
     chosen: tuple[int, ...],

@@ -1,6 +1,5 @@
 """How far one can go in a direction before the loss has risen: Theorem 3, measured."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
@@ -8,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from hero_jax import _checks, _tree
+from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Params
 from hero_jax.curvature import problem as problems
 from hero_jax.curvature import progress
@@ -22,6 +21,9 @@ class HarmfulStep(NamedTuple):
     """The smallest perturbation `d = t * direction` found to raise the loss by c.
 
     All are infinite if no step up to the longest one does, and NaN if the loss at W is.
+    They are NaN, too, where the answer is not known: c is below 16 roundings of the
+    loss, W + d is rounded by more than a tenth of d, or all steps did harm, down to a
+    millionth of the shortest.
 
     Attributes:
       step: t.
@@ -97,7 +99,7 @@ def smallest_harmful_step(
     if not growth > 1.0:
         raise ValueError(f"growth must be above 1, got {growth}.")
     _checks.check_positive_integer("num_steps", num_steps)
-    compiled = functools.partial(
+    compiled = _programs.compiled(
         _smallest_harmful_step, problem, bool(both_ways), float(growth), num_steps
     )
     total = (num_steps + _HALVINGS) * (2 if both_ways else 1)
@@ -114,7 +116,6 @@ def smallest_harmful_step(
     return found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _smallest_harmful_step(
     problem: Problem,
     both_ways: bool,
@@ -165,9 +166,18 @@ def _smallest_harmful_step(
         harmful = harms(middle)
         return jnp.where(harmful, low, middle), jnp.where(harmful, middle, high)
 
-    _, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))
+    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))
     step = jnp.where(harmful, high, jnp.inf)
-    step = jnp.where(jnp.isnan(loss), jnp.nan, step)
+    is_seen = loss_increase > 16.0 * jnp.finfo(loss.dtype).eps * jnp.abs(loss)
+
+    def rounding(w: chex.Array, x: chex.Array) -> chex.Array:
+        move = high.astype(w.dtype) * x
+        return ((w + move) - w) - move
+
+    rounded = _tree.global_norm(jax.tree.map(rounding, W, d))
+    is_made = rounded <= 0.1 * high * _tree.global_norm(d)
+    is_known = is_seen & is_made & ((low > 0.0) | ~harmful)
+    step = jnp.where(is_known, step, jnp.nan)
     largest = jnp.stack(
         [jnp.abs(x).max(initial=0.0).astype(dtype) for x in jax.tree.leaves(d)]
     ).max()

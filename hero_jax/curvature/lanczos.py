@@ -1,5 +1,6 @@
 """Lanczos tridiagonalization of a matrix that is given by its product with trees."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,10 @@ import numpy as np
 
 from hero_jax import _tree
 from hero_jax._typing import Params
+
+matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+vdot = functools.partial(jnp.vdot, precision=jax.lax.Precision.HIGHEST)
+"""Bases lose their orthogonality where a GPU or TPU rounds the factors."""
 
 
 class Krylov(NamedTuple):
@@ -89,10 +94,72 @@ class Flat(NamedTuple):
         return lambda v: self.flatten(tree_matvec(self.unflatten(v)))
 
 
+class Lanczos(NamedTuple):
+    """Lanczos with full reorthogonalization, after k products with the matrix.
+
+    Attributes:
+      count: k.
+      basis: `[m, n]`, rows from k on zero.
+      alpha: diagonal of T, `[m]`.
+      beta: lengths of the new directions, `[m]`.
+      v: vector of length 1 to be multiplied next, `[n]`.
+    """
+
+    count: chex.Array
+    basis: chex.Array
+    alpha: chex.Array
+    beta: chex.Array
+    v: chex.Array
+
+    @classmethod
+    def begin(cls, start: chex.Array, steps: int) -> "Lanczos":
+        """Prepare m steps from a vector that is not zero."""
+        zeros = jnp.zeros(steps, start.dtype)
+        basis = jnp.zeros((steps, start.size), start.dtype)
+        v = start / _tree.norm(start)
+        return cls(jnp.zeros((), jnp.int32), basis, zeros, zeros, v)
+
+    def after(self, product: chex.Array) -> "Lanczos":
+        """Go on with the product of the matrix and v.
+
+        The length is taken out before anything is squared: the matrix may have any
+        scale. Once the space is invariant, what is left of u is zero or noise.
+        """
+        k = self.count
+        basis = self.basis.at[k].set(self.v)
+        length = _tree.norm(product)
+        u = product / jnp.where(length == 0.0, 1.0, length)
+        along = matmul(self.v, u)
+        for _ in range(2):
+            u -= matmul(matmul(basis, u), basis)
+        rest = _tree.norm(u)
+        return Lanczos(
+            k + 1,
+            basis,
+            self.alpha.at[k].set(length * along),
+            self.beta.at[k].set(length * rest),
+            u / jnp.where(rest == 0.0, 1.0, rest),
+        )
+
+    def space(self) -> Krylov:
+        """Return what all m steps have found."""
+        alpha, beta = self.alpha, self.beta[:-1]
+        T = jnp.diag(alpha) + jnp.diag(beta, 1) + jnp.diag(beta, -1)
+        scale = jax.lax.cummax(jnp.abs(alpha[:-1]) + beta)
+        goes_on = beta > 100.0 * jnp.finfo(T.dtype).eps * scale
+        found = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(goes_on).astype(bool)])
+        both = found[:, None] & found[None, :]
+        return Krylov(
+            basis=jnp.where(found[:, None], self.basis, 0.0),
+            tridiagonal=jnp.where(both, T, 0.0),
+            found=found,
+        )
+
+
 def krylov(
     matvec: Callable[[chex.Array], chex.Array], start: chex.Array, steps: int
 ) -> Krylov:
-    """Run Lanczos with full reorthogonalization, all steps in one loop.
+    """Run all steps in one loop.
 
     Args:
       matvec: product with a symmetric matrix, `[n] -> [n]`.
@@ -101,42 +168,22 @@ def krylov(
 
     Returns:
       Basis and tridiagonal matrix.
-
-    Raises:
-      ImportError: matfree is not installed.
     """
-    try:
-        from matfree import decomp
-    except ImportError as error:
-        raise ImportError(
-            'curvature needs matfree: pip install "hero_jax[curvature]".'
-        ) from error
-    # With full reorthogonalization Lanczos is Arnoldi, whose subdiagonal keeps the
-    # length of each new direction. Once the space is invariant that is zero, or noise,
-    # which matfree divides by all the same; what follows is thrown away here.
-    iterate = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
-    Q, H, *_ = iterate(matvec, start)
-    alpha, beta = jnp.diagonal(H), jnp.diagonal(H, -1)
-    T = jnp.diag(alpha) + jnp.diag(beta, 1) + jnp.diag(beta, -1)
-    scale = jax.lax.cummax(jnp.abs(alpha[:-1]) + jnp.abs(beta))
-    tolerance = 100.0 * jnp.finfo(T.dtype).eps
-    goes_on = beta > tolerance * scale
-    found = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(goes_on).astype(bool)])
-    both = found[:, None] & found[None, :]
-    return Krylov(
-        basis=jnp.where(found[:, None], Q, 0.0),
-        tridiagonal=jnp.where(both, T, 0.0),
-        found=found,
+    state: Lanczos = jax.lax.fori_loop(
+        0,
+        steps,
+        lambda _, state: state.after(matvec(state.v)),
+        Lanczos.begin(start, steps),
     )
+    return state.space()
 
 
 def ritz(space: Krylov) -> Ritz:
     """Return the eigenpairs of T, those of the part found first."""
     T, found = space.tridiagonal, space.found
-    # Far outside of the spectrum, the decoupled rest sorts behind the part found.
     largest = jnp.abs(T).max()
-    beyond = jnp.where(largest == 0.0, 1.0, 4.0 * largest)
-    filled = T + jnp.diag(jnp.where(found, 0.0, beyond).astype(T.dtype))
+    scale = jnp.where(largest == 0.0, 1.0, largest)
+    # Far outside of the spectrum, the decoupled rest sorts behind the part found.
+    filled = T / scale + jnp.diag(jnp.where(found, 0.0, 4.0).astype(T.dtype))
     values, vectors = jnp.linalg.eigh(filled)
-    count = found.sum()
-    return Ritz(values, vectors, jnp.arange(len(found)) < count)
+    return Ritz(scale * values, vectors, jnp.arange(len(found)) < found.sum())

@@ -1,6 +1,5 @@
 """What moving the weights does to the loss: predicted to second order, and measured."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
@@ -8,10 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from hero_jax import _tree
+from hero_jax import _programs, _tree
 from hero_jax._typing import Mask, Params
+from hero_jax.curvature import lanczos, progress
 from hero_jax.curvature import problem as problems
-from hero_jax.curvature import progress
 from hero_jax.curvature.eigenvalues import check_chosen, only
 from hero_jax.curvature.problem import Options, Problem
 from hero_jax.curvature.product import check_vector
@@ -100,7 +99,7 @@ def loss_change(
     check_vector("moved", moved, params)
     chosen = check_chosen(mask, params)
     total = (len(chosen) + 1) * problem.num_batches(args)
-    compiled = functools.partial(_loss_change, problem, tuple(chosen))
+    compiled = _programs.compiled(_loss_change, problem, tuple(chosen))
     whole, layers = progress.listen(
         options.get("progress"), total, compiled, params, moved, args
     )
@@ -111,7 +110,6 @@ def loss_change(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _loss_change(
     problem: Problem,
     chosen: tuple[int, ...],
@@ -125,7 +123,7 @@ def _loss_change(
     product = problem.product(W, args)
 
     def dot(a: Params, b: Params) -> chex.Array:
-        products = jax.tree.map(jnp.vdot, a, b)
+        products = jax.tree.map(lanczos.vdot, a, b)
         dtype = _tree.widest_dtype(products)
         return jnp.stack([x.astype(dtype) for x in jax.tree.leaves(products)]).sum()
 

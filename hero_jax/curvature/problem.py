@@ -3,18 +3,20 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hero_jax import _autodiff, _checks, _tree
+from hero_jax import _autodiff, _checks, _programs, _tree
 from hero_jax._typing import Grads, Params
+from hero_jax.curvature import no_forward_rule
 from hero_jax.curvature import progress as progress_
 
 Matrix = Literal["hessian", "gauss_newton"]
+Product = Literal["exact", "reverse", "finite_difference"]
 MatVec = Callable[[Params], Params]
 Outputs = TypeVar("Outputs")
 
@@ -25,6 +27,13 @@ class Options(TypedDict, total=False):
     Attributes:
       has_aux: whether `loss_fn` returns `(loss, auxiliary)`; the latter is dropped.
       matrix: "hessian" (default), or "gauss_newton" for a :class:`ComposedLoss`.
+      hvp: how products with the Hessian are taken. "exact" (default) differentiates
+        the gradient forwards. Losses that cannot be, such as those with a
+        `jax.custom_vjp`, take "reverse", backwards once more: as exact, at up to twice
+        the price and memory. "finite_difference" asks for nothing but gradients, as of
+        callbacks: `(grad L(W + e v) - grad L(W - e v)) / 2e`, with a step of
+        `eps^(1/3) ||W||`. In float32 it is off by about 1e-3 where the loss is smooth,
+        and is no good where it has kinks, as rectifiers do.
       batch_size: examples that go through `loss_fn` at once, which must return the mean
         over them; all by default. The memory is then that of one batch, and the mean
         over all examples is exact, also if the last batch is smaller. Every product
@@ -37,13 +46,14 @@ class Options(TypedDict, total=False):
 
     has_aux: bool
     matrix: Matrix
+    hvp: Product
     batch_size: int | None
     batch_argnums: int | Sequence[int] | None
     progress: Callable[[int, int], None] | None
 
 
 @dataclasses.dataclass(frozen=True)
-class ComposedLoss(Generic[Outputs]):
+class ComposedLoss(_programs.MadeOfFunctions, Generic[Outputs]):
     """A loss that knows its network: `criterion(outputs_fn(params, *args), *args)`.
 
     It is a loss function itself. `matrix="gauss_newton"` needs it: with J the Jacobian
@@ -74,6 +84,7 @@ class Problem(NamedTuple):
     loss_fn: Callable[..., Any]
     has_aux: bool
     matrix: Matrix
+    hvp: Product
     batch_size: int | None
     batch_argnums: tuple[int, ...]
     reports: bool
@@ -166,11 +177,8 @@ class Problem(NamedTuple):
 
     def _product_of_batch(self, params: Params, args: Sequence[Any]) -> MatVec:
         if self.matrix == "gauss_newton":
-            return _gauss_newton(self.loss_fn, params, args)
-        _, hvp, _ = _autodiff.gradient_and_hvp(
-            lambda W: (jax.grad(self.loss)(W, args), None), params
-        )
-        return hvp
+            return _gauss_newton(self.loss_fn, params, args, self.hvp)
+        return _hvp(lambda W: jax.grad(self.loss)(W, args), params, self.hvp)
 
     def _reporting(self, matvec: MatVec) -> MatVec:
         if not self.reports:
@@ -184,7 +192,40 @@ class Problem(NamedTuple):
         return reporting
 
 
-def _gauss_newton(loss: Any, params: Params, args: Sequence[Any]) -> MatVec:
+def _hvp(grad_fn: Callable[[Params], Grads], W: Params, hvp: Product) -> MatVec:
+    """Return the product with the derivative of a gradient at W."""
+    if hvp == "finite_difference":
+        return lambda v: _central_difference(grad_fn, W, v)
+    product: Callable[..., Any]
+    with no_forward_rule.found_by_tracing(grad_fn, W, hvp):
+        if hvp == "reverse":
+            _, product = jax.vjp(grad_fn, W)
+        else:
+            _, product, _ = _autodiff.gradient_and_hvp(lambda W: (grad_fn(W), None), W)
+
+    def matvec(v: Params) -> Params:
+        with no_forward_rule.found_by_tracing(grad_fn, W, hvp):
+            return product(v)[0] if hvp == "reverse" else product(v)
+
+    return matvec
+
+
+def _central_difference(
+    grad_fn: Callable[[Params], Grads], W: Params, v: Params
+) -> Params:
+    length, weights = _tree.global_norm(v), _tree.global_norm(W)
+    step = jnp.finfo(length.dtype).eps ** (1 / 3) * jnp.where(weights > 0, weights, 1)
+    e = step / jnp.where(length > 0, length, 1)
+
+    def at(t: chex.Array) -> Grads:
+        return grad_fn(jax.tree.map(lambda w, d: w + t.astype(w.dtype) * d, W, v))
+
+    return jax.tree.map(lambda a, b: (a - b) / (2 * e).astype(a.dtype), at(e), at(-e))
+
+
+def _gauss_newton(
+    loss: Any, params: Params, args: Sequence[Any], hvp: Product
+) -> MatVec:
     """Return the product J'CJ v.
 
     J v is taken as the transpose of the linear function `u -> J'u`, which asks for
@@ -197,9 +238,7 @@ def _gauss_newton(loss: Any, params: Params, args: Sequence[Any]) -> MatVec:
         value, _ = _checks.loss_and_aux("criterion", loss.criterion(y, *args), False)
         return value
 
-    _, curve, _ = _autodiff.gradient_and_hvp(
-        lambda y: (jax.grad(criterion)(y), None), outputs
-    )
+    curve = _hvp(jax.grad(criterion), outputs, hvp)
     return lambda v: pull(curve(push(v)[0]))[0]
 
 
@@ -219,7 +258,9 @@ def make(
             f"unknown options {unknown}; known are {sorted(Options.__annotations__)}."
         )
     matrix = options.get("matrix", "hessian")
-    _checks.check_choice("matrix", matrix, ("hessian", "gauss_newton"))
+    _checks.check_choice("matrix", matrix, get_args(Matrix))
+    hvp = options.get("hvp", "exact")
+    _checks.check_choice("hvp", hvp, get_args(Product))
     if matrix == "gauss_newton" and not isinstance(loss_fn, ComposedLoss):
         raise TypeError(
             "matrix='gauss_newton' needs loss_fn to be a ComposedLoss, which tells the "
@@ -241,6 +282,7 @@ def make(
         loss_fn,
         has_aux,
         matrix,
+        hvp,
         batch_size,
         batch_positions(args, options),
         progress is not None,

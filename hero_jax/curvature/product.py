@@ -1,6 +1,5 @@
 """Products with the Hessian, and the norm of one along HERO's direction."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
@@ -8,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from hero_jax import _checks, _tree, perturbation
+from hero_jax import _checks, _programs, _tree, perturbation
 from hero_jax._typing import Grads, Params, Perturbation
 from hero_jax.curvature import problem as problems
 from hero_jax.curvature import progress
@@ -54,7 +53,7 @@ def hvp(
     problem = problems.make(loss_fn, params, args, options)
     check_vector("vector", vector, params)
     total = problem.num_batches(args)
-    compiled = functools.partial(_hvp, problem)
+    compiled = _programs.compiled(_hvp, problem)
     return progress.listen(
         options.get("progress"), total, compiled, params, vector, args
     )
@@ -92,7 +91,7 @@ def loss_and_gradient(
     """
     problem = problems.make(loss_fn, params, args, options)
     total = problem.num_batches(args)
-    compiled = functools.partial(_loss_and_gradient, problem)
+    compiled = _programs.compiled(_loss_and_gradient, problem)
     loss, g = progress.listen(options.get("progress"), total, compiled, params, args)
     return loss, g
 
@@ -162,7 +161,7 @@ def hessian_norm(
     else:
         z = direction
         check_vector("direction", z, params)
-    compiled = functools.partial(_hessian_norm, problem, direction_fn)
+    compiled = _programs.compiled(_hessian_norm, problem, direction_fn)
     total = problem.num_batches(args) if h is None else 0
     return progress.listen(options.get("progress"), total, compiled, params, z, h, args)
 
@@ -173,20 +172,17 @@ def check_vector(name: str, vector: Params, params: Params) -> None:
     _tree.check_same_structure(name, vector, "params", params)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _loss_and_gradient(
     problem: Problem, params: Params, args: Sequence[Any]
 ) -> tuple[chex.Array, Grads]:
     return problem.loss_and_gradient(_tree.widen(params), args, problem.reports)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _hvp(problem: Problem, params: Params, v: Params, args: Sequence[Any]) -> Params:
     W = _tree.widen(params)
     return problem.product(W, args)(_tree.cast_like(v, W))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _hessian_norm(
     problem: Problem,
     direction_fn: Perturbation | None,

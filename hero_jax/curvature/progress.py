@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from hero_jax.curvature import no_forward_rule
+
 
 class _Tally:
     """Who is told, and what."""
@@ -37,15 +39,16 @@ def listen(
     *args: Any,
 ) -> Any:
     """Call a compiled function of arrays and tell the callback how far it is."""
-    if callback is None or any(
-        isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)
-    ):
-        return function(*args)
-    _listening.append(_Tally(callback, total))
-    try:
-        result = function(*args)
-        jax.block_until_ready(result)
-        jax.effects_barrier()
-        return result
-    finally:
-        _listening.pop()
+    with no_forward_rule.found_by_compiling():
+        if callback is None or any(
+            isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)
+        ):
+            return function(*args)
+        _listening.append(_Tally(callback, total))
+        try:
+            result = function(*args)
+            jax.block_until_ready(result)
+            jax.effects_barrier()
+            return result
+        finally:
+            _listening.pop()

@@ -1,6 +1,5 @@
 """Density of the Hessian's eigenvalues, by stochastic Lanczos quadrature."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
@@ -8,13 +7,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from hero_jax import _checks, _tree
+from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Params
 from hero_jax.curvature import lanczos, progress
 from hero_jax.curvature import problem as problems
 from hero_jax.curvature.eigenvalues import check_steps
+from hero_jax.curvature.probes import Estimate, deviation
 from hero_jax.curvature.problem import Options, Problem
-from hero_jax.curvature.trace import Estimate
 
 
 class SpectralDensity(NamedTuple):
@@ -41,7 +40,8 @@ class SpectralDensity(NamedTuple):
           width: above 0; a hundredth of the range shows bulk and outliers.
 
         Returns:
-          Share of the eigenvalues per unit, `[G]`, and its standard error.
+          Share of the eigenvalues per unit, `[G]`, and its standard error. To plot it,
+          `value, stderr = density.on_grid(grid, width)`, `plt.plot(grid, value)`.
         """
         if not isinstance(width, jax.core.Tracer) and not width > 0.0:
             raise ValueError(f"width must be above 0, got {width}.")
@@ -77,7 +77,6 @@ def spectral_density(
       Nodes and weights, to be smoothed by `on_grid`.
 
     Raises:
-      ImportError: matfree is not installed.
       TypeError: an argument has another type, or the loss is no scalar.
       ValueError: an argument is out of range.
 
@@ -101,7 +100,7 @@ def spectral_density(
     size = _tree.size(params)
     steps = check_steps(steps, 40, size)
     total = num_samples * steps * problem.num_batches(args)
-    compiled = functools.partial(_spectral_density, problem, num_samples, steps)
+    compiled = _programs.compiled(_spectral_density, problem, num_samples, steps)
     key = jax.random.key(0) if key is None else key
     result: SpectralDensity = progress.listen(
         options.get("progress"), total, compiled, params, key, args
@@ -109,7 +108,6 @@ def spectral_density(
     return result
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _spectral_density(
     problem: Problem,
     num_samples: int,
@@ -143,7 +141,7 @@ def _on_grid(
         nodes, weights = probe
         distance = (grid[:, None] - nodes[None, :]) / width
         bells = jnp.exp(-0.5 * distance**2) / (width * (2.0 * jnp.pi) ** 0.5)
-        return bells @ weights
+        return lanczos.matmul(bells, weights)
 
     return _over_probes(jax.lax.map(of_probe, (density.nodes, density.weights)))
 
@@ -151,5 +149,5 @@ def _on_grid(
 def _over_probes(samples: chex.Array) -> Estimate:
     """Return mean and standard error over the first axis; NaN error of one probe."""
     count = samples.shape[0]
-    spread = jnp.std(samples, axis=0, ddof=1) if count > 1 else jnp.nan
+    spread = deviation(samples) if count > 1 else jnp.nan
     return Estimate(samples.mean(0), spread / count**0.5)

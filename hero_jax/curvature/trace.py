@@ -1,6 +1,5 @@
 """Trace of the Hessian, whole and of every layer, with standard errors."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
@@ -9,24 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _checks, _tree
-from hero_jax._typing import Params
-from hero_jax.curvature import lanczos, progress
+from hero_jax import _programs, _tree
+from hero_jax._typing import Mask, Params
+from hero_jax.curvature import lanczos, probes, progress
 from hero_jax.curvature import problem as problems
-from hero_jax.curvature.eigenvalues import check_steps
+from hero_jax.curvature.eigenvalues import check_chosen, only
+from hero_jax.curvature.probes import Estimate
 from hero_jax.curvature.problem import Options, Problem
-
-
-class Estimate(NamedTuple):
-    """A mean over random probes.
-
-    Attributes:
-      value: scalar.
-      stderr: standard error of the mean, from the spread of the probes.
-    """
-
-    value: chex.Array
-    stderr: chex.Array
 
 
 class Trace(NamedTuple):
@@ -45,10 +33,13 @@ class Trace(NamedTuple):
     @property
     def averages(self) -> dict[str, Estimate]:
         """Trace over number of weights, per leaf that has some; as in HAWQ-V2."""
+        sizes: dict[str, Any] = (
+            self.sizes
+        )  # arrays after `jax.vmap`, traced in `jax.jit`
         return {
             path: Estimate(e.value / size, e.stderr / size)
             for path, e in self.layers.items()
-            if (size := self.sizes[path])
+            if isinstance(size := sizes[path], jax.core.Tracer) or np.all(size)
         }
 
 
@@ -72,7 +63,9 @@ def trace(
     H in a Krylov space of so many dimensions, whose trace is known: the few large
     eigenvalues of a network are in it, and no longer add to the variance. B is found
     from a start of its own, so the probes stay independent and their standard error
-    stays honest. A layer's own trace is the sum of its entries of `v * (H - B) v`.
+    stays honest. A layer's own trace is the sum of its entries of `v * (H - B) v`. Its
+    error holds the blocks between the layers, too, and may exceed the trace of a small
+    one; :func:`layer_traces` gives every layer probes of its own.
 
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
@@ -87,7 +80,6 @@ def trace(
       Estimates with standard errors.
 
     Raises:
-      ImportError: matfree is not installed, and there is deflation.
       TypeError: an argument has another type, or the loss is no scalar.
       ValueError: an argument is out of range.
 
@@ -106,18 +98,10 @@ def trace(
       al., `HAWQ-V2 <https://arxiv.org/abs/1911.03852>`_, 2020.
     """
     problem = problems.make(loss_fn, params, args, options)
-    _checks.check_positive_integer("num_samples", num_samples)
-    _checks.check_key("key", key, optional=True)
-    if num_samples < 2:
-        raise ValueError("num_samples must be at least 2 to know an error, got 1.")
     sizes = [int(np.size(x)) for x in jax.tree.leaves(params)]
-    if deflation:
-        try:
-            check_steps(deflation, 0, sum(sizes))
-        except (TypeError, ValueError) as error:
-            raise type(error)(str(error).replace("steps", "deflation", 1)) from None
+    probes.check_probes(num_samples, deflation, key, sum(sizes))
     total = (num_samples + deflation) * problem.num_batches(args)
-    compiled = functools.partial(_trace, problem, num_samples, deflation)
+    compiled = _programs.compiled(_trace, problem, num_samples, deflation)
     key = jax.random.key(0) if key is None else key
     whole, layers = progress.listen(
         options.get("progress"), total, compiled, params, key, args
@@ -131,7 +115,64 @@ def trace(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def layer_traces(
+    loss_fn: Callable[..., Any],
+    params: Params,
+    *args: Any,
+    mask: Mask | None = None,
+    num_samples: int = 32,
+    deflation: int = 0,
+    key: chex.PRNGKey | None = None,
+    **options: Unpack[Options],
+) -> dict[str, Estimate]:
+    r"""Estimate the trace of every layer's own block, each in probes of its own.
+
+    Probes that are zero outside of a layer know nothing of the others. Those that
+    :func:`trace` shares among all layers carry the blocks between them, too, which of
+    a small layer may exceed its trace; they cost as much as one layer's here.
+
+    Args:
+      loss_fn: `(params, *args) -> loss`, a mean over examples.
+      params: weights W, n in all.
+      *args: further arguments of `loss_fn`.
+      mask: which leaves; those of two or more dimensions by default. Empty ones are
+        left out.
+      num_samples: probes of each layer, at least 2, each a product with the matrix.
+      deflation: as of :func:`trace`; these products serve all layers.
+      key: of the probes; `jax.random.key(0)` by default.
+      **options: see :class:`Options`.
+
+    Returns:
+      Path of the leaf to the estimate, with its standard error.
+
+    Raises:
+      TypeError: an argument has another type, or the loss is no scalar.
+      ValueError: an argument is out of range, or no leaf is chosen.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from hero_jax import curvature
+      >>> loss_fn = lambda w: (jnp.sum(w["a"]) + w["b"][0, 0]) ** 2 / 2  # all ones
+      >>> params = {"a": jnp.ones((9, 9)), "b": jnp.ones((1, 1))}
+      >>> shared = curvature.trace(loss_fn, params).layers["b"]
+      >>> own = curvature.layer_traces(loss_fn, params)["b"]
+      >>> bool(shared.stderr > 1.0), f"{own.value:.0f} +- {own.stderr:.0f}"
+      (True, '1 +- 0')
+    """
+    problem = problems.make(loss_fn, params, args, options)
+    chosen = check_chosen(mask, params)
+    probes.check_probes(num_samples, deflation, key, _tree.size(params))
+    total = (num_samples * len(chosen) + deflation) * problem.num_batches(args)
+    compiled = _programs.compiled(
+        _layer_traces, problem, tuple(chosen), num_samples, deflation
+    )
+    key = jax.random.key(0) if key is None else key
+    found = progress.listen(options.get("progress"), total, compiled, params, key, args)
+    paths = _tree.unique_leaf_paths(params)
+    estimates = map(Estimate, found.value, found.stderr)
+    return {paths[i]: e for i, e in zip(chosen, estimates, strict=True)}
+
+
 def _trace(
     problem: Problem,
     num_samples: int,
@@ -143,43 +184,44 @@ def _trace(
     """Return the estimates of the whole, and of all leaves in arrays `[leaves]`."""
     W = _tree.widen(params)
     flat = lanczos.Flat.of(W)
-    product = problem.product(W, args)
     probe_key, start_key = jax.random.split(key)
+    keys = jax.random.split(probe_key, num_samples)
 
-    def per_leaf(a: chex.Array, b: chex.Array) -> chex.Array:
-        products = jax.tree.map(
-            lambda x, y: jnp.vdot(x, y).astype(flat.dtype),
-            flat.unflatten(a),
-            flat.unflatten(b),
-        )
-        return jnp.stack(jax.tree.leaves(products))
+    def draw(j: chex.Array) -> chex.Array:
+        return jax.random.rademacher(keys[j], (flat.size,), flat.dtype)
 
-    matvec = flat.matvec(product)
-    if deflation:
-        start = jax.random.normal(start_key, (flat.size,), flat.dtype)
-        space = lanczos.krylov(matvec, start, deflation)
-        Q, T = space.basis, space.tridiagonal
-        known = jax.lax.map(lambda rows: per_leaf(*rows), (Q, T @ Q)).sum(0)
-    else:
-        Q, known = None, 0.0
-
-    def of_probe(key: chex.PRNGKey) -> chex.Array:
-        v = jax.random.rademacher(key, (flat.size,), flat.dtype)
-        rest = matvec(v)
-        if Q is not None:
-            rest -= (T @ (Q @ v)) @ Q
-        return per_leaf(v, rest)
-
-    samples = jax.lax.map(of_probe, jax.random.split(probe_key, num_samples))
-
-    def estimate(samples: chex.Array, known: chex.Array) -> Estimate:
-        spread = jnp.std(samples, axis=0, ddof=1)
-        return Estimate(
-            known + samples.mean(0),
-            spread / jnp.sqrt(jnp.asarray(num_samples, spread.dtype)),
-        )
-
-    return (
-        estimate(samples.sum(1), jnp.sum(known)),
-        estimate(samples, known),
+    matvec = flat.matvec(problem.product(W, args))
+    samples, known = probes.samples_per_leaf(
+        flat, matvec, draw, num_samples, deflation, start_key
     )
+    return probes.estimate(samples.sum(1), known.sum()), probes.estimate(samples, known)
+
+
+def _layer_traces(
+    problem: Problem,
+    chosen: tuple[int, ...],
+    num_samples: int,
+    deflation: int,
+    params: Params,
+    key: chex.PRNGKey,
+    args: Sequence[Any],
+) -> Estimate:
+    """Return the estimates of the chosen leaves, in arrays `[leaves]`."""
+    W = _tree.widen(params)
+    flat = lanczos.Flat.of(W)
+    probe_key, start_key = jax.random.split(key)
+    count = num_samples * len(chosen)
+    keys = jax.random.split(probe_key, count)
+
+    def draw(j: chex.Array) -> chex.Array:
+        v = jax.random.rademacher(keys[j], (flat.size,), flat.dtype)
+        layer = jnp.asarray(chosen)[j % len(chosen)]
+        return flat.flatten(only(layer, flat.unflatten(v)))
+
+    matvec = flat.matvec(problem.product(W, args))
+    samples, known = probes.samples_per_leaf(
+        flat, matvec, draw, count, deflation, start_key
+    )
+    rows = samples.reshape(num_samples, len(chosen), -1)
+    own = jnp.stack([rows[:, k, i] for k, i in enumerate(chosen)], axis=1)
+    return probes.estimate(own, known[jnp.asarray(chosen)])

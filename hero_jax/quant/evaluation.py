@@ -126,9 +126,9 @@ def accuracy_against_bits(
         )
     plan = make_plan(params, MAX_BITS, mask, None, options, check_bits)
     check_finite(plan.names, [jnp.isfinite(x).all() for x in plan.arrays])
-    count_correct = _programs.jitted(_count_correct, (logits_fn, stats_fn), 0)
+    program = _Program(int(batch_size), tuple(plan.where), plan.options)
+    count_correct = _programs.compiled(_count_correct, logits_fn, stats_fn, program)
     num_correct = count_correct(
-        _Program(int(batch_size), tuple(plan.where), plan.options),
         (params, batch_stats, images, labels),
         calibration_images,
         _widths(bits, plan),

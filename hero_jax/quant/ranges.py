@@ -93,12 +93,12 @@ def activation_ranges(
     checked = resolve((), options)
     percent = checked.percent if calibration == "percentile" else None
     classes = _classes(layers)
-    ranges_of_batch = _programs.jitted(_ranges_of_batch, (apply_fn,), (0, 1))
+    ranges_of_batch = _programs.compiled(_ranges_of_batch, apply_fn, classes, percent)
     counts, ranges = [], []
     for count, batch in _batches(args, batch_size, batch_argnums):
         counts.append(count)
         # Waiting for each keeps the memory at that of one batch.
-        ranges.append(jax.device_get(ranges_of_batch(classes, percent, batch)))
+        ranges.append(jax.device_get(ranges_of_batch(batch)))
     if not ranges[0]:
         names = ", ".join(c.__name__ for c in classes)
         raise ValueError(

@@ -34,7 +34,7 @@ basis of 10 copies of the weights; the rest is that of a Hessian-vector product:
 
 - :func:`eigenvalue` (HAWQ) and :func:`eigenvalue_spread` (Q-BERT): the worst direction
   in the layer; 10 n products with the Hessian.
-- :func:`average_trace` (HAWQ-V2): the average direction; 32 products.
+- :func:`average_trace` (HAWQ-V2): the average direction; 32 n products.
 - :func:`quadratic`: the direction of the error itself; c n products, which with
   `pairwise=True` also tell what layers do to each other.
 - :func:`measured`: the loss itself, layer by layer; c n evaluations of the loss.

@@ -6,7 +6,6 @@ loss in its weights, it says of this one in its activations.
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from hero_jax import _checks, _tree
+from hero_jax import _checks, _programs, _tree
 from hero_jax.quant import ActivationRange, grid, interception
 from hero_jax.quant.activations import rounded
 from hero_jax.quant.options import check_choices
@@ -26,7 +25,7 @@ Offsets = dict[str, chex.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class OffsetLoss:
+class OffsetLoss(_programs.MadeOfFunctions):
     """A loss with offsets of the activations, `(offsets, *args) -> loss`.
 
     Two of them are equal if their losses are, so that compiled programs are used again.
@@ -137,11 +136,11 @@ def activation_problem(
     _checks.check_choice("scheme", scheme, grid.SCHEMES)
     check_ranges(ranges)
     choices = check_choices(choices)
-    offsets, errors = _offsets_and_errors(loss_fn, choices, scheme, dict(ranges), args)
+    compiled = _programs.compiled(_offsets_and_errors, loss_fn, choices, scheme)
+    offsets, errors = compiled(dict(ranges), args)
     return ActivationProblem(OffsetLoss(loss_fn), offsets, Errors(choices, errors))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _offsets_and_errors(
     loss_fn: Callable[..., Any],
     choices: tuple[int, ...],

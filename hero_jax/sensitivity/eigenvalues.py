@@ -6,11 +6,11 @@ from typing import Any, Unpack
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hero_jax import _checks, curvature
 from hero_jax._typing import Params
 from hero_jax.curvature import problem as problems
+from hero_jax.curvature.probes import deviation
 from hero_jax.curvature.problem import Options
 from hero_jax.sensitivity.errors import Errors, mask_of
 from hero_jax.sensitivity.result import Sensitivity, times_squared_norms
@@ -41,7 +41,6 @@ def eigenvalue(
       takes the memory of `steps` copies of all weights.
 
     Raises:
-      ImportError: matfree is not installed.
       TypeError: an argument has another type, or the loss is no scalar.
       ValueError: an argument is out of range, or the errors are of other weights.
 
@@ -103,7 +102,6 @@ def eigenvalue_spread(
       Sensitivities, and the standard error of `|mean lambda|`, times `||d_i||^2 / 2`.
 
     Raises:
-      ImportError: matfree is not installed.
       TypeError: an argument has another type, or the loss is no scalar.
       ValueError: an argument is out of range, the errors are of other weights, or there
         are fewer examples than parts.
@@ -145,9 +143,9 @@ def eigenvalue_spread(
         )
         found.append(values)
     rows = {path: jnp.stack([each[path] for each in found]) for path in errors.layers}
-    spread = {path: jnp.std(x, ddof=1) for path, x in rows.items()}
+    spread = {path: deviation(x) for path, x in rows.items()}
     return times_squared_norms(
         errors,
         {path: jnp.abs(x.mean()) + spread[path] for path, x in rows.items()},
-        {path: x / np.sqrt(subsets) for path, x in spread.items()},
+        {path: x / subsets**0.5 for path, x in spread.items()},
     )

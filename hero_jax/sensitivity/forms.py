@@ -1,6 +1,5 @@
 """Sensitivity by the quadratic form along the real error, and between layers."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
@@ -8,10 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from hero_jax import _checks, _tree
+from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Params
+from hero_jax.curvature import lanczos, progress
 from hero_jax.curvature import problem as problems
-from hero_jax.curvature import progress
 from hero_jax.curvature.eigenvalues import only
 from hero_jax.curvature.problem import Options, Problem
 from hero_jax.sensitivity.errors import Errors, positions
@@ -77,7 +76,7 @@ def quadratic(
     _checks.check_bool("first_order", first_order)
     _checks.check_bool("pairwise", pairwise)
     total = len(where) * len(errors.choices) * problem.num_batches(args)
-    compiled = functools.partial(_forms, problem, where)
+    compiled = _programs.compiled(_forms, problem, where)
     slopes, forms = progress.listen(
         options.get("progress"),
         total,
@@ -96,7 +95,6 @@ def quadratic(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _forms(
     problem: Problem,
     where: tuple[int, ...],
@@ -115,7 +113,7 @@ def _forms(
         leaves = jax.tree.leaves(tree)
         dtype = _tree.widest_dtype(W)
         rows = [
-            jnp.tensordot(d, leaves[i], leaves[i].ndim)
+            jax.vmap(lanczos.vdot, in_axes=(0, None))(d, leaves[i])
             for i, d in zip(where, errors, strict=True)
         ]
         return jnp.stack([row.astype(dtype) for row in rows])

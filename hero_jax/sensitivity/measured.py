@@ -1,6 +1,5 @@
 """Sensitivity as it is: the loss, with layers quantized."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _tree
+from hero_jax import _programs, _tree
 from hero_jax._typing import Params
 from hero_jax.curvature import problem as problems
 from hero_jax.curvature import progress
@@ -69,7 +68,7 @@ def measured(
     for i in range(layers):
         alone[i, :, i] = range(choices)
     columns = np.concatenate([[[FLOAT] * layers], alone.reshape(-1, layers)])
-    compiled = functools.partial(_losses, problem, where)
+    compiled = _programs.compiled(_losses, problem, where)
     losses = progress.listen(
         options.get("progress"),
         len(columns),
@@ -144,15 +143,16 @@ def greedy_frontier(
     table = Table.of(zeros, sizes, errors.choices, unit)
     moves = [*errors.layers.values()]
     report = options.get("progress")
+    # Steps are told, not batches.
+    compiled = _programs.compiled(_losses, problem._replace(reports=False), where)
 
     def measure(rows: np.ndarray) -> np.ndarray:
         """Return the losses of some allocations, at most one per layer."""
         padded = np.full((layers, layers), FLOAT, np.int32)
         padded[: len(rows)] = rows
-        losses = _losses(problem, where, params, moves, padded, len(rows), args)
+        losses = compiled(params, moves, padded, len(rows), args)
         return np.asarray(losses, np.float64)[: len(rows)]
 
-    problem = problem._replace(reports=False)  # steps are told, not batches
     start = measure(np.full((1, layers), FLOAT))[0]
     now = np.full(layers, choices - 1)
     loss = measure(ascending[now][None])[0]
@@ -174,7 +174,6 @@ def greedy_frontier(
     return Frontier(table, np.stack(way[::-1]), np.array(costs[::-1]))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _losses(
     problem: Problem,
     where: tuple[int, ...],

@@ -8,7 +8,7 @@ import chex
 from hero_jax import curvature
 from hero_jax._typing import Params
 from hero_jax.curvature.problem import Options
-from hero_jax.sensitivity.errors import Errors, positions
+from hero_jax.sensitivity.errors import Errors, mask_of
 from hero_jax.sensitivity.result import Sensitivity, times_squared_norms
 
 
@@ -24,16 +24,15 @@ def average_trace(
 ) -> Sensitivity:
     r"""HAWQ-V2: `tr(H_ii) / n_i ||d_i||^2 / 2`, the mean over all directions of `d_i`.
 
-    All layers are estimated in the same probes: the price does not grow with their
-    number.
+    Every layer has probes of its own, so that a small one is as accurate as a large.
 
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
       params: float weights W.
       errors: of :func:`hero_jax.sensitivity.weight_errors` at these weights.
       *args: further arguments of `loss_fn`.
-      num_samples: probes, at least 2, each of them a product with the Hessian.
-      deflation: as of :func:`hero_jax.curvature.trace`.
+      num_samples: probes of each layer, at least 2, each a product with the Hessian.
+      deflation: as of :func:`hero_jax.curvature.layer_traces`.
       key: of the probes; `jax.random.key(0)` by default.
       **options: see :class:`hero_jax.curvature.Options`.
 
@@ -41,7 +40,6 @@ def average_trace(
       Sensitivities with standard errors. The estimate of a small trace may be negative.
 
     Raises:
-      ImportError: matfree is not installed, and there is deflation.
       TypeError: an argument has another type, or the loss is no scalar.
       ValueError: an argument is out of range, or the errors are of other weights.
 
@@ -58,18 +56,19 @@ def average_trace(
     References:
       Dong et al., `HAWQ-V2 <https://arxiv.org/abs/1911.03852>`_, 2020.
     """
-    positions(errors, params)
-    averages = curvature.trace(
+    traces = curvature.layer_traces(
         loss_fn,
         params,
         *args,
+        mask=mask_of(errors, params),
         num_samples=num_samples,
         deflation=deflation,
         key=key,
         **options,
-    ).averages
+    )
+    sizes = {path: d[0].size for path, d in errors.layers.items()}
     return times_squared_norms(
         errors,
-        {path: averages[path].value for path in errors.layers},
-        {path: averages[path].stderr for path in errors.layers},
+        {path: traces[path].value / n for path, n in sizes.items()},
+        {path: traces[path].stderr / n for path, n in sizes.items()},
     )

@@ -89,6 +89,33 @@ def test_a_loss_that_is_not_finite_does_harm():
     np.testing.assert_allclose(found.step, 2.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    ("level", "at", "c", "bend"),
+    [
+        (1.0, 0.0, 1e-20, 1.0),  # a rise below the resolution of the loss
+        (1.0, 0.0, 1e-3, 1.0),
+        (0.0, 1.0, 1.0, 1e40),  # a step below the resolution of the weights
+        (0.0, 1.0, 1.0, 1e4),
+    ],
+)
+def test_what_the_precision_does_not_tell_is_not_told(dtype, level, at, c, bend):
+    """The root of `bend t^2 = c`, or none."""
+    # Factors of range within float32.
+    root = bend**0.25
+    loss = lambda w: level + ((w[0] - at) * root * root) ** 2
+    found = curvature.smallest_harmful_step(
+        loss, jnp.full(1, at, dtype), jnp.ones(1), loss_increase=c, max_step=10.0
+    )
+    eps = jnp.finfo(dtype).eps
+    truth = np.sqrt(c / bend)
+    resolved = c > 16 * eps * level and truth > 10 * eps * at
+    if resolved:
+        np.testing.assert_allclose(found.step, truth, rtol=0.1)
+    else:
+        assert np.isnan([found.step, found.l2_norm, found.linf_norm]).all()
+
+
 def test_longest_and_shortest_step_are_tried():
     line = lambda w: w[0]
     w, d = jnp.zeros(1), jnp.ones(1)

@@ -98,6 +98,69 @@ def test_batches_change_nothing(dense):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
+def test_probes_of_their_own_know_nothing_of_other_layers(dense):
+    """Mean and standard error over keys; a probe's variance is 2 sum H_ab^2."""
+
+    @jax.jit
+    @jax.vmap
+    def of(key):
+        return curvature.layer_traces(
+            problems.mlp_loss,
+            dense.params,
+            *dense.args,
+            mask=True,
+            num_samples=PROBES,
+            key=key,
+        )
+
+    found = of(jax.random.split(jax.random.key(0), KEYS))
+    for i, estimate in zip(dense.slices, found.values(), strict=True):
+        H = dense.H[i, i]
+        variance = 2.0 * np.sum(np.square(H - np.diag(np.diag(H)))) / PROBES
+        error = np.sqrt(variance / KEYS)
+        assert abs(estimate.value.mean() - np.trace(H)) < 4.0 * error + 1e-12
+        mean_square = np.mean(np.square(estimate.stderr))
+        np.testing.assert_allclose(mean_square, variance, rtol=0.25, atol=1e-20)
+
+
+def test_a_small_layer_among_large_ones():
+    """All entries of the Hessian are 1, so the trace of a layer is its size."""
+    params = {"large": jnp.ones((30, 30)), "small": jnp.ones((2, 2))}
+    loss = lambda w: (w["large"].sum() + w["small"].sum()) ** 2 / 2
+    shared = curvature.trace(loss, params).layers["small"]
+    assert shared.stderr > 4.0
+    deflated = curvature.layer_traces(loss, params, deflation=2)["small"]
+    for own in (curvature.layer_traces(loss, params)["small"], deflated):
+        assert own.stderr < 1.0
+        assert abs(own.value - 4.0) < 4.0 * own.stderr + 1e-9
+    assert deflated.stderr < 1e-9
+    assert curvature.layer_traces(loss, params, mask={"large": False, "small": True})
+
+
+def test_progress_of_layer_traces_counts_all_products():
+    seen = []
+    curvature.layer_traces(
+        lambda w: jnp.sum(w["a"] ** 2) + jnp.sum(w["b"] ** 2),
+        {"a": jnp.ones((2, 3)), "b": jnp.ones((1, 2)), "c": jnp.ones(3)},
+        num_samples=3,
+        deflation=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert sorted(seen) == [(done, 8) for done in range(1, 9)]
+
+
+@pytest.mark.parametrize("transform", [jax.vmap, lambda f: jax.jit(jax.vmap(f))])
+def test_averages_after_vmap(transform):
+    loss = lambda w: jnp.sum(w["a"] ** 2)
+    params = {"a": jnp.ones((2, 3)), "none": jnp.ones((0, 3))}
+    keys = jax.random.split(jax.random.key(0), 3)
+    tr = transform(lambda key: curvature.trace(loss, params, key=key))(keys)
+    assert [*tr.averages] == ["a"]
+    np.testing.assert_allclose(tr.averages["a"].value, [2.0] * 3)
+    inside = jax.jit(lambda tr: tr.averages["a"].value)(tr)
+    np.testing.assert_allclose(inside, [2.0] * 3)
+
+
 def test_averages_are_per_weight():
     tr = curvature.trace(
         lambda w: jnp.sum(w["a"] ** 2), {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
@@ -145,5 +208,6 @@ def test_deflation_where_the_space_ends_early():
     ],
 )
 def test_arguments_out_of_range(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        curvature.trace(lambda w: jnp.sum(w**2), jnp.ones(3), **kwargs)
+    for estimate in (curvature.trace, curvature.layer_traces):
+        with pytest.raises(ValueError, match=message):
+            estimate(lambda w: jnp.sum(w**2), jnp.ones((1, 3)), **kwargs)
