@@ -78,7 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--group-size", type=int, help="output channels that share a grid (Q-BERT)")
     add("--images", type=int, default=1000, help="to calibrate with")
     add("--test-images", type=int, default=2000, help="of a run of the recipe")
-    add("--probes", type=int, default=64, help="of the traces")
+    add("--probes", type=int, default=16, help="of the trace of each layer")
     add("--steps", type=int, default=10, help="of Lanczos, for a layer's eigenvalue")
     add("--allocations", type=int, default=100, help="random ones, for correlation")
     add("--time-limit", type=float, default=20.0, help="seconds for pairs of layers")
