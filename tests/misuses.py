@@ -59,6 +59,18 @@ def loss_fn(params: Any, x: Any, y: Any) -> jax.Array:
     return losses(params, x, y).mean()
 
 
+@jax.custom_vjp
+def square(w: jax.Array) -> jax.Array:
+    return w**2
+
+
+square.defvjp(lambda w: (square(w), w), lambda w, t: (2.0 * w * t,))
+
+
+def with_its_own_rule(params: Any, x: Any, y: Any) -> jax.Array:
+    return loss_fn({**params, "kernel": square(params["kernel"])}, x, y)
+
+
 def with_aux(params: Any, x: Any, y: Any) -> tuple[jax.Array, Any]:
     return loss_fn(params, x, y), {"batch_stats": jnp.ones(3)}
 
@@ -1070,6 +1082,14 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             TypeError,
             ("matrix='gauss_newton' needs loss_fn to be a ComposedLoss", "function"),
             "Wrap network and criterion: `curvature.ComposedLoss(outputs, criterion)`.",
+        ),
+        Misuse(
+            "curvature_without_forward_rule",
+            "Asked for the curvature of a loss with a `jax.custom_vjp`.",
+            lambda: curvature.trace(with_its_own_rule, params, x, y),
+            TypeError,
+            ("custom_vjp function", "Pass hvp='reverse'", "hvp='finite_difference'"),
+            "Pass `hvp='reverse'` or, if that is refused, `hvp='finite_difference'`.",
         ),
         Misuse(
             "direction_name",
