@@ -14,6 +14,8 @@ With the mini-batch loss L, weights W, gradient `g = grad L(W)` and a direction 
 and `grad_U G(U) = 2 H(U) (grad L(U) - g)` is one Hessian-vector product.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -80,7 +82,7 @@ class Settings(NamedTuple):
         hvp: str,
         hvp_step: chex.Numeric,
         skip_zero_gamma: bool,
-    ) -> "Settings":
+    ) -> Settings:
         """Check the arguments shared by `hero` and `hero_value_and_grad`."""
         _checks.check_choice("reduction", reduction, REDUCTIONS)
         _checks.check_choice("hvp", hvp, PRODUCTS)

@@ -9,6 +9,8 @@ with `v = sign(g)` for the L1 norm (GRAD-L1) and `v = g / ||g||` for the Euclide
 :func:`hero_jax.hero_value_and_grad`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 r"""CURE: the same penalty in the space of inputs, for robustness against attacks."""
 
+from __future__ import annotations
+
 import functools
 import operator
 from collections.abc import Callable

@@ -25,6 +25,8 @@ variables, a switch to evaluation) belong outside of the loss, and are refused; 
 that the loss sets are not kept.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence

@@ -21,6 +21,8 @@ Several directions, `perturbation=[first, second]`, have a perturbed point and a
 each, and HERO's gradient is the mean over them.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 

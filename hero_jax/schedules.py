@@ -4,6 +4,8 @@ Any `count -> value` will do: `optax.linear_schedule(0.0, gamma, steps)` lets th
 penalty grow, `optax.join_schedules` lets it set in later.
 """
 
+from __future__ import annotations
+
 import chex
 import jax.numpy as jnp
 import optax

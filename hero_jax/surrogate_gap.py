@@ -1,5 +1,7 @@
 r"""GSAM: sharpness-aware minimization that also closes the gap to the clean loss."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

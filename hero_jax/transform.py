@@ -1,5 +1,7 @@
 """HERO as a link of an optax chain."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import chex

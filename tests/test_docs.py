@@ -117,6 +117,21 @@ def test_a_public_name_says_what_it_is(name):
         assert ": " not in re.sub("(:[a-z]+:)?`.*?`", "", f"{returned} ")
 
 
+CORE = ("gradient", "gradient_norm", "input_curvature", "nnx", "perturbation")
+CORE += ("schedules", "surrogate_gap", "transform")
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_help_begins_with_types_as_the_source_names_them(module):
+    """Evaluated, `chex.Numeric` alone is a union of six types."""
+    of_module = [x for x in PUBLIC.values() if x.__module__ == f"hero_jax.{module}"]
+    heads = [str(inspect.signature(x)) for x in of_module if not inspect.isclass(x)]
+    assert heads
+    for head in heads:
+        assert "jax._src" not in head
+        assert len(head) < 700  # nine lines of a terminal
+
+
 def toctrees(path):
     """Pages that the tables of contents of a page name."""
     for body in re.findall(r"```\{toctree\}\n(.*?)```", path.read_text(), re.S):
