@@ -227,7 +227,42 @@ def is_function_of(mask: Any, params: Params) -> bool:
     return callable(mask) and not is_tree
 
 
-def resolve_mask(name: str, mask: Mask | None, params: Params) -> chex.ArrayTree:
+def of_function(name: str, mask: Any, params: Params) -> Any:
+    """Return what a mask that is a function makes of `params`; else the mask itself.
+
+    Raises:
+      TypeError: it returned one bool for several leaves, as if called for each.
+    """
+    if not is_function_of(mask, params):
+        return mask
+    try:
+        found = mask(params)
+    except Exception as error:
+        error.add_note(
+            f"hero_jax: {name} was called as {name}(params), with the whole tree. To "
+            f"look at each leaf: {_EACH_LEAF}; by path: {_EACH_PATH}."
+        )
+        raise
+    if isinstance(found, (bool, np.bool_)) and not jax.tree_util.all_leaves([params]):
+        raise TypeError(
+            f"{name} must return a tree of booleans like params, got {found} from "
+            f"{name}(params), which is called with the whole tree. To look at each "
+            f"leaf: {_EACH_LEAF}; by path: {_EACH_PATH}. {name}={bool(found)}, no "
+            "function, is for all leaves alike."
+        )
+    return found
+
+
+_EACH_LEAF = "lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)"
+_EACH_PATH = (
+    "lambda params: jax.tree_util.tree_map_with_path(lambda path, x: "
+    "'kernel' in jax.tree_util.keystr(path), params)"
+)
+
+
+def resolve_mask(
+    name: str, mask: Mask | None, params: Params, needed_for: str | None = None
+) -> chex.ArrayTree:
     """Return `mask` as a tree with one Python bool per leaf of `params`.
 
     Args:
@@ -236,22 +271,20 @@ def resolve_mask(name: str, mask: Mask | None, params: Params) -> chex.ArrayTree
         (`True` alone selects everything), or a function of `params` returning one;
         `None` selects everything.
       params: the tree to be masked.
+      needed_for: an argument that does nothing unless a leaf is selected. A mask
+        spelled out as a tree may select nothing all the same.
 
     Returns:
       Tree of Python bools with the structure of `params`.
 
     Raises:
-      ValueError: the structure is not a prefix of that of `params`.
+      ValueError: the structure is not a prefix of that of `params`, or a function
+        selects nothing where something is needed.
       TypeError: a leaf is not a concrete boolean.
     """
-    if mask is None:
-        mask = True
-    elif is_function_of(mask, params):
-        try:
-            mask = mask(params)
-        except TypeError as error:
-            error.add_note(f"hero_jax: {name} was called as {name}(params).")
-            raise
+    by_function = is_function_of(mask, params)
+    default = mask is weights_only
+    mask = True if mask is None else of_function(name, mask, params)
 
     def as_bool(path: Any, leaf: Any) -> bool:
         array = isinstance(leaf, (bool, np.bool_, np.ndarray, jax.Array))
@@ -271,13 +304,25 @@ def resolve_mask(name: str, mask: Mask | None, params: Params) -> chex.ArrayTree
 
     mask = jax.tree_util.tree_map_with_path(as_bool, mask)
     try:
-        return jax.tree.broadcast(mask, params)
+        resolved = jax.tree.broadcast(mask, params)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{name} must have the tree structure of params, or a prefix of it: "
             f"params has {jax.tree.structure(params)}, "
             f"{name} has {jax.tree.structure(mask)}."
         ) from error
+    leaves = jax.tree.leaves(resolved)
+    if needed_for and by_function and leaves and not any(leaves):
+        shapes = sorted({np.shape(x) for x in jax.tree.leaves(params)})
+        which = (
+            "by default those of two or more dimensions" if default else "a function"
+        )
+        raise ValueError(
+            f"{needed_for} must have leaves to act on, and {name} ({which}) selects "
+            f"none of params, which have the shapes {shapes}. Pass {name}=True to "
+            f"select all, or {needed_for}=0."
+        )
+    return resolved
 
 
 def select(mask: chex.ArrayTree, tree: chex.ArrayTree) -> chex.ArrayTree:

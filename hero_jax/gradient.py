@@ -125,12 +125,17 @@ def hero_gradient(
     Returns:
       The gradient, with the dtypes of `g`, and the metrics.
     """
-    perturbed = _tree.resolve_mask("perturb_mask", settings.perturb_mask, W)
-    penalised = _tree.resolve_mask("penalty_mask", settings.penalty_mask, W)
-    no_penalty = _checks.is_zero(gamma) or not any(jax.tree.leaves(penalised))
+    off, no_penalty = _checks.is_zero(h), _checks.is_zero(gamma)
+    perturbed = _tree.resolve_mask(
+        "perturb_mask", settings.perturb_mask, W, None if off else "h"
+    )
+    penalised = _tree.resolve_mask(
+        "penalty_mask", settings.penalty_mask, W, None if off or no_penalty else "gamma"
+    )
+    no_penalty = no_penalty or not any(jax.tree.leaves(penalised))
     g_wide = _tree.widen(g)
 
-    if _checks.is_zero(h):  # U = W: grad L(U) = g, and the penalty's gradient is zero
+    if off:  # U = W: grad L(U) = g, and the penalty's gradient is zero
         zero = jax.tree.map(jnp.zeros_like, g_wide)
         return g, _metrics(loss, h, g_wide, g_wide, zero, zero, zero)
 
@@ -298,8 +303,9 @@ def hero_value_and_grad(
       perturb_mask: which leaves are perturbed: tree of bools, or a function
         `params -> tree`. A leaf left out counts in no norm. Default: all.
       penalty_mask: which leaves enter the penalty. Default: those of two or more
-        dimensions, that is, no biases and no normalization scales. Of a network whose
-        last layers alone are penalised the product is cheaper.
+        dimensions, that is, no biases and no normalization scales; where there is none,
+        as in one flat vector, pass `True` for all. Of a network whose last layers alone
+        are penalised the product is cheaper.
       hvp: "exact", forward-over-reverse, which keeps all that a gradient remembers of
         its layers until the product is done; or "finite_difference", one more gradient,
         `(grad L(U + e v) - grad L(U)) / e` in place of `H(U) v`, which keeps nothing
@@ -351,9 +357,10 @@ def hero_value_and_grad(
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
       ValueError: h or gamma is negative or not a scalar, a name is unknown, a mask or
-        perturbation has another structure than the weights, there is no such axis, or
-        one is missing, the examples cannot be divided as asked for, or `hvp_step` is
-        not positive.
+        perturbation has another structure than the weights, no leaf is penalised (or
+        perturbed) by the default or a mask function although gamma (or h) is not 0,
+        there is no such axis, or one is missing, the examples cannot be divided as
+        asked for, or `hvp_step` is not positive.
 
     Example:
       >>> import jax.numpy as jnp

@@ -207,8 +207,11 @@ def _penalized(
 
     def method(at: At, W: Params, at_part: At | None) -> tuple[Any, Grads, None]:
         del at_part
-        penalised = _tree.resolve_mask("penalty_mask", penalty_mask, W)
-        if _checks.is_zero(strength):
+        off = _checks.is_zero(strength)
+        penalised = _tree.resolve_mask(
+            "penalty_mask", penalty_mask, W, None if off else "strength"
+        )
+        if off:
             return *at(W), None
         if radius is None:
             value, g, product = _exact(at, W, penalised, direction)

@@ -92,7 +92,9 @@ def gsam_value_and_grad(
 
     def gsam(at: At, W: Params, at_part: At | None) -> tuple[Any, Grads, None]:
         del at_part
-        perturbed = _tree.resolve_mask("perturb_mask", perturb_mask, W)
+        perturbed = _tree.resolve_mask(
+            "perturb_mask", perturb_mask, W, None if _checks.is_zero(h) else "h"
+        )
         value, g = _autodiff.in_full_precision(at, W)
         U, _ = directions.displace(W, g, h, direction, perturbed)
         dL = _tree.widen(at(U)[1])

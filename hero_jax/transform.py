@@ -94,7 +94,7 @@ def hero(
       perturb_mask: which leaves are perturbed: tree of bools, or a function
         `params -> tree`. Default: all.
       penalty_mask: which leaves enter the penalty. Default: those of two or more
-        dimensions.
+        dimensions; where there is none, pass `True` for all.
       hvp: "exact", or "finite_difference": one more gradient in place of the product,
         and no memory for a linearized network; see
         :func:`hero_jax.hero_value_and_grad`.
@@ -119,7 +119,8 @@ def hero(
       ValueError: h or gamma is negative or not a scalar, a name is unknown, a mask
         has another structure than the weights, there is no such axis, or the gradient
         is known to have been summed over it; from `update`: `params` or `grad_fn`
-        is missing, or `grad_fn` returns another structure than that of `params`.
+        is missing, `grad_fn` returns another structure than that of `params`, or no
+        leaf is penalised by the default although gamma is not 0.
 
     Example:
       >>> import jax

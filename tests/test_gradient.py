@@ -1,5 +1,7 @@
 """HERO's gradient against dense Hessians, closed forms and finite differences."""
 
+import re
+
 import chex
 import flax.linen as nn
 import jax
@@ -519,6 +521,7 @@ def test_degenerate_inputs_give_finite_results(case, direction, reduction):
         gamma=0.1,
         perturbation=direction,
         reduction=reduction,
+        penalty_mask=True,  # most have no leaf of two dimensions
         return_metrics=True,
     )(params)
     chex.assert_tree_all_finite(result)
@@ -551,6 +554,97 @@ def test_non_finite_gradients_are_visible(where):
             loss, h=0.5, gamma=gamma, perturb_mask=hidden, penalty_mask=hidden
         )(params)
         assert not all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+def square(w):
+    return jnp.sum(w**2)
+
+
+def hero_link(gamma, **options):
+    """Return `params -> updates` of the link."""
+    tx = hero_jax.hero(h=0.5, gamma=gamma, **options)
+    grad_fn = jax.grad(square)
+    return lambda w: tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)[0]
+
+
+def hero_function(gamma, **options):
+    """Return `params -> gradient` of the function."""
+    f = hero_jax.hero_value_and_grad(square, h=0.5, gamma=gamma, **options)
+    return lambda w: f(w)[1]
+
+
+HEROES = {
+    "function": hero_function,
+    "traced": lambda gamma, **kw: (
+        lambda w: jax.jit(lambda gamma: hero_function(gamma, **kw)(w))(gamma)
+    ),
+    "link": hero_link,
+    "schedule": lambda gamma, **kw: hero_link(lambda count: gamma, **kw),
+}
+
+
+@pytest.mark.parametrize("make", HEROES.values(), ids=[*HEROES])
+def test_gamma_with_nothing_to_penalise_is_refused(make):
+    """Of w^2 for one weight: H = 2, z = w, and grad L(U) - g = 2 h w."""
+    w = jnp.array([3.0])
+    told = (
+        r"gamma must have leaves .* two or more .*\(1,\).* penalty_mask=True .* gamma=0"
+    )
+    with pytest.raises(ValueError, match=told):
+        make(0.7)(w)
+    with pytest.raises(ValueError, match=r"penalty_mask \(a function\) selects none"):
+        make(0.7, penalty_mask=lambda w: jax.tree.map(lambda x: x.ndim == 4, w))(
+            jnp.ones((2, 2))
+        )
+    first_order = 2 * (w + 0.5 * w)
+    np.testing.assert_allclose(make(0.7, penalty_mask=False)(w), first_order)
+    np.testing.assert_allclose(
+        make(0.7, penalty_mask=True)(w), first_order + 0.7 * 2 * 2 * 0.5 * 2 * w
+    )
+
+
+def test_what_is_switched_off_needs_nothing_to_act_on():
+    w, nothing = jnp.array([3.0]), lambda w: False
+    assert float(hero_function(0)(w)[0]) == float(hero_function(0.0)(w)[0]) == 9.0
+    assert float(hero_link(0.0)(w)[0]) == 9.0
+    for value_and_grad in (
+        hero_jax.hero_value_and_grad(square, h=0.0, gamma=0.1, perturb_mask=nothing),
+        hero_jax.gsam_value_and_grad(square, h=0.0, alpha=0.0, perturb_mask=nothing),
+        hero_jax.gnp_value_and_grad(square, strength=0.0, penalty_mask=nothing),
+    ):
+        assert float(value_and_grad(w)[1][0]) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "mask"),
+    [
+        (hero_jax.hero_value_and_grad, {"h": 0.5, "gamma": 0.0}, "perturb_mask"),
+        (hero_jax.gsam_value_and_grad, {"h": 0.5, "alpha": 0.1}, "perturb_mask"),
+        (hero_jax.gnp_value_and_grad, {"strength": 0.1}, "penalty_mask"),
+        (hero_jax.grad_l1_value_and_grad, {"strength": 0.1}, "penalty_mask"),
+    ],
+)
+def test_a_mask_function_that_selects_nothing_is_refused(method, options, mask):
+    nothing = {mask: lambda w: jax.tree.map(lambda x: x.ndim == 4, w)}
+    told = rf"{next(iter(options))} must have leaves to act on, and {mask} \(a function"
+    with pytest.raises(ValueError, match=told):
+        method(square, **options, **nothing)(jnp.ones((2, 2)))
+
+
+def test_a_mask_function_is_called_with_the_whole_tree():
+    params = {"dense": {"kernel": jnp.ones((2, 2))}}
+    loss = lambda p: square(p["dense"]["kernel"])
+
+    def run(mask):
+        hero_jax.hero_value_and_grad(loss, h=0.5, gamma=0.1, penalty_mask=mask)(params)
+
+    by_path = r"penalty_mask\(params\).*whole tree.*x\.ndim >= 2.*tree_map_with_path"
+    with pytest.raises(TypeError, match=f"got False from {by_path}"):
+        run(lambda path: "kernel" in path)
+    with pytest.raises(AttributeError, match="ndim") as caught:
+        run(lambda x: x.ndim > 1)
+    notes = " ".join(caught.value.__notes__)
+    assert re.search(f"penalty_mask was called as {by_path}", notes)
 
 
 def loss_of_anything(p):

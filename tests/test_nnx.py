@@ -351,6 +351,21 @@ def test_what_the_loss_returns_is_checked():
         make(lambda model, x, y: (model(x) - y)[:, 0])(model, x, y)
 
 
+def test_gamma_with_nothing_to_penalise_is_refused():
+    model, (x, y) = Plain(), batch()
+    options = {"wrt": nnx.PathContains("bias"), "perturbation": "normalized"}
+    make = lambda **kw: hero_jax.nnx.hero_value_and_grad(
+        loss_fn, h=1.0, **options, **kw
+    )
+    with pytest.raises(ValueError, match=r"gamma must have leaves.*penalty_mask=True"):
+        make(gamma=0.1)(model, x, y)
+    first_order, penalised = (
+        tree_of(make(penalty_mask=True, gamma=gamma)(model, x, y)[1])["last"]["bias"]
+        for gamma in (0.0, 0.1)
+    )
+    assert float(abs(penalised - first_order)[0]) > 1e-3
+
+
 def test_errors():
     model, (x, y) = Plain(), batch()
     make = lambda *args, **kw: hero_jax.nnx.hero_value_and_grad(

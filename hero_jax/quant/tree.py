@@ -272,7 +272,7 @@ def make_plan(
     flat = jax.tree.unflatten(structure, range(len(leaves)))
     by_default = mask is None
     mask = _weights if mask is None else mask
-    mask = mask(params) if _tree.is_function_of(mask, params) else mask
+    mask = _tree.of_function("mask", mask, params)
     chosen = jax.tree.leaves(_tree.resolve_mask("mask", mask, flat))
     if by_default and not any(chosen) and (leaves or params is None):
         raise ValueError(
