@@ -159,11 +159,10 @@ def hero(
 
     def init(params: Params) -> HeroState:
         _tree.check_params("params", params)
-        zero = jnp.zeros((), _tree.widest_dtype(params))
-        return HeroState(
-            count=jnp.zeros((), jnp.int32),
-            metrics=Metrics(None, zero, zero, zero, zero, zero, zero),
-        )
+        dtype = _tree.widest_dtype(params)
+        # An array for each: one for all could not be donated.
+        zeros = [jnp.zeros((), dtype) for _ in Metrics._fields[1:]]
+        return HeroState(jnp.zeros((), jnp.int32), Metrics(None, *zeros))
 
     def update(
         updates: Grads,

@@ -56,8 +56,12 @@ def initial(dtype=jnp.float32):
 
 
 def optimizer(variant):
+    return optimizer_of(hero_jax.hero(**variant))
+
+
+def optimizer_of(hero):
     return optax.chain(
-        hero_jax.hero(**variant),
+        hero,
         optax.add_decayed_weights(1e-2),
         optax.sgd(0.05, momentum=0.9),
     )
@@ -234,6 +238,51 @@ def test_metrics_are_those_of_the_function():
     assert state.metrics.perturbed_loss is None
     close(state.metrics, metrics._replace(perturbed_loss=None))
     assert float(state.metrics.hessian_norm) > 0.0
+
+
+def where_finite(tx):
+    """Keep the old state where the new gradient is not finite."""
+
+    def update(grads, state, params, **extra):
+        updates, new = tx.update(grads, state, params, **extra)
+        ok = jnp.isfinite(optax.tree.norm(grads))
+        return updates, jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+READING_THE_OLD_STATE = {
+    "where": where_finite,
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 5),
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+    "conditionally_transform": lambda tx: optax.conditionally_transform(
+        tx, lambda step: step > 0
+    ),
+    "conditionally_mask": lambda tx: optax.conditionally_mask(
+        tx, lambda step: step > 0
+    ),
+}
+
+
+@pytest.mark.parametrize("inner", [lambda tx: tx, optimizer_of], ids=["link", "chain"])
+@pytest.mark.parametrize("wrapper", READING_THE_OLD_STATE)
+def test_a_fresh_state_can_be_donated(wrapper, inner):
+    """And the states after it: those of a step, compiled or not."""
+    variant = VARIANTS["layerwise"]
+    tx = READING_THE_OLD_STATE[wrapper](inner(hero_jax.hero(**variant)))
+
+    def step(state):
+        params = initial()
+        return tx.update(GRAD_FN(params), state, params, grad_fn=GRAD_FN)
+
+    plain, donating = jax.jit(step), jax.jit(step, donate_argnums=0)
+    for start in (lambda: tx.init(initial()), lambda: step(tx.init(initial()))[1]):
+        state, kept = start(), start()
+        for _ in range(3):
+            found, state = donating(state)
+            expected, kept = plain(kept)
+            chex.assert_trees_all_equal(found, expected)
+        chex.assert_trees_all_equal(state, kept)
 
 
 class TestWrappers:
