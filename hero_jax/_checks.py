@@ -1,5 +1,6 @@
 """Argument checks that raise where the user called, naming argument and value."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,6 +18,17 @@ def check_callable(name: str, value: object, signature: str) -> None:
             f"{name} must be a callable {signature}, "
             f"got {type(value).__name__}: {value!r}."
         )
+
+
+def can_be_called(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether a function takes these arguments, as far as its signature tells."""
+    try:
+        inspect.signature(function).bind(*args)
+    except TypeError:
+        return False
+    except ValueError:  # it has none
+        return True
+    return True
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:

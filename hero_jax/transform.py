@@ -266,7 +266,7 @@ def _with_hint(grad_fn: GradFn, params: Params) -> GradFn:
             )
         except Exception as error:
             if not partial:
-                if isinstance(error, TypeError):
+                if not _checks.can_be_called(grad_fn, U):
                     error.add_note(
                         "hero_jax: grad_fn was called as grad_fn(params). Let it know "
                         "the batch: jax.grad(lambda params: loss_fn(params, batch))."

@@ -491,6 +491,16 @@ class TestMisuse:
         with pytest.raises(RuntimeError, match="mine"):
             self.update(grad_fn=broken)
 
+    def test_a_type_error_within_grad_fn_is_not_taken_for_a_missing_batch(self):
+        def broken(_):
+            raise TypeError("mine")
+
+        for grad_fn in (broken, jax.jit(broken), lambda p, *rest: broken(p)):
+            with pytest.raises(TypeError, match="mine") as caught:
+                self.update(grad_fn=grad_fn)
+            notes = " ".join(getattr(caught.value, "__notes__", []))
+            assert "hero_jax" not in notes
+
     def test_complex_weights(self):
         with pytest.raises(
             TypeError, match=r"real floating-point arrays .*, got complex"
