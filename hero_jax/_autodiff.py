@@ -104,7 +104,7 @@ def in_full_precision(
     """
     if not _tree.has_half_precision(W):
         return value_and_grad(W)
-    expected, _ = jax.eval_shape(value_and_grad, W)
+    expected = jax.eval_shape(lambda W: _floats(value_and_grad(W)[0]), W)
     try:
         value, g = value_and_grad(_tree.widen(W))
     except TypeError as error:
@@ -114,9 +114,18 @@ def in_full_precision(
             "loss_fn cast the weights to the dtype that it computes in."
         )
         raise
+    leaves, structure = jax.tree.flatten(value)
+    leaves = [
+        x if like is None else jnp.asarray(x, like.dtype)
+        for x, like in zip(leaves, expected, strict=True)
+    ]
+    return jax.tree.unflatten(structure, leaves), g
 
-    def narrow(x: Any, like: Any) -> Any:
-        floating = jnp.issubdtype(like.dtype, jnp.floating)
-        return jnp.asarray(x, like.dtype) if floating else x
 
-    return jax.tree.map(narrow, value, expected), g
+def _floats(value: Any) -> list[Any]:
+    """Return the floating-point arrays among the leaves, and None for all others."""
+
+    def is_float(x: Any) -> bool:
+        return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
+
+    return [x if is_float(x) else None for x in jax.tree.leaves(value)]

@@ -647,6 +647,25 @@ def test_a_mask_function_is_called_with_the_whole_tree():
     assert re.search(f"penalty_mask was called as {by_path}", notes)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_auxiliary_output_may_be_anything(dtype):
+    params, batch = mlp_params(dtype=dtype), mlp_batch(dtype=dtype)
+    anything = {"text": "text", "function": len, "number": 0.5, "double": np.ones(2)}
+
+    def loss(params, *batch):
+        return mlp_loss(params, *batch), {**anything, "array": batch[0]}
+
+    for value_and_grad in (
+        hero_jax.hero_value_and_grad(loss, h=0.1, gamma=0.1, has_aux=True),
+        hero_jax.gnp_value_and_grad(loss, strength=0.1, radius=0.1, has_aux=True),
+        hero_jax.grad_l1_value_and_grad(loss, strength=0.1, has_aux=True),
+        hero_jax.gsam_value_and_grad(loss, h=0.1, alpha=0.1, has_aux=True),
+    ):
+        (value, aux), _ = value_and_grad(params, *batch)
+        assert value.dtype == aux.pop("array").dtype == dtype
+        assert all(aux[name] is value for name, value in anything.items())
+
+
 def loss_of_anything(p):
     return sum(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(p))
 
