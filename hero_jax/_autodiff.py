@@ -14,7 +14,10 @@ GradFn = Callable[[Params], tuple[Grads, Any]]
 
 
 def gradient_and_hvp(
-    grad_fn: GradFn, params: Params, mask: chex.ArrayTree | None = None
+    grad_fn: GradFn,
+    params: Params,
+    mask: chex.ArrayTree | None = None,
+    way_round: str = "",
 ) -> tuple[Grads, Callable[[chex.ArrayTree], chex.ArrayTree], Any]:
     """Return the gradient and a function for products with the Hessian.
 
@@ -28,13 +31,14 @@ def gradient_and_hvp(
       mask: Python bools, a tree like `params`: the leaves in which the vectors are not
         zero. Nothing is computed for the others: where they are the first layers of a
         network, the product is the cheaper for it. Default: all.
+      way_round: what to do for a loss without forward mode, for the error.
 
     Returns:
       The gradient at `params`; the function `v -> H(params) v`, whose argument has
       the structure, shapes and dtypes of `params`; the auxiliary value.
     """
     if mask is None:
-        gradient, hvp, auxiliary = jax.linearize(grad_fn, params, has_aux=True)
+        gradient, hvp, auxiliary = _linearize(grad_fn, params, way_round)
         return gradient, hvp, auxiliary
     keep = jax.tree.leaves(mask)
     leaves, structure = jax.tree.flatten(params)
@@ -47,10 +51,31 @@ def gradient_and_hvp(
         merged = [next(rest) if k else x for x, k in zip(leaves, keep, strict=True)]
         return grad_fn(jax.tree.unflatten(structure, merged))
 
-    gradient, hvp, auxiliary = jax.linearize(
-        grad_of_chosen, chosen(params), has_aux=True
-    )
+    gradient, hvp, auxiliary = _linearize(grad_of_chosen, chosen(params), way_round)
     return gradient, lambda v: hvp(chosen(v)), auxiliary
+
+
+def _linearize(grad_fn: Callable[[Any], Any], point: Any, way_round: str) -> Any:
+    """Linearize a gradient, and say so if it is the forward mode that fails."""
+    try:
+        return jax.linearize(grad_fn, point, has_aux=True)
+    except Exception as error:
+        if _evaluates(grad_fn, point):
+            error.add_note(
+                "hero_jax: the loss has no forward-mode rule (custom_vjp, callback, "
+                "adjoint of a differential equation, ...), which the exact product "
+                f"with its Hessian needs. {way_round}".rstrip()
+            )
+        raise
+
+
+def _evaluates(grad_fn: Callable[[Any], Any], point: Any) -> bool:
+    """Whether a gradient can be taken at all, without the forward mode through it."""
+    try:
+        jax.eval_shape(lambda point: grad_fn(point)[0], point)
+    except Exception:
+        return False
+    return True
 
 
 def gradient_and_difference(

@@ -196,10 +196,13 @@ def _gradient_and_hvp(
     settings: Settings,
 ) -> tuple[Grads, Callable[[Params], Grads], Any]:
     """Return the gradient at U, a function for products with the Hessian, L(U)."""
-    product = _autodiff.gradient_and_hvp
     if settings.hvp == "finite_difference":
         product = functools.partial(
             _autodiff.gradient_and_difference, step=settings.hvp_step
+        )
+    else:
+        product = functools.partial(
+            _autodiff.gradient_and_hvp, way_round="Pass hvp='finite_difference'."
         )
     if hvp_grad_fn is None:
         return product(grad_fn, U, penalised)
@@ -307,13 +310,13 @@ def hero_value_and_grad(
         as in one flat vector, pass `True` for all. Of a network whose last layers alone
         are penalised the product is cheaper.
       hvp: "exact", forward-over-reverse, which keeps all that a gradient remembers of
-        its layers until the product is done; or "finite_difference", one more gradient,
-        `(grad L(U + e v) - grad L(U)) / e` in place of `H(U) v`, which keeps nothing
-        but a few copies of the weights. Networks with rectifiers have kinks, and at the
-        best of all steps the two differ by 0.6 of the product's norm for ResNet20 in
-        float32, and by several times that norm at a hundredth of that step
-        (`examples/product_error.py`). It needs a loss that computes in float32 or
-        wider: to bfloat16 the step is nearly nothing.
+        its layers until the product is done, and needs a loss with forward mode; or
+        "finite_difference", one more gradient, `(grad L(U + e v) - grad L(U)) / e` in
+        place of `H(U) v`, which keeps nothing but a few copies of the weights. Networks
+        with rectifiers have kinks, and at the best of all steps the two differ by 0.6
+        of the product's norm for ResNet20 in float32, and by several times that norm at
+        a hundredth of that step (`examples/product_error.py`). It needs a loss that
+        computes in float32 or wider: to bfloat16 the step is nearly nothing.
       hvp_step: length of that difference's step, `||e v|| / ||U||`. The default, 3e-3,
         suits networks with rectifiers in float32. The error of smooth ones is in
         proportion to it, down to rounding; 1e-6 is a good step for them in float64.

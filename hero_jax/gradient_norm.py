@@ -30,6 +30,7 @@ def grad_l1_value_and_grad(
     argnums: int | Sequence[int] = 0,
     *,
     strength: chex.Numeric,
+    radius: chex.Numeric | None = None,
     penalty_mask: Mask | None = None,
     has_aux: bool = False,
     axis_name: AxisName | None = None,
@@ -45,13 +46,19 @@ def grad_l1_value_and_grad(
 
         \nabla \left( L(W) + s \| \nabla L(W) \|_1 \right)
         = g + s \, H(W) \, \mathrm{sign}(g)
+        \approx g + \frac{s}{r} \left(
+            \nabla L \left( W + r \, \mathrm{sign}(g) \right) - g \right)
 
-    at about three times the cost of the plain gradient.
+    exactly, at about three times the cost of the plain gradient, or with a radius r by
+    the difference on the right, at twice the cost.
 
     Args:
       loss_fn: `(params, *args, **kwargs) -> loss`, or `-> (loss, aux)` with `has_aux`.
       argnums: position of `params` among the arguments, or several of them.
       strength: s, at least 0; a number or a traced scalar.
+      radius: r, above 0, by which each weight moves for the difference; a number or a
+        traced scalar. Default: the exact product, which needs a loss with forward mode:
+        one with a `custom_vjp` or a callback inside may have none.
       penalty_mask: which leaves enter the norm. Default: all.
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
       axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
@@ -78,9 +85,9 @@ def grad_l1_value_and_grad(
 
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
-      ValueError: the strength is negative or not a scalar, the mask has another
-        structure than the weights, there is no such axis, or one is missing, or the
-        examples cannot be divided as asked for.
+      ValueError: the strength is negative, the radius not positive, one of them is not
+        a scalar, the mask has another structure than the weights, there is no such
+        axis, or one is missing, or the examples cannot be divided as asked for.
 
     Example:
       >>> import jax.numpy as jnp
@@ -95,8 +102,6 @@ def grad_l1_value_and_grad(
       Alizadeh et al., `Gradient L1 Regularization for Quantization Robustness
       <https://arxiv.org/abs/2002.07520>`_, 2020, Eq. 8.
     """
-    _checks.check_callable("loss_fn", loss_fn, "(params, *args, **kwargs) -> loss")
-    _checks.check_nonnegative("strength", strength)
     return _penalized(
         loss_fn,
         argnums,
@@ -105,7 +110,7 @@ def grad_l1_value_and_grad(
         direction=lambda g: jax.tree.map(jnp.sign, g),
         strength=strength,
         penalty_mask=penalty_mask,
-        radius=None,
+        radius=radius,
     )
 
 
@@ -142,8 +147,9 @@ def gnp_value_and_grad(
       argnums: position of `params` among the arguments, or several of them.
       strength: s, at least 0; a number or a traced scalar.
       radius: r, above 0, of the difference; a number or a traced scalar. Default: the
-        exact product. Where the network has rectifiers, a difference over a radius
-        also sees the kinks in it, and the product at a point does not.
+        exact product, which needs a loss with forward mode. Where the network has
+        rectifiers, a difference over a radius also sees the kinks in it, and the
+        product at a point does not.
       penalty_mask: which leaves enter the norm. Default: all.
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
       axis_name: axis over which the examples are spread; this and what follows is as in
@@ -176,10 +182,6 @@ def gnp_value_and_grad(
       Zhao et al., `Penalizing Gradient Norm for Efficiently Improving Generalization
       <https://arxiv.org/abs/2202.03599>`_, 2022, Eq. 4 and 9.
     """
-    _checks.check_callable("loss_fn", loss_fn, "(params, *args, **kwargs) -> loss")
-    _checks.check_nonnegative("strength", strength)
-    if radius is not None:
-        _checks.check_positive("radius", radius)
     return _penalized(
         loss_fn,
         argnums,
@@ -204,6 +206,10 @@ def _penalized(
     radius: chex.Numeric | None,
 ) -> Callable[..., Any]:
     """Return `(loss, g + s H v)` as a function; v is the norm's derivative at g."""
+    _checks.check_callable("loss_fn", loss_fn, "(params, *args, **kwargs) -> loss")
+    _checks.check_nonnegative("strength", strength)
+    if radius is not None:
+        _checks.check_positive("radius", radius)
 
     def method(at: At, W: Params, at_part: At | None) -> tuple[Any, Grads, None]:
         del at_part
@@ -243,6 +249,8 @@ def _exact(
         value, gradient = at(W)
         return gradient, value
 
-    g, hvp, value = _autodiff.gradient_and_hvp(grad_fn, W, penalised)
+    g, hvp, value = _autodiff.gradient_and_hvp(
+        grad_fn, W, penalised, "Pass radius=..., for a difference of gradients."
+    )
     v = _tree.select(penalised, direction(_tree.select(penalised, g)))
     return value, g, hvp(_tree.cast_like(v, W))

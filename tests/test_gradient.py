@@ -647,6 +647,74 @@ def test_a_mask_function_is_called_with_the_whole_tree():
     assert re.search(f"penalty_mask was called as {by_path}", notes)
 
 
+def notes_of(error):
+    """What this library says besides; JAX has notes of its own."""
+    notes = getattr(error, "__notes__", [])
+    return [note for note in notes if note.startswith("hero_jax: ")]
+
+
+@jax.custom_vjp
+def calling_itself(w):
+    return jnp.sum(w**4)
+
+
+calling_itself.defvjp(lambda w: (calling_itself(w), w), lambda w, dy: (4 * dy * w**3,))
+
+
+@jax.custom_vjp
+def called_back(w):
+    return jax.pure_callback(
+        lambda w: np.sum(w**4), jax.ShapeDtypeStruct((), w.dtype), w
+    )
+
+
+called_back.defvjp(
+    lambda w: (called_back(w), w),
+    lambda w, dy: (dy * jax.pure_callback(lambda w: 4 * w**3, w, w),),
+)
+WITHOUT_FORWARD_MODE = {
+    "calls itself": calling_itself,
+    "callback": called_back,
+    "igamma": lambda w: jnp.sum(jax.scipy.special.gammainc(jnp.exp(w), 1.0)),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", WITHOUT_FORWARD_MODE)
+def test_a_loss_without_forward_mode_has_a_way_round(case):
+    loss, w = WITHOUT_FORWARD_MODE[case], jnp.array([[1.0, -2.0], [0.5, 1.5]])
+    step = {"hvp": "finite_difference", "hvp_step": 1e-6}
+    methods = [
+        (lambda loss, **kw: hero_jax.hero_value_and_grad(loss, h=0.3, gamma=0.1, **kw),
+         "Pass hvp='finite_difference'", step),
+        (lambda loss, **kw: hero_jax.gnp_value_and_grad(loss, strength=0.1, **kw),
+         "Pass radius=", {"radius": 1e-6}),
+        (lambda loss, **kw: hero_jax.grad_l1_value_and_grad(loss, strength=0.1, **kw),
+         "Pass radius=", {"radius": 1e-6}),
+    ]  # fmt: skip
+    for method, way, options in methods:
+        with pytest.raises(Exception, match=r".") as caught:
+            method(loss)(w)
+        (note,) = notes_of(caught.value)
+        assert "the loss has no forward-mode rule (custom_vjp, callback" in note
+        assert way in note
+        found = method(loss, **options)(w)
+        if case != "igamma":
+            exact = method(lambda w: jnp.sum(w**4))(w)
+            # A difference over a step errs by the step times the third derivative.
+            float64_close(found, exact, 1e-4)
+        assert jnp.isfinite(found[1]).all()
+
+
+def test_a_fault_of_the_loss_is_not_called_a_lack_of_forward_mode():
+    def broken(_):
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match="mine") as caught:
+        hero_jax.gnp_value_and_grad(broken, strength=0.1)(jnp.ones(2))
+    assert not notes_of(caught.value)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_the_auxiliary_output_may_be_anything(dtype):
     params, batch = mlp_params(dtype=dtype), mlp_batch(dtype=dtype)

@@ -50,7 +50,11 @@ def test_equals_finite_differences_of_the_penalized_loss(method):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("method", "options"), [("GRAD-L1", {}), ("GNP", {}), ("GNP", {"radius": 1e-6})]
+    ("method", "options"),
+    [
+        *(("GRAD-L1", {}), ("GRAD-L1", {"radius": 1e-6})),
+        *(("GNP", {}), ("GNP", {"radius": 1e-6})),
+    ],
 )
 def test_mask_selects_the_penalised_leaves(method, options):
     value_and_grad, _ = METHODS[method]
@@ -79,14 +83,16 @@ def test_mask_selects_the_penalised_leaves(method, options):
 
 
 @pytest.mark.usefixtures("x64")
-def test_gnp_of_a_quadratic():
+@pytest.mark.parametrize("method", METHODS)
+def test_of_a_quadratic(method):
     """Of W'AW/2 a difference of gradients is exact, whatever the radius."""
     A = quadratic([5.0, 2.0, 0.5, 0.0, -1.0])
     W = np.random.default_rng(1).normal(size=5)
     g = A @ W
-    expected = g + 0.3 * A @ g / np.linalg.norm(g)
+    v = np.sign(g) if method == "GRAD-L1" else g / np.linalg.norm(g)
+    expected = g + 0.3 * A @ v
     for radius in (None, 0.1, jnp.float64(10.0)):
-        _, gradient = hero_jax.gnp_value_and_grad(
+        _, gradient = METHODS[method][0](
             lambda w: w @ A @ w / 2, strength=0.3, radius=radius
         )(jnp.asarray(W))
         float64_close(gradient, expected)
@@ -102,15 +108,29 @@ def test_gnp_with_the_radius_for_strength_is_sam():
     float64_close(gnp(params, *batch), sam(params, *batch))
 
 
-@pytest.mark.parametrize(
-    ("method", "options"), [("GRAD-L1", {}), ("GNP", {}), ("GNP", {"radius": 0.1})]
-)
+@pytest.mark.parametrize("options", [{}, {"radius": 0.1}])
+@pytest.mark.parametrize("method", METHODS)
 def test_zero_gradient_stays_zero(method, options):
     value_and_grad = METHODS[method][0](
         lambda w: jnp.sum(w**2), strength=1.0, **options
     )
     _, gradient = value_and_grad(jnp.zeros(3))
     np.testing.assert_array_equal(gradient, np.zeros(3))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("options", [{}, {"radius": 0.1}])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_strength_has_no_unit(method, options):
+    """The norm of a gradient is in proportion to the loss, as the loss is."""
+    params, batch = mlp_params(), mlp_batch()
+    value_and_grad, _ = METHODS[method]
+    scale = 2.0**15
+    plain = value_and_grad(mlp_loss, strength=0.3, **options)(params, *batch)
+    scaled = value_and_grad(
+        lambda *args: scale * mlp_loss(*args), strength=0.3, **options
+    )(params, *batch)
+    float64_close(jax.tree.map(lambda x: x / scale, scaled), plain)
 
 
 @pytest.mark.parametrize("radius", [None, 0.1])
@@ -142,5 +162,5 @@ def test_errors():
             value_and_grad(None, strength=0.1)
         with pytest.raises(ValueError, match=r"strength must be finite and >= 0"):
             value_and_grad(loss, strength=-1)
-    with pytest.raises(ValueError, match=r"radius must be finite and > 0, got 0"):
-        hero_jax.gnp_value_and_grad(loss, strength=0.1, radius=0.0)
+        with pytest.raises(ValueError, match=r"radius must be finite and > 0, got 0"):
+            value_and_grad(loss, strength=0.1, radius=0.0)
