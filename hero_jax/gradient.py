@@ -151,6 +151,9 @@ def hero_gradient(
             d,
         )
 
+    def times_gamma(d: Grads) -> Grads:
+        return jax.tree.map(lambda x: 2 * jnp.asarray(gamma, x.dtype) * x, d)
+
     def without_penalty(U: Params) -> tuple[Grads, Grads, chex.Array | None]:
         dL, loss_U = grad_fn(U)
         _tree.check_same_structure("the gradient at W + h z", dL, "params", W)
@@ -161,12 +164,11 @@ def hero_gradient(
         dL, hvp, loss_U = _gradient_and_hvp(
             grad_fn, hvp_grad_fn, U, penalised, settings
         )
-        dG = _tree.cast_like(hvp(_tree.cast_like(weighted(difference(dL)), U)), g_wide)
-        dL = _tree.cast_like(dL, g_wide)
-        gradient = jax.tree.map(
-            lambda a, b: a + 2 * jnp.asarray(gamma, b.dtype) * b, dL, dG
-        )
-        return dL, gradient, loss_U
+        # Times gamma before the product: of a loss that is scaled for float16, H v
+        # would overflow, and H (gamma v) does not.
+        v = _tree.cast_like(times_gamma(weighted(difference(dL))), U)
+        dL, dG = _tree.cast_like((dL, hvp(v)), (g_wide, g_wide))
+        return dL, jax.tree.map(jnp.add, dL, dG), loss_U
 
     def along(direction: Perturbation) -> tuple[Grads, Metrics]:
         U, z = perturbation.displace(W, g, h, direction, perturbed)
@@ -296,7 +298,9 @@ def hero_value_and_grad(
       argnums: position of `params` among the arguments, or several of them.
       h: length of the step in units of z, at least 0; a number or a traced scalar.
         Its useful range depends on `perturbation`: see :mod:`hero_jax.perturbation`.
-      gamma: strength of the penalty, at least 0; a number or a traced scalar.
+      gamma: strength of the penalty, at least 0; a number or a traced scalar. Its unit
+        is 1 / loss, since the penalty is a square: for S times the loss, such as a sum
+        over S examples or a loss scaled for float16, `gamma / S` does the same.
       perturbation: "layerwise" (Eq. 11), "adaptive" (released code), "normalized"
         (SAM), or a function `(params, grads) -> z`; or a list of several, over which
         gradient and metrics are averaged, each at the cost of another perturbed

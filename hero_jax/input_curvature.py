@@ -54,7 +54,8 @@ def cure_value_and_grad(
         tree of such. Integers, such as tokens, have no gradient: embed them before.
       h: length of the step in the inputs, in their units, at least 0; a number or a
         traced scalar. The paper increases it to 1.5 for images in [0, 1].
-      gamma: strength of the penalty, at least 0; likewise.
+      gamma: strength of the penalty, at least 0; likewise. For S times the loss
+        `gamma / S` does the same.
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
 
     Returns:

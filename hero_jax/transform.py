@@ -85,7 +85,8 @@ def hero(
     Args:
       h: length of the step in units of z, at least 0; a number, a traced scalar or a
         schedule of the step count.
-      gamma: strength of the penalty, at least 0; likewise.
+      gamma: strength of the penalty, at least 0; likewise. For S times the loss
+        `gamma / S` does the same.
       perturbation: "layerwise" (Eq. 11), "adaptive" (released code), "normalized"
         (SAM), or a function `(params, grads) -> z`; or a list of several, over which
         the result is averaged.

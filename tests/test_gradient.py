@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import hero_jax
@@ -645,6 +646,64 @@ def test_a_mask_function_is_called_with_the_whole_tree():
         run(lambda x: x.ndim > 1)
     notes = " ".join(caught.value.__notes__)
     assert re.search(f"penalty_mask was called as {by_path}", notes)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("hvp", ["exact", "finite_difference"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_gamma_has_the_unit_of_one_over_the_loss(direction, hvp):
+    """Of S times the loss, the penalty is S^2 times as large: gamma / S is the same."""
+    params, batch = mlp_params(), mlp_batch()
+    loss = lambda p: mlp_loss(p, *batch)
+    expected, _ = dense_hero(
+        loss, params, h=0.3, gamma=0.7, direction=direction, reduction="sum"
+    )
+    options = {"perturbation": direction, "hvp": hvp, "hvp_step": 1e-6}
+
+    @jax.jit
+    def by_function(scale):
+        scaled = hero_jax.hero_value_and_grad(
+            lambda p: scale * loss(p), h=0.3, gamma=0.7 / scale, **options
+        )
+        return jax.tree.map(lambda x: x / scale, scaled(params)[1])
+
+    @jax.jit
+    def by_link(scale):
+        """What DynamicScale does to a gradient leaves gamma as it is."""
+        grad_fn = lambda p: jax.tree.map(
+            lambda x: x / scale, jax.grad(lambda p: scale * loss(p))(p)
+        )
+        tx = hero_jax.hero(h=0.3, gamma=0.7, **options)
+        return tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)[0]
+
+    tolerance = 1e-10 if hvp == "exact" else 1e-4  # a difference errs by its step
+    for scale in (2.0**15, 7.0):
+        float64_close(by_function(scale), expected, tolerance)
+        float64_close(by_link(scale), expected, tolerance)
+
+
+def test_a_scaled_loss_does_not_overflow_in_float16():
+    """S g and S H (gamma (grad L(U) - g)) are in float16's range, S^2 H v is not."""
+    params, batch = mlp_params(dtype=jnp.float32), mlp_batch(dtype=jnp.float32)
+    scale = 2.0**12
+
+    def loss(dtype, scale):
+        def of(params):
+            params, x, y = jax.tree.map(lambda x: x.astype(dtype), (params, *batch))
+            return scale * mlp_loss(params, x, y).astype(jnp.float32)
+
+        return of
+
+    def run(dtype, scale):
+        hero = hero_jax.hero_value_and_grad(
+            loss(dtype, scale), h=0.3, gamma=0.01 / scale
+        )
+        return jax.tree.map(lambda x: x / scale, hero(params)[1])
+
+    found, expected = run(jnp.float16, scale), run(jnp.float32, 1.0)
+    error = jax.tree.map(jnp.subtract, found, expected)
+    # float16 has 11 bits, and a difference of gradients loses some of them.
+    assert float(optax.tree.norm(error)) < 0.01 * float(optax.tree.norm(expected))
 
 
 def notes_of(error):

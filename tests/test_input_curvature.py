@@ -43,6 +43,19 @@ def test_equals_reverse_over_reverse():
 
 
 @pytest.mark.usefixtures("x64")
+def test_gamma_has_the_unit_of_one_over_the_loss():
+    params, (x, y) = mlp_params(), mlp_batch()
+    scale = 2.0**15
+    scaled = hero_jax.cure_value_and_grad(
+        lambda *args: scale * mlp_loss(*args), h=0.5, gamma=0.3 / scale
+    )(params, x, y)[1]
+    expected = jax.grad(penalized)(params, x, y, 0.5, 0.3)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x / scale, scaled), expected, rtol=1e-10
+    )
+
+
+@pytest.mark.usefixtures("x64")
 def test_the_mean_over_devices_is_that_of_all_examples():
     params, (x, y) = mlp_params(), mlp_batch(size=8)
     cure = hero_jax.cure_value_and_grad(mlp_loss, h=0.5, gamma=0.3)
