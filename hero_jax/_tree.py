@@ -132,9 +132,21 @@ def check_params(name: str, tree: chex.ArrayTree) -> None:
     if tree is None:
         raise TypeError(f"{name} must be a tree of arrays, got None.")
     _check_no_state(name, tree)
+    if all(hasattr(tree, field) for field in ("params", "opt_state", "tx")):
+        raise TypeError(
+            f"{name} must be weights alone, got a {type(tree).__name__}, which holds "
+            "the optimizer's state as well: pass state.params."
+        )
     try:
         check_real(name, tree)
-    except TypeError:
+    except TypeError as error:
+        nodes = jax.tree.leaves(tree, is_leaf=_is_equinox)
+        if any(map(_is_equinox, nodes)):
+            error.add_note(
+                f"hero_jax: of an Equinox module {name} are the arrays: params, static "
+                "= eqx.partition(model, eqx.is_inexact_array), and the loss calls "
+                "eqx.combine(params, static)."
+            )
         nodes = jax.tree.leaves(tree, is_leaf=lambda x: hasattr(x, "dequantize"))
         if not any(hasattr(x, "dequantize") for x in nodes):
             raise
@@ -148,6 +160,11 @@ def check_params(name: str, tree: chex.ArrayTree) -> None:
             f"{sorted(tree)}: BatchNorm's statistics would be perturbed and trained, "
             "too. Pass variables['params'], and batch_stats as another argument."
         )
+
+
+def _is_equinox(x: Any) -> bool:
+    """Whether this is a module of Equinox, which need not be installed."""
+    return "equinox" in sys.modules and isinstance(x, sys.modules["equinox"].Module)
 
 
 def _check_no_state(name: str, tree: chex.ArrayTree) -> None:

@@ -60,6 +60,7 @@ def hero(
 
     Composition:
 
+    - What comes out is a gradient: an optimizer must stand behind HERO, not before it.
     - `optax.apply_if_finite` judges the gradient that it is given. Put it behind
       HERO to skip steps whose gradient at U is not finite:
       `optax.chain(hero(...), optax.apply_if_finite(optimizer, 5))`.

@@ -134,12 +134,28 @@ def update(*args: Any, **kwargs: Any) -> Any:
     return tx.update(*args, *usual[len(args) :], **kwargs)
 
 
-def train_state() -> Any:
+def flax_train_state(tx: Any) -> Any:
     from flax.training.train_state import TrainState
 
+    return TrainState.create(apply_fn=None, params=params, tx=tx)
+
+
+def train_state() -> Any:
     tx = optax.chain(hero_jax.hero(**LENGTHS), optax.sgd(0.1))
-    state = TrainState.create(apply_fn=None, params=params, tx=tx)
-    return state.apply_gradients(grads=grad_fn(params))
+    return flax_train_state(tx).apply_gradients(grads=grad_fn(params))
+
+
+def equinox_net() -> Any:
+    import equinox as eqx
+
+    return eqx.nn.MLP(4, 3, 8, depth=1, key=jax.random.key(0))
+
+
+def calling_itself() -> Callable[[Any], jax.Array]:
+    """Return a loss that has no forward mode."""
+    loss = jax.custom_vjp(lambda w: jnp.sum(w**2))
+    loss.defvjp(lambda w: (loss(w), w), lambda w, dy: (2 * dy * w,))
+    return loss
 
 
 def batch_norm() -> tuple[Any, Any]:
@@ -459,6 +475,15 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "Return a differentiable loss.",
         ),
         Misuse(
+            "no_forward_mode",
+            "Differentiated a loss with a `custom_vjp`, a callback or a neural ODE "
+            "inside, for which JAX has no forward mode.",
+            lambda: hero(calling_itself())(jnp.ones((2, 2))),
+            TypeError,
+            ("custom_vjp", "has no forward-mode rule", "hvp='finite_difference'"),
+            'Pass `hvp="finite_difference"`; to GNP and GRAD-L1 `radius`.',
+        ),
+        Misuse(
             "value_for_loss_fn",
             "Passed the loss in place of the function.",
             lambda: hero(loss_fn(params, x, y)),
@@ -698,6 +723,50 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             TypeError,
             ("missing 1 required", "penalty_mask was called as penalty_mask(params)"),
             "Take the whole tree: `jax.tree_util.tree_map_with_path(f, params)`.",
+        ),
+        Misuse(
+            "mask_of_path",
+            'Passed a mask function of a path, `lambda path: "kernel" in path`.',
+            lambda: hero(penalty_mask=lambda path: "kernel" in path)(params, x, y),
+            TypeError,
+            ("penalty_mask must return a tree of booleans", "got True", "whole tree"),
+            "Take the whole tree: `jax.tree_util.tree_map_with_path(f, params)`.",
+        ),
+        Misuse(
+            "mask_of_leaf",
+            "Passed a mask function of a leaf, `lambda x: x.ndim > 1`.",
+            lambda: hero(penalty_mask=lambda x: x.ndim > 1)(params, x, y),
+            AttributeError,
+            ("ndim", "penalty_mask was called as penalty_mask(params)", "whole tree"),
+            "Pass `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)`.",
+        ),
+        Misuse(
+            "nothing_to_penalise",
+            "Flattened the weights to one vector: by default only leaves of two or "
+            "more dimensions are penalised.",
+            lambda: hero(lambda w: (w**2).mean())(jnp.ones(4)),
+            ValueError,
+            ("gamma must have leaves to act on", "penalty_mask=True", "gamma=0"),
+            "Pass `penalty_mask=True`; biases and normalization are penalised, too.",
+        ),
+        Misuse(
+            "params_train_state",
+            "Passed a `TrainState` for the weights.",
+            lambda: hero()(flax_train_state(optax.sgd(0.1)), x, y),
+            TypeError,
+            ("params must be weights alone", "got a TrainState", "state.params"),
+            "Pass `state.params`.",
+            FLAX,
+        ),
+        Misuse(
+            "params_equinox",
+            "Passed an Equinox module for the weights.",
+            lambda: hero()(equinox_net(), x, y),
+            TypeError,
+            ("params must have real floating-point arrays", "eqx.partition(model"),
+            "Pass `params` of `params, static = eqx.partition(model, "
+            "eqx.is_inexact_array)`, and `eqx.combine` them in the loss.",
+            ("equinox",),
         ),
     ),
     "Flax": (
@@ -1360,13 +1429,18 @@ SILENT = """\
 These run, and give other numbers than you want.
 
 - **`hero` behind another link of the chain.** It takes what comes in for the gradient:
-  put it first. Weight decay, clipping and momentum come behind it.
+  put it first. Weight decay, clipping and momentum come behind it; behind Adam it sees
+  steps for gradients, and the loss grows.
+- **`hero` without an optimizer behind it.** What comes out is a gradient, and
+  `optax.apply_updates` adds it to the weights: the loss grows. Put an optimizer behind
+  it, `optax.chain(hero_jax.hero(...), optax.sgd(0.1))`.
 - **`grad_fn` of another mini-batch, or another dropout key, than the gradients.** The
   difference of gradients is then noise, and the penalty drives the weights along it.
 - **`hero` in the chain and `hero_value_and_grad` as well.** The one perturbs what the
   other has made. Use one of them.
-- **A loss that is a sum over the examples.** The penalty grows with its square: `gamma`
-  means what it says for a mean.
+- **A loss that is a sum over the examples, or scaled for float16.** The penalty grows
+  with its square: for S times the loss take `gamma / S`, as in
+  [Composition](composition.md#loss-scaling).
 - **`h` or `gamma` that become negative or NaN inside of `jit`.** Only values that are
   known before tracing are checked.
 - **`batch_argnums` of images, not labels**, in a loss that broadcasts: a part of
