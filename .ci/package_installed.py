@@ -35,7 +35,7 @@ def main(readme: Path) -> None:
     assert hero_jax.__version__ == version, (hero_jax.__version__, version)
     installed = [
         name
-        for name in ("contourpy", "flax", "matfree", "safetensors", "sklearn")
+        for name in ("contourpy", "flax", "safetensors", "sklearn")
         if importlib.util.find_spec(name) is not None
     ]
     assert not installed, f"the core has pulled in {installed}"

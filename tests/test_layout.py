@@ -99,7 +99,7 @@ def test_what_needs_flax_is_imported_when_asked_for():
 def test_import_is_silent_and_pulls_in_no_extras():
     program = (
         "import sys, hero_jax;"
-        "extras = {'contourpy', 'flax', 'matfree', 'matplotlib', 'safetensors',"
+        "extras = {'contourpy', 'flax', 'matplotlib', 'safetensors',"
         "          'scipy.optimize', 'sklearn', 'tqdm'};"
         "sys.exit(', '.join(extras & set(sys.modules)) or 0)"
     )

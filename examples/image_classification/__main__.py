@@ -20,11 +20,8 @@ from .config import Config
 from .datasets import DatasetError
 from .devices import DevicesError, divide_host
 from .logbook import tell
-from .loop import RunError, Stopped
+from .loop import STOPPED, RunError, Stopped
 from .run import Options, run
-
-STOPPED = os.EX_TEMPFAIL
-"""Exit status of a run that has saved its state, and goes on if started again."""
 
 ERRORS = (CheckpointError, DatasetError, DevicesError, hosts.HostsError, RunError)
 

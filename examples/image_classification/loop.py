@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -24,6 +25,10 @@ from .train import OUTPUTS, Program, TrainState, make_model, make_program
 
 AHEAD = 2
 """Steps that are dispatched before the outputs of an earlier one are looked at."""
+
+
+STOPPED = os.EX_TEMPFAIL
+"""Exit status of a command that has saved its state, and goes on if started again."""
 
 
 class RunError(Exception):

@@ -15,8 +15,8 @@ after another; what another process has in hand is left to it, so that the same 
 may be started once for every core. All of them stop after `--minutes` (at an epoch's
 end, if at least one is done; at the scale "budget" after any step), or by Ctrl-C or
 SIGTERM, and go on from there the next time; the result does not depend on how often
-that happened. `--report` writes tables and figures into `docs/reproduction.md` and
-`examples/results/reproduction` from what is there.
+that happened; the exit status is then 75. `--report` writes tables and figures into
+`docs/reproduction.md` and `examples/results/reproduction` from what is there.
 
 At the scale "budget" what a stopped row goes on from lies in `unfinished/` beside the
 results, where another machine finds it; final weights lie in `--work`.
@@ -42,7 +42,7 @@ from .checkpoints import CheckpointError
 from .datasets import DatasetError
 from .devices import DevicesError, divide_host
 from .logbook import say
-from .loop import RunError, Signals
+from .loop import STOPPED, RunError, Signals
 from .reproduction import report
 from .reproduction.entries import Entry, Row, Scale, entries
 from .reproduction.records import NotReady, held, missing
@@ -171,7 +171,10 @@ def compute(given: argparse.Namespace, start: float) -> int:
 def work_on(
     wanted: Sequence[Entry], options: Options, only_next: bool, only: str | None
 ) -> int:
-    """Do what is missing of some entries, or the next one; return the exit status."""
+    """Do what is missing of some entries, or the next one; return the exit status.
+
+    It is `STOPPED` if there was no time to look whether more is missing.
+    """
     worker, limits = Worker(options), options.limits
     told = None
     while left := [x for x in wanted if missing(x, options.results, options.seeds)]:
@@ -183,10 +186,10 @@ def work_on(
             except NotReady as reason:
                 waits = waits or str(reason)
                 continue
-            if limits.stopped() or not outcomes[-1] or only_next:
+            if outcomes[-1] and only_next:
                 return 0
-            if limits.over(0.0):
-                return 0
+            if limits.over(0.0) or not outcomes[-1]:
+                return STOPPED
         if any(outcomes):
             continue
         if only_next or only is not None:
@@ -197,7 +200,7 @@ def work_on(
             told = waits
         for _ in range(PAUSE):
             if limits.over(0.0):
-                return 0
+                return STOPPED
             time.sleep(1.0)
     say("nothing is missing", limits.quiet)
     return 0

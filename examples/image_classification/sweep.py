@@ -35,7 +35,7 @@ from .__main__ import ERRORS, named
 from .config import Config
 from .grid import OF_METHOD, Grid, plain, settings_of
 from .logbook import say
-from .loop import Stopped
+from .loop import STOPPED, Stopped
 from .search import Options, in_words, measure, percent, sweep
 
 T = TypeVar("T")
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = sweep(config, given, options)
     except Stopped as stopped:
         say(f"{stopped}; the same command goes on with the others.")
-        return 0
+        return STOPPED
     except KeyboardInterrupt:
         print(
             "interrupted; the same command goes on with the runs that are missing.",
