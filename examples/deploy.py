@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ),
     ):
         file = stem.with_name(name)
-        replace_file(file, lambda path, program=program: path.write_bytes(program))
+        replace_file(file, functools.partial(Path.write_bytes, data=program))
         served = jax.export.deserialize(bytearray(file.read_bytes()))
         logits = served.call(*trees, images)
         print(

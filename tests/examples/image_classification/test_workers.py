@@ -1,8 +1,8 @@
 """Worker processes: signals, the end of one, the end of their parent."""
 
+import contextlib
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +10,7 @@ import time
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from examples.image_classification.workers import Workers
@@ -69,7 +70,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(shutil.which("ps") is None, reason="needs the command ps")
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
@@ -95,10 +95,9 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 
 def running(session):
     """The worker processes of a session."""
-    found = subprocess.run(
-        ["ps", "-ww", "-o", "args=", "-s", str(session)],  # whole lines
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return [line for line in found.stdout.splitlines() if "spawn_main" in line]
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(process.pid) == session:
+                found.append(" ".join(process.info["cmdline"] or []))
+    return [line for line in found if "spawn_main" in line]
