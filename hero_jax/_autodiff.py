@@ -1,6 +1,7 @@
 """Gradient and Hessian-vector product at one point: exact, or by a difference."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
@@ -56,17 +57,28 @@ def gradient_and_hvp(
 
 
 def _linearize(grad_fn: Callable[[Any], Any], point: Any, way_round: str) -> Any:
-    """Linearize a gradient, and say so if it is the forward mode that fails."""
-    try:
-        return jax.linearize(grad_fn, point, has_aux=True)
-    except Exception as error:
-        if _evaluates(grad_fn, point):
-            error.add_note(
-                "hero_jax: the loss has no forward-mode rule (custom_vjp, callback, "
-                "adjoint of a differential equation, ...), which the exact product "
-                f"with its Hessian needs. {way_round}".rstrip()
-            )
-        raise
+    """Linearize a gradient, and say so if it is the forward mode that fails.
+
+    JAX may notice only when a product is computed: within a user's `jit`, when it
+    compiles, where nothing can be added to its message.
+    """
+
+    @contextlib.contextmanager
+    def told() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if _evaluates(grad_fn, point):
+                error.add_note(
+                    "hero_jax: the loss has no forward-mode rule (custom_vjp, "
+                    "callback, adjoint of a differential equation, ...), which the "
+                    f"exact product with its Hessian needs. {way_round}".rstrip()
+                )
+            raise
+
+    with told():
+        gradient, hvp, auxiliary = jax.linearize(grad_fn, point, has_aux=True)
+    return gradient, told()(hvp), auxiliary
 
 
 def _evaluates(grad_fn: Callable[[Any], Any], point: Any) -> bool:

@@ -153,9 +153,9 @@ def equinox_net() -> Any:
 
 def calling_itself() -> Callable[[Any], jax.Array]:
     """Return a loss that has no forward mode."""
-    loss = jax.custom_vjp(lambda w: jnp.sum(w**2))
-    loss.defvjp(lambda w: (loss(w), w), lambda w, dy: (2 * dy * w,))
-    return loss
+    power = jax.custom_vjp(lambda w: w**2)
+    power.defvjp(lambda w: (power(w), power(w)), lambda p, dy: (2 * dy * p**0.5,))
+    return lambda w: jnp.sum(power(w))
 
 
 def batch_norm() -> tuple[Any, Any]:

@@ -713,11 +713,16 @@ def notes_of(error):
 
 
 @jax.custom_vjp
-def calling_itself(w):
-    return jnp.sum(w**4)
+def fourth_power(w):
+    return w**4
 
 
-calling_itself.defvjp(lambda w: (calling_itself(w), w), lambda w, dy: (4 * dy * w**3,))
+def _forward(w):
+    power = fourth_power(w)  # calls itself, and the gradient needs it
+    return power, (w, power)
+
+
+fourth_power.defvjp(_forward, lambda kept, dy: (4 * dy * kept[1] / kept[0],))
 
 
 @jax.custom_vjp
@@ -732,7 +737,7 @@ called_back.defvjp(
     lambda w, dy: (dy * jax.pure_callback(lambda w: 4 * w**3, w, w),),
 )
 WITHOUT_FORWARD_MODE = {
-    "calls itself": calling_itself,
+    "calls itself": lambda w: jnp.sum(fourth_power(w)),
     "callback": called_back,
     "igamma": lambda w: jnp.sum(jax.scipy.special.gammainc(jnp.exp(w), 1.0)),
 }

@@ -31,7 +31,7 @@ ALLOWED = {
     "transform": {"_typing", "_checks", "_tree", "_axis", "_scope", "gradient"},
     "nnx": {"_checks", "gradient"},
     "bounds": {"_checks"},
-    "quant": {"_typing", "_checks", "_tree"},
+    "quant": {"_typing", "_checks", "_tree", "_programs"},
     "models": {"_checks", "_axis"},
     "curvature": {
         *("_typing", "_checks", "_tree", "_programs", "_autodiff", "perturbation")
