@@ -413,7 +413,7 @@ def test_what_jax_rebuilds_is_not_checked():
         (
             {"scheme": "linear"},
             ValueError,
-            r"scheme must be one of \['affine', 'symmet",
+            r"scheme must be one of \['affine', 'affine_with_zero', 'symmet",
         ),
         (
             {"calibration": "max"},
