@@ -56,7 +56,7 @@ napoleon_use_rtype = False
 # Types that signatures name as the source does: ours are in api/types.rst.
 ALIASES = ("AxisName", "Bits", "ConvGeneralDilated", "Directions")
 ALIASES += ("GradFn", "Grads", "LogitsFn", "Mask", "Matrix", "Offsets", "Params")
-ALIASES += ("Perturbation", "StatsFn")
+ALIASES += ("Perturbation", "Product", "StatsFn")
 OUTSIDE = ("chex.Array", "chex.ArrayTree", "chex.Numeric", "chex.PRNGKey", "jax.Array")
 OUTSIDE += ("nn.Module", "np.dtype", "np.ndarray", "optax.Schedule")
 OUTSIDE += ("optax.GradientTransformationExtraArgs",)
