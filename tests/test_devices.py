@@ -436,13 +436,15 @@ def test_half_precision_is_averaged_in_full(method, scope):
     """Eight gradients of which bfloat16 could not hold the sum."""
     loss = lambda w, x, y: jnp.mean(jnp.asarray(w, jnp.float32) * x * y)
     x = np.float32([256.0, *[1.0] * (DEVICES - 1)])
-    make = METHODS[method](loss, axis_name="data", scope=scope)
+    options = {"axis_name": "data", "scope": scope}
+    mask = {} if method == "GSAM" else {"penalty_mask": True}  # of a scalar
+    make = METHODS[method](loss, **options, **mask)
     mean = jnp.bfloat16((256.0 + DEVICES - 1) / DEVICES)
     for transform in (pmapped, shard_mapped):
         _, gradient = transform(make)(jnp.bfloat16(1.0), x, np.ones_like(x))
         assert gradient.dtype == jnp.bfloat16
         assert gradient == mean
-    link = hero_jax.hero(0.3, 0.1, axis_name="data", scope=scope)
+    link = hero_jax.hero(0.3, 0.1, penalty_mask=True, **options)
 
     def update(w, x, y):
         grad_fn = jax.grad(loss)
