@@ -144,6 +144,7 @@ def test_dropout_is_the_same_in_all_passes():
         lambda model: jnp.sum(model.dropout(model.w[...])),
         h=1.0,
         gamma=1.0,
+        penalty_mask=True,
         return_metrics=True,
     )(model)
     assert float(metrics.grad_norm) > 1

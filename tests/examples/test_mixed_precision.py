@@ -300,9 +300,11 @@ def test_the_guide_says_what_the_results_say():
         for label, cell in zip(RESULTS, cells, strict=True):
             _, found = committed(label)
             each = [r["rank_correlation"][name]["allocations"] for r in found]
-            assert cell == text._pm(each, 2)
+            # HAWQ-V2's traces of ResNet20 were not accurate: the guide leaves them out.
+            left_out = name == "average_trace" and "ResNet20" in label
+            assert cell == ("" if left_out else text._pm(each, 2))
             ranks += 1
-    assert accuracies == 4 * 8 * 5
+    assert accuracies == (4 * 8 - 2) * 5
     assert ranks == 4 * 6
 
 
