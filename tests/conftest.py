@@ -28,9 +28,11 @@ def programs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compile in a hurry what runs for milliseconds, and free it after a module.
 
     The programs of all modules would be gigabytes in the end. Those of the examples
-    train networks, and are compiled as users have them.
+    train networks, and are compiled as users have them, unless a module says
+    `IN_A_HURRY = True`.
     """
     in_a_hurry = "examples" not in request.path.parts
+    in_a_hurry = getattr(request.module, "IN_A_HURRY", in_a_hurry)
     jax.config.update("jax_disable_most_optimizations", in_a_hurry)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

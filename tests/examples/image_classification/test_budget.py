@@ -48,12 +48,8 @@ DIVERGES = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Let XLA optimize little: what is compiled here runs for some steps only."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+IN_A_HURRY = True
+"""What is compiled here runs for some steps only."""
 
 
 @pytest.fixture(autouse=True)

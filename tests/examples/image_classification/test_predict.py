@@ -9,7 +9,6 @@ import re
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,12 +36,8 @@ CONFIG = Config(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Let XLA optimize little: what is compiled here runs for some steps only."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+IN_A_HURRY = True
+"""What is compiled here runs for some steps only."""
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -85,12 +84,8 @@ PLAIN = Row(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Let XLA optimize little: what is compiled here runs for some steps only."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+IN_A_HURRY = True
+"""What is compiled here runs for some steps only."""
 
 
 @pytest.fixture(autouse=True)
