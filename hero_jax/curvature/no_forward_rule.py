@@ -7,16 +7,14 @@ import jax
 
 from hero_jax._typing import Grads, Params
 
-_WAYS = {
-    "exact": "forwards. Pass hvp='reverse', which differentiates backwards twice, or",
-    "reverse": "backwards. Pass",
-}
+WAYS_ROUND = (
+    "Pass hvp='reverse', which differentiates backwards twice, or "
+    "hvp='finite_difference', which needs gradients alone."
+)
 
 
 @contextlib.contextmanager
-def found_by_tracing(
-    grad_fn: Callable[[Params], Grads], W: Params, hvp: str
-) -> Iterator[None]:
+def backwards(grad_fn: Callable[[Params], Grads], W: Params) -> Iterator[None]:
     """Add to an error what else to try, unless it is the gradient itself that fails."""
     try:
         yield
@@ -25,24 +23,20 @@ def found_by_tracing(
             jax.eval_shape(grad_fn, W)
         except Exception:
             raise error from None
-        _tell(error, hvp)
+        error.add_note(
+            "hero_jax: hvp='reverse' differentiates the gradient of the loss "
+            "backwards. Pass hvp='finite_difference', which needs gradients alone."
+        )
         raise
 
 
 @contextlib.contextmanager
-def found_by_compiling() -> Iterator[None]:
-    """Do the same where a program has a `jax.custom_vjp` that is asked for too late."""
+def forwards_too_late() -> Iterator[None]:
+    """Do the same where only compiling finds a `jax.custom_vjp` without that rule."""
     try:
         yield
     except TypeError as error:
-        if "custom_vjp" in str(error):
-            _tell(error, "exact")
+        notes = "".join(getattr(error, "__notes__", []))
+        if "custom_vjp" in str(error) and "hero_jax: " not in notes:
+            error.add_note(f"hero_jax: the loss has no forward-mode rule. {WAYS_ROUND}")
         raise
-
-
-def _tell(error: Exception, hvp: str) -> None:
-    if "hero_jax: " not in "".join(getattr(error, "__notes__", [])):
-        error.add_note(
-            f"hero_jax: hvp={hvp!r} differentiates the gradient of the loss "
-            f"{_WAYS[hvp]} hvp='finite_difference', which needs gradients alone."
-        )

@@ -196,17 +196,18 @@ def _hvp(grad_fn: Callable[[Params], Grads], W: Params, hvp: Product) -> MatVec:
     """Return the product with the derivative of a gradient at W."""
     if hvp == "finite_difference":
         return lambda v: _central_difference(grad_fn, W, v)
-    product: Callable[..., Any]
-    with no_forward_rule.found_by_tracing(grad_fn, W, hvp):
-        if hvp == "reverse":
-            _, product = jax.vjp(grad_fn, W)
-        else:
-            _, product, _ = _autodiff.gradient_and_hvp(lambda W: (grad_fn(W), None), W)
+    if hvp == "exact":
+        _, product, _ = _autodiff.gradient_and_hvp(
+            lambda W: (grad_fn(W), None), W, way_round=no_forward_rule.WAYS_ROUND
+        )
+        return product
 
     def matvec(v: Params) -> Params:
-        with no_forward_rule.found_by_tracing(grad_fn, W, hvp):
-            return product(v)[0] if hvp == "reverse" else product(v)
+        with no_forward_rule.backwards(grad_fn, W):
+            return pull(v)[0]
 
+    with no_forward_rule.backwards(grad_fn, W):
+        _, pull = jax.vjp(grad_fn, W)
     return matvec
 
 

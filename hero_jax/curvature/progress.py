@@ -39,7 +39,7 @@ def listen(
     *args: Any,
 ) -> Any:
     """Call a compiled function of arrays and tell the callback how far it is."""
-    with no_forward_rule.found_by_compiling():
+    with no_forward_rule.forwards_too_late():
         if callback is None or any(
             isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)
         ):

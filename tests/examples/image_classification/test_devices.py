@@ -217,7 +217,9 @@ def test_which_networks_normalize_over_all_devices(
     for parallel, axis in (("pmap", "data"), ("jit", None)):
         devices = devices_of.choose(parallel, 4)
         pipeline = input_pipeline.create(config, devices=devices)
-        training = loop.Training(config, pipeline, tmp_path / parallel, 1, quiet=True)
+        out = tmp_path / parallel
+        out.mkdir()
+        training = loop.Training(config, pipeline, out, 1, quiet=True)
         training.close()
         assert made["step"].pop() == (axis if synchronized else None)
         assert made["measure"].pop() == axis
