@@ -75,7 +75,12 @@ def train(model: Any, images: Any, labels: Any, steps: int, batch: int) -> Any:
     return state[:2]
 
 
-def make_product(loss_fn: Any, **options: Any) -> Any:
+def over_every(k: int, loss_fn: Any, params: Any, stats: Any, x: Any, y: Any) -> Any:
+    """Return the loss over every k-th example."""
+    return loss_fn(params, stats, x[::k], y[::k])
+
+
+def make_product(loss_fn: Any, difference: bool = False, **options: Any) -> Any:
     """Return the jitted `(step, *args) -> HERO's product`, flat.
 
     Twice gamma times the product is the difference that the penalty makes; gamma is so
@@ -85,13 +90,14 @@ def make_product(loss_fn: Any, **options: Any) -> Any:
 
     @jax.jit
     def product(step: Any, *args: Any) -> Any:
+        hvp = hero_jax.FiniteDifference(step) if difference else "exact"
+
         def gradient(gamma: float) -> Any:
             return hero_jax.hero_value_and_grad(
                 loss_fn,
                 gamma=gamma,
                 has_aux=True,
-                hvp_step=step,
-                batch_argnums=(2, 3),
+                hvp=hvp,
                 **options,
             )(*args)[1]
 
@@ -138,13 +144,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     loss_fn = make_loss(model)
     settings = {"h": options.h, "perturbation": options.perturbation}
     exact = make_product(loss_fn, **settings)
-    difference = make_product(loss_fn, hvp="finite_difference", **settings)
+    difference = make_product(loss_fn, difference=True, **settings)
     ways = {
         f"difference, step {step:.1e}": functools.partial(difference, step)
         for step in STEPS
     }
     for k in PARTS:
-        part = make_product(loss_fn, hvp_examples=options.batch // k, **settings)
+        some = functools.partial(over_every, k, loss_fn)
+        part = make_product(loss_fn, hvp_loss_fn=some, **settings)
         ways[f"product over 1/{k}"] = functools.partial(part, STEPS[0])
     errors: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     with tqdm(total=options.batches * len(ways), desc="measuring") as bar:

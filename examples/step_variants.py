@@ -129,8 +129,11 @@ def _part(**options: Any) -> Callable[..., Step]:
     """Take the product over a part of the images."""
 
     def make(loss_fn: Callable[..., Any], network: str, batch: int) -> Step:
-        part = {"hvp_examples": max(1, batch // K), "batch_argnums": (2, 3)}
-        return _plain(HERO, gamma=GAMMA, **part, **options)(loss_fn, network, batch)
+        def part(params: Any, stats: Any, x: Any, y: Any) -> Any:
+            return loss_fn(params, stats, x[::K], y[::K])
+
+        hero = _plain(HERO, gamma=GAMMA, hvp_loss_fn=part, **options)
+        return hero(loss_fn, network, batch)
 
     return make
 
@@ -140,14 +143,11 @@ def _every(**options: Any) -> Callable[..., Step]:
     schedule = hero_jax.schedules.every(K, GAMMA)
 
     def make(loss_fn: Callable[..., Any], network: str, batch: int) -> Step:
-        del network, batch
-        return lambda count, *args: HERO(
-            loss_fn,
-            gamma=schedule(count),
-            skip_zero_gamma=True,
-            has_aux=True,
-            **options,
-        )(*args)
+        penalised = _plain(HERO, gamma=K * GAMMA, **options)(loss_fn, network, batch)
+        first_order = _plain(HERO, gamma=0.0, **options)(loss_fn, network, batch)
+        return lambda *args: lax.cond(
+            schedule(args[0]) != 0, penalised, first_order, *args
+        )
 
     return make
 
@@ -184,13 +184,13 @@ METHODS = {
     "GRAD-L1": Method(_plain(hero_jax.grad_l1_value_and_grad, strength=1e-3)),
     "HERO": Method(_plain(HERO, gamma=GAMMA)),
     "HERO, finite difference": Method(
-        _plain(HERO, gamma=GAMMA, hvp="finite_difference")
+        _plain(HERO, gamma=GAMMA, hvp=hero_jax.FiniteDifference())
     ),
     "HERO, product over 1/4": Method(_part()),
-    "HERO, difference over 1/4": Method(_part(hvp="finite_difference")),
+    "HERO, difference over 1/4": Method(_part(hvp=hero_jax.FiniteDifference())),
     "HERO, every 4th step": Method(_every(), timed_steps=K),
     "HERO, difference every 4th step": Method(
-        _every(hvp="finite_difference"), timed_steps=K
+        _every(hvp=hero_jax.FiniteDifference()), timed_steps=K
     ),
     "HERO, last layers": Method(_last),
     "HERO, checkpoint products": Method(_checkpointed(_products_saved)),

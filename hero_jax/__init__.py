@@ -23,11 +23,13 @@ from hero_jax import (
     bounds,
     curvature,
     landscape,
+    parts,
     perturbation,
     quant,
     schedules,
     sensitivity,
 )
+from hero_jax._autodiff import FiniteDifference
 from hero_jax.gradient import Metrics, hero_value_and_grad
 from hero_jax.gradient_norm import gnp_value_and_grad, grad_l1_value_and_grad
 from hero_jax.input_curvature import cure_value_and_grad
@@ -37,6 +39,7 @@ from hero_jax.transform import HeroState, hero
 __version__ = version("hero_jax")
 
 __all__ = [
+    "FiniteDifference",
     "HeroState",
     "Metrics",
     "bounds",
@@ -48,6 +51,7 @@ __all__ = [
     "hero",
     "hero_value_and_grad",
     "landscape",
+    "parts",
     "perturbation",
     "quant",
     "schedules",

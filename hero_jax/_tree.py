@@ -44,6 +44,11 @@ def cast_like(tree: chex.ArrayTree, like: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map(lambda x, y: jnp.asarray(x, jnp.result_type(y)), tree, like)
 
 
+def scale(factor: chex.Numeric, tree: chex.ArrayTree) -> chex.ArrayTree:
+    """Multiply every leaf, which keeps its dtype whatever that of the factor."""
+    return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, tree)
+
+
 def norm(x: chex.Array) -> chex.Array:
     """Euclidean norm of one array, free of overflow and underflow.
 

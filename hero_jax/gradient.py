@@ -23,18 +23,41 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax import lax
+import optax
 
-from hero_jax import _autodiff, _checks, _scope, _tree, perturbation
-from hero_jax._scope import At, Scope
+from hero_jax import _autodiff, _checks, _loss, _tree, perturbation
+from hero_jax._autodiff import FiniteDifference
 from hero_jax._typing import AxisName, Directions, Grads, Mask, Params, Perturbation
 
 __all__ = ["Metrics", "hero_value_and_grad"]
 
-REDUCTIONS = ("mean", "sum")
-PRODUCTS = ("exact", "finite_difference")
-STEP = 3e-3
-"""Of the finite difference: where its error is least for ResNet20 in float32."""
+
+def _along(
+    z: Params,
+    W: Params,
+    g: Grads,
+    gradient_and_hvp: Callable[[Params], tuple[Grads, Callable[[Params], Grads], Any]],
+    h: chex.Numeric,
+    gamma: chex.Numeric,
+    c: chex.ArrayTree,
+) -> tuple[Grads, Grads, Grads, Any]:
+    """Return Eq. 13 along z, `grad L(U)`, its difference from g, and L(U).
+
+    Args:
+      z: direction.
+      W: weights.
+      g: `grad L(W)`.
+      gradient_and_hvp: `U -> (grad L(U), v -> H(U) v, L(U))`.
+      h: length of the step.
+      gamma: strength of the penalty `G(U) = sum_i c_i ||grad_i L(U) - g^i||^2`.
+      c: its weights, one for each tensor.
+    """
+    U = optax.tree.add(W, _tree.scale(h, z))
+    dL, hvp, loss_U = gradient_and_hvp(U)
+    difference = optax.tree.sub(dL, g)
+    v = _tree.scale(2 * gamma, optax.tree.mul(c, difference))
+    # Gamma inside the product: of a loss that is scaled for float16, H v overflows.
+    return optax.tree.add(dL, hvp(v)), dL, difference, loss_U
 
 
 class Metrics(NamedTuple):
@@ -68,9 +91,7 @@ class Settings(NamedTuple):
     reduction: str
     perturb_mask: Mask | None
     penalty_mask: Mask | None
-    hvp: str
-    hvp_step: chex.Numeric
-    skip_zero_gamma: bool
+    product: _autodiff.Product
 
     @classmethod
     def of(
@@ -79,28 +100,21 @@ class Settings(NamedTuple):
         reduction: str,
         perturb_mask: Mask | None,
         penalty_mask: Mask | None,
-        hvp: str,
-        hvp_step: chex.Numeric,
-        skip_zero_gamma: bool,
+        hvp: str | FiniteDifference,
     ) -> Settings:
         """Check the arguments shared by `hero` and `hero_value_and_grad`."""
-        _checks.check_choice("reduction", reduction, REDUCTIONS)
-        _checks.check_choice("hvp", hvp, PRODUCTS)
-        _checks.check_positive("hvp_step", hvp_step)
-        _checks.check_bool("skip_zero_gamma", skip_zero_gamma)
+        _checks.check_choice("reduction", reduction, ("mean", "sum"))
         return cls(
             directions=perturbation.resolve_all(perturbation_),
             reduction=reduction,
             perturb_mask=perturb_mask,
             penalty_mask=_tree.weights_only if penalty_mask is None else penalty_mask,
-            hvp=hvp,
-            hvp_step=hvp_step,
-            skip_zero_gamma=skip_zero_gamma,
+            product=_autodiff.resolve(hvp),
         )
 
 
 def hero_gradient(
-    grad_fn: Callable[[Params], tuple[Grads, chex.Array | None]],
+    grad_fn: _autodiff.GradFn,
     W: Params,
     g: Grads,
     *,
@@ -110,7 +124,9 @@ def hero_gradient(
     settings: Settings,
     hvp_grad_fn: _autodiff.GradFn | None = None,
 ) -> tuple[Grads, Metrics]:
-    """Compute Eq. 13 from the gradient at W and a function that gives it elsewhere.
+    """Compute HERO's gradient from that at W and a function that gives it elsewhere.
+
+    Masks, dtypes, NaN and the mean over several directions are dealt with here.
 
     Args:
       grad_fn: `U -> (grad L(U), L(U))`; the loss may be `None`.
@@ -133,84 +149,40 @@ def hero_gradient(
         "penalty_mask", settings.penalty_mask, W, None if off or no_penalty else "gamma"
     )
     no_penalty = no_penalty or not any(jax.tree.leaves(penalised))
-    g_wide = _tree.widen(g)
-
+    wide = _tree.widen(g)
     if off:  # U = W: grad L(U) = g, and the penalty's gradient is zero
-        zero = jax.tree.map(jnp.zeros_like, g_wide)
-        return g, _metrics(loss, h, g_wide, g_wide, zero, zero, zero)
+        zero = jax.tree.map(jnp.zeros_like, wide)
+        return g, _metrics(loss, h, wide, wide, zero, zero, zero)
+    c = jax.tree.map(
+        functools.partial(_penalty_weight, reduction=settings.reduction), penalised, W
+    )
 
-    def difference(dL: Grads) -> Grads:
+    def gradient_and_hvp(U: Params) -> tuple[Grads, Callable[[Params], Grads], Any]:
+        hvp: Callable[[Params], Grads]
+        if no_penalty:
+            (dL, loss_U), hvp = grad_fn(U), optax.tree.zeros_like
+        elif hvp_grad_fn is None:
+            dL, hvp, loss_U = settings.product(grad_fn, U, penalised)
+        else:
+            dL, loss_U = grad_fn(U)
+            _, hvp, _ = settings.product(hvp_grad_fn, U, penalised)
         _tree.check_same_structure("the gradient at W + h z", dL, "params", W)
-        return jax.tree.map(lambda a, b: a.astype(b.dtype) - b, dL, g_wide)
-
-    def weighted(d: Grads) -> Grads:
-        """Return c_i d_i: G(U) = sum_i c_i ||d_i||^2, grad G(U) = 2 H(U) (c_i d_i)."""
-        return jax.tree.map(
-            lambda keep, x: _penalty_weight(keep, x, settings.reduction) * x,
-            penalised,
-            d,
-        )
-
-    def times_gamma(d: Grads) -> Grads:
-        return jax.tree.map(lambda x: 2 * jnp.asarray(gamma, x.dtype) * x, d)
-
-    def without_penalty(U: Params) -> tuple[Grads, Grads, chex.Array | None]:
-        dL, loss_U = grad_fn(U)
-        _tree.check_same_structure("the gradient at W + h z", dL, "params", W)
-        dL = _tree.cast_like(dL, g_wide)
-        return dL, dL, loss_U
-
-    def with_penalty(U: Params) -> tuple[Grads, Grads, chex.Array | None]:
-        dL, hvp, loss_U = _gradient_and_hvp(
-            grad_fn, hvp_grad_fn, U, penalised, settings
-        )
-        # Times gamma before the product: of a loss that is scaled for float16, H v
-        # would overflow, and H (gamma v) does not.
-        v = _tree.cast_like(times_gamma(weighted(difference(dL))), U)
-        dL, dG = _tree.cast_like((dL, hvp(v)), (g_wide, g_wide))
-        return dL, jax.tree.map(jnp.add, dL, dG), loss_U
+        dL = _tree.cast_like(dL, wide)
+        return dL, lambda v: _tree.cast_like(hvp(_tree.cast_like(v, U)), wide), loss_U
 
     def along(direction: Perturbation) -> tuple[Grads, Metrics]:
-        U, z = perturbation.displace(W, g, h, direction, perturbed)
-        if no_penalty:
-            dL, gradient, loss_U = without_penalty(U)
-        elif settings.skip_zero_gamma and isinstance(gamma, jax.core.Tracer):
-            dL, gradient, loss_U = lax.cond(
-                gamma != 0, with_penalty, without_penalty, U
-            )
-        else:
-            dL, gradient, loss_U = with_penalty(U)
-        d = difference(dL)
-        return gradient, _metrics(loss_U, h, g_wide, dL, z, d, weighted(d))
+        z = perturbation.along(direction, W, g, perturbed)
+        gradient, dL, difference, loss_U = _along(
+            z, _tree.widen(W), wide, gradient_and_hvp, h, gamma, c
+        )
+        weighted = optax.tree.mul(c, difference)
+        return gradient, _metrics(loss_U, h, wide, dL, z, difference, weighted)
 
     gradient, metrics = _tree.mean([along(z) for z in settings.directions])
     # NaN in g can get lost on its way through U: a rectifier may map it to zero.
     finite = jnp.isfinite(metrics.grad_norm)
     gradient = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), gradient)
     return _tree.cast_like(gradient, g), metrics
-
-
-def _gradient_and_hvp(
-    grad_fn: _autodiff.GradFn,
-    hvp_grad_fn: _autodiff.GradFn | None,
-    U: Params,
-    penalised: chex.ArrayTree,
-    settings: Settings,
-) -> tuple[Grads, Callable[[Params], Grads], Any]:
-    """Return the gradient at U, a function for products with the Hessian, L(U)."""
-    if settings.hvp == "finite_difference":
-        product = functools.partial(
-            _autodiff.gradient_and_difference, step=settings.hvp_step
-        )
-    else:
-        product = functools.partial(
-            _autodiff.gradient_and_hvp, way_round="Pass hvp='finite_difference'."
-        )
-    if hvp_grad_fn is None:
-        return product(grad_fn, U, penalised)
-    dL, loss_U = grad_fn(U)
-    _, hvp, _ = product(hvp_grad_fn, U, penalised)
-    return dL, hvp, loss_U
 
 
 def _penalty_weight(keep: bool, leaf: chex.Array, reduction: str) -> float:
@@ -256,45 +228,29 @@ def hero_value_and_grad(
     reduction: str = "sum",
     perturb_mask: Mask | None = None,
     penalty_mask: Mask | None = None,
-    hvp: str = "exact",
-    hvp_step: chex.Numeric = STEP,
-    hvp_examples: int | None = None,
-    skip_zero_gamma: bool = False,
+    hvp: str | FiniteDifference = "exact",
+    hvp_loss_fn: Callable[..., Any] | None = None,
     has_aux: bool = False,
     return_metrics: bool = False,
     axis_name: AxisName | None = None,
-    scope: str = "global",
-    examples_per_perturbation: int | None = None,
-    batch_argnums: int | Sequence[int] | None = None,
 ) -> Callable[..., Any]:
     r"""Evaluate a loss and HERO's gradient: a drop-in for `jax.value_and_grad`.
-
-    The value and the auxiliary output come from the clean weights W; the gradient is
 
     .. math::
 
         \nabla L(U) + \gamma \nabla_U \sum_i \| \nabla_i L(U) - g^i \|_2^2,
         \qquad U = W + h z(W, g)
 
-    at about four times the cost of the plain one; `hvp`, `hvp_examples` and a gamma
-    that is zero at most steps make it cheaper. `gamma = 0` leaves out the penalty:
-    sharpness-aware minimization with this direction, at twice the cost. `h = 0` is the
-    plain gradient. Weight decay and step rule are left to optax.
-
-    Every evaluation is given the same arguments, so pass the random key of dropout
-    as one of them. BatchNorm statistics belong into the auxiliary output: those of
-    the perturbed passes are dropped.
-
-    **Differences.** The defaults follow the paper. The code released with it takes
-    `perturbation="adaptive", reduction="mean"`, with `h=0.5, gamma=5` for ResNet20 on
-    CIFAR-10; it also lets the perturbed pass advance the BatchNorm statistics and
-    applies no update in the first epoch, which is not copied.
+    at about four times the cost of the plain gradient g. `gamma = 0` leaves out the
+    penalty: sharpness-aware minimization with this direction, at twice the cost.
+    `h = 0` is the plain gradient. Weight decay and step rule are left to optax.
 
     Args:
       loss_fn: `(params, *args, **kwargs) -> loss`, or `-> (loss, aux)` with `has_aux`.
-        In place of half-precision weights it is given float32 ones, clean and
-        perturbed: a small perturbation, or difference of gradients, would be rounded
-        away. Value and auxiliary output keep the dtypes of a plain call.
+        Every evaluation is given the same arguments, a random key among them; value
+        and auxiliary output are those of the clean weights, BatchNorm statistics, too.
+        Half-precision weights are handed over in float32: a small perturbation, or
+        difference of gradients, would be rounded away.
       argnums: position of `params` among the arguments, or several of them.
       h: length of the step in units of z, at least 0; a number or a traced scalar.
         Its useful range depends on `perturbation`: see :mod:`hero_jax.perturbation`.
@@ -303,57 +259,29 @@ def hero_value_and_grad(
         over S examples or a loss scaled for float16, `gamma / S` does the same.
       perturbation: "layerwise" (Eq. 11), "adaptive" (released code), "normalized"
         (SAM), or a function `(params, grads) -> z`; or a list of several, over which
-        gradient and metrics are averaged, each at the cost of another perturbed
-        gradient and product. See :mod:`hero_jax.perturbation`.
+        gradient and metrics are averaged.
       reduction: "sum" of the squared differences of a tensor (the paper), or their
         "mean" (released code); tensors are summed up either way.
       perturb_mask: which leaves are perturbed: tree of bools, or a function
         `params -> tree`. A leaf left out counts in no norm. Default: all.
       penalty_mask: which leaves enter the penalty. Default: those of two or more
         dimensions, that is, no biases and no normalization scales; where there is none,
-        as in one flat vector, pass `True` for all. Of a network whose last layers alone
-        are penalised the product is cheaper.
-      hvp: "exact", forward-over-reverse, which keeps all that a gradient remembers of
-        its layers until the product is done, and needs a loss with forward mode; or
-        "finite_difference", one more gradient, `(grad L(U + e v) - grad L(U)) / e` in
-        place of `H(U) v`, which keeps nothing but a few copies of the weights. Networks
-        with rectifiers have kinks, and at the best of all steps the two differ by 0.6
-        of the product's norm for ResNet20 in float32, and by several times that norm at
-        a hundredth of that step (`examples/product_error.py`). It needs a loss that
-        computes in float32 or wider: to bfloat16 the step is nearly nothing.
-      hvp_step: length of that difference's step, `||e v|| / ||U||`. The default, 3e-3,
-        suits networks with rectifiers in float32. The error of smooth ones is in
-        proportion to it, down to rounding; 1e-6 is a good step for them in float64.
-      hvp_examples: take the product over so many examples only, evenly spaced in the
-        batch (of each device, or perturbation): where the loss is a mean over examples
-        in random order, an unbiased estimate, but for BatchNorm. It needs
-        `batch_argnums`, which must name all that has an axis of examples, and divides
-        their number. The penalty's value remains that of all examples. Dropout draws
-        other units for fewer examples.
-      skip_zero_gamma: where gamma is traced and turns out zero, leave out the product
-        by `jax.lax.cond` in place of multiplying it by zero: for
-        :func:`hero_jax.schedules.every`, or a penalty that sets in later. Gamma must be
-        the same on all devices. `jax.vmap` over gamma computes both branches.
+        as in one flat vector, pass `True` for all. The product is the cheaper, the
+        fewer of a network's first layers are penalised.
+      hvp: how to compute the product with the Hessian: "exact", forward-over-reverse,
+        or :class:`hero_jax.FiniteDifference`, which takes less memory.
+      hvp_loss_fn: stands in for `loss_fn` in that product, such as the loss over every
+        fourth example: an unbiased estimate, if examples are in random order, for less
+        time. It takes and returns what `loss_fn` does.
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
       return_metrics: whether to return :class:`Metrics` as a third result; they cost
         a few reductions.
       axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
-        examples are spread, in equal parts, or several axes. Loss, gradient and
-        metrics come out averaged over it, the auxiliary output does not. `loss_fn` is
-        a mean over its examples. Leave it out under `jit` of sharded arrays. A random
-        key among the arguments serves all devices, and parts, alike: fold
-        `jax.lax.axis_index` in for others.
-      scope: "global", exactly as on one device with all examples: means of g,
-        grad L(U) and the product over the axis; or "local", m-sharpness: each device
-        has its own perturbation and penalty, and only the gradients that come of them
-        are averaged, in one collective operation.
-      examples_per_perturbation: m, for m-sharpness whatever the number of devices:
-        every m consecutive examples have a perturbation and a penalty of their own.
-        It divides a device's examples, or is the whole batch. The parts take turns;
-        auxiliary outputs are stacked along a new first axis. Under `jit` of sharded
-        arrays every device would take all of them: use `shard_map` there.
-      batch_argnums: positions of the arguments whose arrays have a first axis of
-        examples, which `examples_per_perturbation` and `hvp_examples` need to know.
+        examples are spread, in equal parts, or several axes. All is as on one device
+        with all examples: `loss_fn`, a mean over its examples, g, grad L(U) and the
+        product are averaged over the axis; the auxiliary output is not. Leave it out
+        under `jit` of sharded arrays. For a perturbation of each device's own, see
+        :func:`hero_jax.parts.averaged`.
 
     Returns:
       A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
@@ -365,9 +293,8 @@ def hero_value_and_grad(
       TypeError: an argument has the wrong type, or a weight is complex or integer.
       ValueError: h or gamma is negative or not a scalar, a name is unknown, a mask or
         perturbation has another structure than the weights, no leaf is penalised (or
-        perturbed) by the default or a mask function although gamma (or h) is not 0,
-        there is no such axis, or one is missing, the examples cannot be divided as
-        asked for, or `hvp_step` is not positive.
+        perturbed) by the default or a mask function although gamma (or h) is not 0, or
+        there is no such axis, or one is missing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -379,48 +306,47 @@ def hero_value_and_grad(
       >>> value, grads.ravel()  # the Hessian is the identity
       (Array(1., dtype=float32), Array([1.06, 1.06], dtype=float32))
 
+    **Differences from the released code.** The defaults follow the paper. The code
+    takes `perturbation="adaptive", reduction="mean"`, with `h=0.5, gamma=5` for
+    ResNet20 on CIFAR-10; it also lets the perturbed pass advance the BatchNorm
+    statistics and applies no update in the first epoch, which is not copied.
+
     References:
-      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13;
-      m-sharpness: Foret et al., `SAM <https://arxiv.org/abs/2010.01412>`_, 2021,
-      section 4.1.
+      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13.
     """
-    _checks.check_callable("loss_fn", loss_fn, "(params, *args, **kwargs) -> loss")
     _checks.check_nonnegative("h", h)
     _checks.check_nonnegative("gamma", gamma)
-    settings = Settings.of(
-        perturbation,
-        reduction,
-        perturb_mask,
-        penalty_mask,
-        hvp,
-        hvp_step,
-        skip_zero_gamma,
-    )
-    examples = Scope.of(
-        axis_name, scope, examples_per_perturbation, batch_argnums, hvp_examples
-    )
+    settings = Settings.of(perturbation, reduction, perturb_mask, penalty_mask, hvp)
+    bind = _loss.of_weights(loss_fn, argnums, has_aux, axis_name)
+    bind_hvp = None
+    if hvp_loss_fn is not None:
+        bind_hvp = _loss.of_weights(
+            hvp_loss_fn, argnums, has_aux, axis_name, "hvp_loss_fn"
+        )
 
-    def hero(at: At, W: Params, at_part: At | None) -> tuple[Any, Grads, Any]:
-        def grad_fn_of(at: At) -> Callable[[Params], tuple[Grads, chex.Array]]:
-            def grad_fn(U: Params) -> tuple[Grads, chex.Array]:
-                (loss, _), gradient = at(U)
-                return gradient, loss
-
-            return grad_fn
-
-        value, g = at(W) if _checks.is_zero(h) else _autodiff.in_full_precision(at, W)
-        grads, metrics = hero_gradient(
-            grad_fn_of(at),
+    @functools.wraps(loss_fn)
+    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
+        W, at = bind(args, kwargs)
+        value, g = at(W) if _checks.is_zero(h) else _loss.in_full_precision(at, W)
+        gradient, metrics = hero_gradient(
+            _gradient_and_loss(at),
             W,
             g,
             loss=value[0],
             h=h,
             gamma=gamma,
             settings=settings,
-            hvp_grad_fn=None if at_part is None else grad_fn_of(at_part),
+            hvp_grad_fn=bind_hvp and _gradient_and_loss(bind_hvp(args, kwargs)[1]),
         )
-        return value, grads, metrics if return_metrics else None
+        results = _loss.as_of_jax(value, gradient, W, has_aux)
+        return (*results, metrics) if return_metrics else results
 
-    return _scope.value_and_grad(
-        loss_fn, argnums, has_aux, examples, hero, return_metrics
-    )
+    return value_and_grad
+
+
+def _gradient_and_loss(at: _loss.At) -> _autodiff.GradFn:
+    def grad_fn(U: Params) -> tuple[Grads, chex.Array]:
+        (loss, _), gradient = at(U)
+        return gradient, loss
+
+    return grad_fn

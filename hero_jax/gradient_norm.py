@@ -11,15 +11,16 @@ with `v = sign(g)` for the L1 norm (GRAD-L1) and `v = g / ||g||` for the Euclide
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
-from hero_jax import _autodiff, _checks, _scope, _tree, perturbation
-from hero_jax._scope import At, Scope
+from hero_jax import _autodiff, _checks, _loss, _tree, perturbation
 from hero_jax._typing import AxisName, Grads, Mask, Params
 
 __all__ = ["gnp_value_and_grad", "grad_l1_value_and_grad"]
@@ -34,9 +35,6 @@ def grad_l1_value_and_grad(
     penalty_mask: Mask | None = None,
     has_aux: bool = False,
     axis_name: AxisName | None = None,
-    scope: str = "global",
-    examples_per_perturbation: int | None = None,
-    batch_argnums: int | Sequence[int] | None = None,
 ) -> Callable[..., Any]:
     r"""Evaluate a loss and its gradient with an L1 penalty on the gradient.
 
@@ -62,22 +60,7 @@ def grad_l1_value_and_grad(
       penalty_mask: which leaves enter the norm. Default: all.
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
       axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
-        examples are spread, in equal parts, or several axes. Loss and gradient
-        come out averaged over it, the auxiliary output does not. `loss_fn` is a mean
-        over its examples. Leave it out under `jit` of sharded arrays. A random
-        key among the arguments serves all devices, and parts, alike: fold
-        `jax.lax.axis_index` in for others.
-      scope: "global", exactly as on one device with all examples: means of g and the
-        product over the axis; or "local", m-sharpness: each device has its own
-        penalty, and only the gradients that come of it are averaged, in one
-        collective operation.
-      examples_per_perturbation: m, for m-sharpness whatever the number of devices:
-        every m consecutive examples have a penalty of their own. It divides a
-        device's examples, or is the whole batch. The parts take turns; auxiliary
-        outputs are stacked along a new first axis. Under `jit` of sharded arrays every
-        device would take all of them: use `shard_map` there.
-      batch_argnums: positions of the arguments whose arrays have a first axis of
-        examples, which `examples_per_perturbation` needs to know.
+        examples are spread, as in :func:`hero_jax.hero_value_and_grad`.
 
     Returns:
       A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
@@ -86,8 +69,8 @@ def grad_l1_value_and_grad(
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
       ValueError: the strength is negative, the radius not positive, one of them is not
-        a scalar, the mask has another structure than the weights, there is no such
-        axis, or one is missing, or the examples cannot be divided as asked for.
+        a scalar, the mask has another structure than the weights, or there is no such
+        axis, or one is missing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -106,7 +89,7 @@ def grad_l1_value_and_grad(
         loss_fn,
         argnums,
         has_aux,
-        Scope.of(axis_name, scope, examples_per_perturbation, batch_argnums),
+        axis_name,
         direction=lambda g: jax.tree.map(jnp.sign, g),
         strength=strength,
         penalty_mask=penalty_mask,
@@ -123,9 +106,6 @@ def gnp_value_and_grad(
     penalty_mask: Mask | None = None,
     has_aux: bool = False,
     axis_name: AxisName | None = None,
-    scope: str = "global",
-    examples_per_perturbation: int | None = None,
-    batch_argnums: int | Sequence[int] | None = None,
 ) -> Callable[..., Any]:
     r"""Evaluate a loss and its gradient with a penalty on the gradient's norm.
 
@@ -152,11 +132,8 @@ def gnp_value_and_grad(
         product at a point does not.
       penalty_mask: which leaves enter the norm. Default: all.
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
-      axis_name: axis over which the examples are spread; this and what follows is as in
-        :func:`hero_jax.grad_l1_value_and_grad`.
-      scope: "global" or "local".
-      examples_per_perturbation: m, for m-sharpness.
-      batch_argnums: positions of the arguments with examples.
+      axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
+        examples are spread, as in :func:`hero_jax.hero_value_and_grad`.
 
     Returns:
       A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
@@ -166,8 +143,8 @@ def gnp_value_and_grad(
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
       ValueError: the strength is negative, the radius not positive, one of them is not
-        a scalar, the mask has another structure than the weights, there is no such
-        axis, or one is missing, or the examples cannot be divided as asked for.
+        a scalar, the mask has another structure than the weights, or there is no such
+        axis, or one is missing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -186,7 +163,7 @@ def gnp_value_and_grad(
         loss_fn,
         argnums,
         has_aux,
-        Scope.of(axis_name, scope, examples_per_perturbation, batch_argnums),
+        axis_name,
         direction=lambda g: perturbation.normalized(g, g),
         strength=strength,
         penalty_mask=penalty_mask,
@@ -198,7 +175,7 @@ def _penalized(
     loss_fn: Callable[..., Any],
     argnums: int | Sequence[int],
     has_aux: bool,
-    examples: Scope,
+    axis_name: AxisName | None,
     *,
     direction: Callable[[Grads], Params],
     strength: chex.Numeric,
@@ -206,44 +183,42 @@ def _penalized(
     radius: chex.Numeric | None,
 ) -> Callable[..., Any]:
     """Return `(loss, g + s H v)` as a function; v is the norm's derivative at g."""
-    _checks.check_callable("loss_fn", loss_fn, "(params, *args, **kwargs) -> loss")
     _checks.check_nonnegative("strength", strength)
     if radius is not None:
         _checks.check_positive("radius", radius)
+    bind = _loss.of_weights(loss_fn, argnums, has_aux, axis_name)
 
-    def method(at: At, W: Params, at_part: At | None) -> tuple[Any, Grads, None]:
-        del at_part
+    @functools.wraps(loss_fn)
+    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
+        W, at = bind(args, kwargs)
         off = _checks.is_zero(strength)
         penalised = _tree.resolve_mask(
             "penalty_mask", penalty_mask, W, None if off else "strength"
         )
         if off:
-            return *at(W), None
-        if radius is None:
-            value, g, product = _exact(at, W, penalised, direction)
-        else:
-            value, g = _autodiff.in_full_precision(at, W)
-            U, _ = perturbation.displace(
-                W, g, radius, lambda _, g: direction(g), penalised
-            )
-            r = jnp.asarray(radius)
-            product = jax.tree.map(
-                lambda a, b: (a - b) / r.astype(a.dtype), at(U)[1], g
-            )
-        grads = jax.tree.map(
-            lambda a, b: a + jnp.asarray(strength, b.dtype) * b,
-            _tree.widen(g),
-            _tree.widen(product),
-        )
-        return value, grads, None
+            return _loss.as_of_jax(*at(W), W, has_aux)
 
-    return _scope.value_and_grad(loss_fn, argnums, has_aux, examples, method)
+        def v(g: Grads) -> Params:
+            return _tree.select(penalised, direction(_tree.select(penalised, g)))
+
+        if radius is None:
+            value, g, product = _exact(at, W, penalised, v)
+        else:
+            value, g = _loss.in_full_precision(at, W)
+            U = optax.tree.add(_tree.widen(W), _tree.scale(radius, v(g)))
+            product = _tree.scale(1 / radius, optax.tree.sub(at(U)[1], g))
+        grads = optax.tree.add(
+            _tree.widen(g), _tree.scale(strength, _tree.widen(product))
+        )
+        return _loss.as_of_jax(value, grads, W, has_aux)
+
+    return value_and_grad
 
 
 def _exact(
-    at: At, W: Params, penalised: chex.ArrayTree, direction: Callable[[Grads], Params]
+    at: _loss.At, W: Params, penalised: chex.ArrayTree, v: Callable[[Grads], Params]
 ) -> tuple[Any, Grads, Grads]:
-    """Return value, gradient g and product `H v`, forward over reverse."""
+    """Return value, gradient g and product `H v(g)`, forward over reverse."""
 
     def grad_fn(W: Params) -> tuple[Grads, Any]:
         value, gradient = at(W)
@@ -252,5 +227,4 @@ def _exact(
     g, hvp, value = _autodiff.gradient_and_hvp(
         grad_fn, W, penalised, "Pass radius=..., for a difference of gradients."
     )
-    v = _tree.select(penalised, direction(_tree.select(penalised, g)))
-    return value, g, hvp(_tree.cast_like(v, W))
+    return value, g, hvp(_tree.cast_like(v(g), W))

@@ -116,7 +116,7 @@ def over_modules(
       arguments that returns what the method would. Gradients are an `nnx.State` like
       `nnx.state(model, wrt)`, for `nnx.Optimizer.update`. As a side effect the modules
       among the arguments get the state of the pass at the clean weights: of several
-      passes, with `examples_per_perturbation`, the mean of what is floating-point and
+      passes, by :func:`hero_jax.parts.in_parts`, the mean of what is floating-point and
       the first of what is not, such as counts of random keys: do not sow then.
 
     Example:
@@ -145,46 +145,76 @@ def over_modules(
                 f"{argnums!r}. Which of its variables are weights, wrt says."
             )
         method(loss_fn, argnums, has_aux=True, **options)  # checks them
-        of_model = _predicate(wrt)
-
-        def is_weight(path: Any, value: Any) -> bool:
-            return bool(path[0] == 0 and of_model(path[1:], value))
-
-        @functools.wraps(loss_fn)
-        def value_and_grad(*args: Any, **kwargs: Any) -> Any:
-            _check_model(args, argnums)
-            nodes, emptied, kwargs = _take_nodes(args, argnums, kwargs)
-            graph, *(weights, state) = nnx.split(nodes, is_weight, ...)
-            if not jax.tree.leaves(weights):
-                hint = " A string is a tag: nnx.PathContains goes by names."
-                raise ValueError(
-                    f"wrt must select variables of the model, and {wrt!r} selects none "
-                    f"of this {type(nodes[0]).__name__}."
-                    f"{hint if isinstance(wrt, str) else ''}"
-                )
-
-            def loss_of_weights(*args: Any, **kwargs: Any) -> Any:
-                # Variables can be changed in their own trace only: new ones, in here.
-                own_state = jax.tree.map(lambda x: x, state)
-                nodes = nnx.merge(graph, {0: args[argnums]}, own_state)
-                filled, kwargs = _put_nodes(nodes, args, argnums, kwargs)
-                value = loss_fn(*filled, **kwargs)
-                loss, auxiliary = _checks.loss_and_aux("loss_fn", value, has_aux)
-                changed_graph, *(_, changed) = nnx.split(nodes, is_weight, ...)
-                return loss, (auxiliary, changed, _Static(changed_graph))
-
-            emptied[argnums] = weights[0]
-            (loss, (auxiliary, changed, static)), *rest = method(
-                loss_of_weights, argnums, has_aux=True, **options
-            )(*emptied, **kwargs)
-            if options.get("examples_per_perturbation") is not None:
-                changed = jax.tree.map(_over_parts, changed)
-            _update(nodes, changed, static.value)
-            return ((loss, auxiliary) if has_aux else loss), *rest
-
-        return value_and_grad
+        return _OverModules(
+            functools.partial(method, argnums=argnums, has_aux=True, **options),
+            loss_fn,
+            argnums,
+            wrt,
+            has_aux,
+        )
 
     return method_over_modules
+
+
+class _OverModules:
+    """A function that returns value and gradient of a loss of modules."""
+
+    def __init__(
+        self,
+        method: Callable[..., Callable[..., Any]],
+        loss_fn: Callable[..., Any],
+        argnums: int,
+        wrt: Any,
+        has_aux: bool,
+    ) -> None:
+        self._method, self._loss_fn, self._has_aux = method, loss_fn, has_aux
+        self._argnums, self._wrt = argnums, wrt
+        self._of_model = _predicate(wrt)
+        functools.update_wrapper(self, loss_fn)
+
+    def around(self, combinator: Callable[..., Callable[..., Any]]) -> _OverModules:
+        """Apply a combinator of :mod:`hero_jax.parts` to the function of arrays."""
+
+        def method(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+            return combinator(self._method(loss_fn), has_aux=True)
+
+        return _OverModules(
+            method, self._loss_fn, self._argnums, self._wrt, self._has_aux
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        _check_model(args, self._argnums)
+        nodes, emptied, kwargs = _take_nodes(args, self._argnums, kwargs)
+        graph, *(weights, state) = nnx.split(nodes, self._is_weight, ...)
+        if not jax.tree.leaves(weights):
+            hint = " A string is a tag: nnx.PathContains goes by names."
+            raise ValueError(
+                f"wrt must select variables of the model, and {self._wrt!r} selects "
+                f"none of this {type(nodes[0]).__name__}."
+                f"{hint if isinstance(self._wrt, str) else ''}"
+            )
+
+        def loss_of_weights(*args: Any, **kwargs: Any) -> Any:
+            # Variables can be changed in their own trace only: new ones, in here.
+            own_state = jax.tree.map(lambda x: x, state)
+            nodes = nnx.merge(graph, {0: args[self._argnums]}, own_state)
+            filled, kwargs = _put_nodes(nodes, args, self._argnums, kwargs)
+            value = self._loss_fn(*filled, **kwargs)
+            loss, auxiliary = _checks.loss_and_aux("loss_fn", value, self._has_aux)
+            changed_graph, *(_, changed) = nnx.split(nodes, self._is_weight, ...)
+            return loss, (auxiliary, changed, _Static(changed_graph))
+
+        emptied[self._argnums] = weights[0]
+        value_and_grad = self._method(loss_of_weights)
+        (loss, (auxiliary, changed, static)), *rest = value_and_grad(*emptied, **kwargs)
+        same: Any = jax.tree.structure(changed)
+        if same == jax.tree.structure(state):  # nothing is sown
+            changed = jax.tree.map(_over_parts, changed, state)
+        _update(nodes, changed, static.value)
+        return ((loss, auxiliary) if self._has_aux else loss), *rest
+
+    def _is_weight(self, path: Any, value: Any) -> bool:
+        return bool(path[0] == 0 and self._of_model(path[1:], value))
 
 
 @jax.tree_util.register_static
@@ -236,8 +266,10 @@ def _put_nodes(
     return filled, kwargs
 
 
-def _over_parts(x: chex.Array) -> chex.Array:
-    """Return the mean of what is floating-point, and the first of what is not."""
+def _over_parts(x: chex.Array, before: chex.Array) -> chex.Array:
+    """Return, of a stack over parts, the mean or, of integers and keys, the first."""
+    if jnp.ndim(x) == jnp.ndim(before):
+        return x
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     return jnp.mean(x, axis=0) if floating else x[0]
 

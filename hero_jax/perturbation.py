@@ -286,28 +286,21 @@ def resolve_all(perturbation: Directions) -> tuple[Perturbation, ...]:
     return tuple(map(resolve, perturbation))
 
 
-def displace(
-    W: Params,
-    g: Grads,
-    h: chex.Numeric,
-    direction: Perturbation,
-    perturbed: chex.ArrayTree,
-) -> tuple[Params, Params]:
-    """Return `U = W + h z` and z, in float32 or wider.
+def along(
+    direction: Perturbation, W: Params, g: Grads, perturbed: chex.ArrayTree
+) -> Params:
+    """Return `z(W, g)` in float32 or wider.
 
     Args:
+      direction: `(W, g) -> z`.
       W: weights.
       g: `grad L(W)`.
-      h: length of the step.
-      direction: `(W, g) -> z`.
       perturbed: Python bools, a tree like W; other leaves stay and count in no norm.
     """
-    W_wide = _tree.widen(W)
-    z = direction(W, _tree.select(perturbed, g))
+    z = direction(_tree.widen(W), _tree.select(perturbed, g))
     _tree.check_same_structure("the perturbation's result", z, "params", W)
     _tree.check_real("the perturbation's result", z)
-    z = _tree.select(perturbed, _tree.cast_like(z, W_wide))
-    return jax.tree.map(lambda w, d: w + jnp.asarray(h, w.dtype) * d, W_wide, z), z
+    return _tree.select(perturbed, _tree.cast_like(z, _tree.widen(W)))
 
 
 def _over_norm(x: chex.Array, norm: chex.Array) -> chex.Array:

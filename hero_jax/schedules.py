@@ -21,8 +21,9 @@ def every(
     """Penalise at every k-th step only, from the first one on.
 
     Where gamma is zero, :func:`hero_jax.hero` leaves out the product with the Hessian,
-    as does :func:`hero_jax.hero_value_and_grad` with `skip_zero_gamma`: on average a
-    step has the arithmetic of `2 + 2 / k` gradients instead of 4.
+    and a step has the arithmetic of `2 + 2 / k` gradients on average, instead of 4.
+    With :func:`hero_jax.hero_value_and_grad`, choose by `jax.lax.cond` between that of
+    this gamma and that of `gamma=0`.
 
     Args:
       k: number of steps from one penalty to the next, at least 1.

@@ -2,17 +2,16 @@ r"""GSAM: sharpness-aware minimization that also closes the gap to the clean los
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
-import jax
-import jax.numpy as jnp
+import optax
 
-from hero_jax import _autodiff, _checks, _scope, _tree
+from hero_jax import _checks, _loss, _tree
 from hero_jax import perturbation as directions
-from hero_jax._scope import At, Scope
-from hero_jax._typing import AxisName, Grads, Mask, Params, Perturbation
+from hero_jax._typing import AxisName, Mask, Perturbation
 
 __all__ = ["gsam_value_and_grad"]
 
@@ -27,9 +26,6 @@ def gsam_value_and_grad(
     perturb_mask: Mask | None = None,
     has_aux: bool = False,
     axis_name: AxisName | None = None,
-    scope: str = "global",
-    examples_per_perturbation: int | None = None,
-    batch_argnums: int | Sequence[int] | None = None,
 ) -> Callable[..., Any]:
     r"""Evaluate a loss and the gradient of surrogate-gap guided minimization.
 
@@ -56,11 +52,8 @@ def gsam_value_and_grad(
         "gradient", or a function `(params, grads) -> z`.
       perturb_mask: which leaves are perturbed. Default: all.
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
-      axis_name: axis over which the examples are spread; this and what follows is as in
-        :func:`hero_jax.hero_value_and_grad`.
-      scope: "global" or "local".
-      examples_per_perturbation: m, for m-sharpness.
-      batch_argnums: positions of the arguments with examples.
+      axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
+        examples are spread, as in :func:`hero_jax.hero_value_and_grad`.
 
     Returns:
       A function of the arguments of `loss_fn` that returns `(loss, grads)`, or
@@ -70,8 +63,7 @@ def gsam_value_and_grad(
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
       ValueError: h or alpha is negative or not a scalar, a name is unknown, a mask has
-        another structure than the weights, there is no such axis, or one is missing, or
-        the examples cannot be divided as asked for.
+        another structure than the weights, or there is no such axis, or one is missing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -84,31 +76,26 @@ def gsam_value_and_grad(
       Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
       <https://arxiv.org/abs/2203.08065>`_, 2022, Algorithm 1.
     """
-    _checks.check_callable("loss_fn", loss_fn, "(params, *args, **kwargs) -> loss")
     _checks.check_nonnegative("h", h)
     _checks.check_nonnegative("alpha", alpha)
     direction = directions.resolve(perturbation)
-    examples = Scope.of(axis_name, scope, examples_per_perturbation, batch_argnums)
+    bind = _loss.of_weights(loss_fn, argnums, has_aux, axis_name)
 
-    def gsam(at: At, W: Params, at_part: At | None) -> tuple[Any, Grads, None]:
-        del at_part
+    @functools.wraps(loss_fn)
+    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
+        W, at = bind(args, kwargs)
         perturbed = _tree.resolve_mask(
             "perturb_mask", perturb_mask, W, None if _checks.is_zero(h) else "h"
         )
-        value, g = _autodiff.in_full_precision(at, W)
-        U, _ = directions.displace(W, g, h, direction, perturbed)
+        value, g = _loss.in_full_precision(at, W)
+        z = directions.along(direction, W, g, perturbed)
+        U = optax.tree.add(_tree.widen(W), _tree.scale(h, z))
         dL = _tree.widen(at(U)[1])
         g = _tree.cast_like(g, dL)
         u = directions.normalized(dL, dL)
-        along = sum(
-            jnp.sum(a * b) for a, b in zip(*map(jax.tree.leaves, (g, u)), strict=True)
-        )
-
-        def combine(dL: chex.Array, g: chex.Array, u: chex.Array) -> chex.Array:
-            across = g - jnp.asarray(along, g.dtype) * u
-            return dL - jnp.asarray(alpha, g.dtype) * across
-
         # NaN in g reaches every leaf by way of the inner product.
-        return value, jax.tree.map(combine, dL, g, u), None
+        across = optax.tree.sub(g, _tree.scale(optax.tree.vdot(g, u), u))
+        gradient = optax.tree.sub(dL, _tree.scale(alpha, across))
+        return _loss.as_of_jax(value, gradient, W, has_aux)
 
-    return _scope.value_and_grad(loss_fn, argnums, has_aux, examples, gsam)
+    return value_and_grad

@@ -8,11 +8,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from hero_jax import _axis, _checks, _tree
-from hero_jax._scope import Scope
+from hero_jax._autodiff import FiniteDifference
 from hero_jax._typing import AxisName, Directions, GradFn, Grads, Mask, Params
-from hero_jax.gradient import STEP, Metrics, Settings, hero_gradient
+from hero_jax.gradient import Metrics, Settings, hero_gradient
 
 __all__ = ["HeroState", "hero"]
 
@@ -37,11 +38,8 @@ def hero(
     reduction: str = "sum",
     perturb_mask: Mask | None = None,
     penalty_mask: Mask | None = None,
-    hvp: str = "exact",
-    hvp_step: chex.Numeric = STEP,
-    skip_zero_gamma: bool | None = None,
+    hvp: str | FiniteDifference = "exact",
     axis_name: AxisName | None = None,
-    scope: str = "global",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replace the gradient by HERO's: the first link of an optax chain.
 
@@ -56,7 +54,8 @@ def hero(
     random key, same axis means. Use :func:`hero_jax.hero_value_and_grad` where the
     loss function is at hand and nothing between the gradient and HERO is wanted; the
     results are the same. A further `hvp_grad_fn` may take its place in the product
-    with the Hessian: the gradient of the loss over some of the examples, say.
+    with the Hessian, as `hvp_loss_fn` does there: the gradient of the loss over some of
+    the examples, say.
 
     Composition:
 
@@ -97,20 +96,12 @@ def hero(
         `params -> tree`. Default: all.
       penalty_mask: which leaves enter the penalty. Default: those of two or more
         dimensions; where there is none, pass `True` for all.
-      hvp: "exact", or "finite_difference": one more gradient in place of the product,
-        and no memory for a linearized network; see
-        :func:`hero_jax.hero_value_and_grad`.
-      hvp_step: length of that difference's step, `||e v|| / ||U||`, by default 3e-3.
-      skip_zero_gamma: where gamma is zero at a step, leave out the product with the
-        Hessian by `jax.lax.cond`. Default: if gamma is a schedule, such as
-        :func:`hero_jax.schedules.every`; say so under `optax.inject_hyperparams`,
-        which hides that it is one.
+      hvp: how to compute the product with the Hessian: "exact", or
+        :class:`hero_jax.FiniteDifference`, which takes less memory. Where a schedule
+        of gamma is zero at a step, it is left out.
       axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
         examples are spread. The gradient that comes in and `grad_fn` are then those of
         each device's own examples, not averaged yet; what goes out is averaged.
-      scope: "global", exactly as on one device with all examples: means of g,
-        grad L(U) and the product over the axis; or "local", m-sharpness: each device
-        has its own perturbation and penalty, and only the result is averaged.
 
     Returns:
       A `optax.GradientTransformationExtraArgs` with :class:`HeroState`. Its updates
@@ -148,16 +139,8 @@ def hero(
     for name, value in (("h", h), ("gamma", gamma)):
         if not callable(value):
             _checks.check_nonnegative(name, value)
-    settings = Settings.of(
-        perturbation,
-        reduction,
-        perturb_mask,
-        penalty_mask,
-        hvp,
-        hvp_step,
-        callable(gamma) if skip_zero_gamma is None else skip_zero_gamma,
-    )
-    is_local = Scope.of(axis_name, scope).local
+    settings = Settings.of(perturbation, reduction, perturb_mask, penalty_mask, hvp)
+    _axis.check_axis_name(axis_name)
 
     def init(params: Params) -> HeroState:
         _tree.check_params("params", params)
@@ -198,39 +181,39 @@ def hero(
             _checks.check_callable("hvp_grad_fn", hvp_grad_fn, "params -> grads")
         _tree.check_params("params", params)
         _tree.check_same_structure("grads", updates, "params", params)
-        W, g = params, updates
+        g = updates
         if axis_name is not None:
             _axis.size(axis_name)  # raises where there is no such axis
             _axis.check_replicated("params", params, axis_name)
             _axis.check_own("grads", updates, axis_name)
-            g = _tree.widen(updates)
-            if is_local:
-                W = _axis.own(params, axis_name)
-            else:
-                g = _axis.mean(g, axis_name)
+            g = _axis.mean(_tree.widen(updates), axis_name)
 
         def without_loss(function: GradFn) -> Any:
             hinted = _with_hint(function, params)
-            if axis_name is not None and not is_local:
+            if axis_name is not None:
                 hinted = _mean_of(hinted, axis_name)
             return lambda U: (hinted(U), None)
 
-        gradient, metrics = hero_gradient(
-            without_loss(grad_fn),
-            W,
-            g,
-            loss=None,
-            h=_at("h", h, state.count),
-            gamma=_at("gamma", gamma, state.count),
-            settings=settings,
-            hvp_grad_fn=None if hvp_grad_fn is None else without_loss(hvp_grad_fn),
-        )
-        if is_local:
-            gradient, metrics = _axis.mean((gradient, metrics), axis_name)
-        gradient = _tree.cast_like(gradient, updates)
+        def at(gamma: chex.Numeric) -> tuple[Grads, Metrics]:
+            return hero_gradient(
+                without_loss(grad_fn),
+                params,
+                g,
+                loss=None,
+                h=_at("h", h, state.count),
+                gamma=gamma,
+                settings=settings,
+                hvp_grad_fn=None if hvp_grad_fn is None else without_loss(hvp_grad_fn),
+            )
+
+        if callable(gamma):
+            strength = _at("gamma", gamma, state.count)
+            results = lax.cond(strength != 0, at, lambda _: at(0.0), strength)
+        else:
+            results = at(gamma)
+        gradient, metrics = _tree.cast_like(results, (updates, state.metrics))
         return gradient, HeroState(
-            count=optax.safe_increment(state.count),
-            metrics=_tree.cast_like(metrics, state.metrics),
+            count=optax.safe_increment(state.count), metrics=metrics
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -480,8 +480,8 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "inside, for which JAX has no forward mode.",
             lambda: hero(calling_itself())(jnp.ones((2, 2))),
             TypeError,
-            ("custom_vjp", "has no forward-mode rule", "hvp='finite_difference'"),
-            'Pass `hvp="finite_difference"`; to GNP and GRAD-L1 `radius`.',
+            ("custom_vjp", "has no forward-mode rule", "hvp=hero_jax.FiniteDifference"),
+            "Pass `hvp=hero_jax.FiniteDifference()`; to GNP and GRAD-L1 `radius`.",
         ),
         Misuse(
             "value_for_loss_fn",
@@ -602,11 +602,11 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         ),
         Misuse(
             "hvp_unknown",
-            'Passed `hvp="finite_differences"`.',
-            lambda: hero(hvp="finite_differences"),
+            'Passed `hvp="finite_difference"`.',
+            lambda: hero(hvp="finite_difference"),
             ValueError,
-            ("hvp must be one of ['exact', 'finite_difference']", "got"),
-            "Take one of these names.",
+            ("hvp must be 'exact' or a hero_jax.FiniteDifference(step=...)", "got"),
+            "Say with which step: `hvp=hero_jax.FiniteDifference(1e-3)`.",
         ),
         Misuse(
             "rho",
@@ -818,17 +818,17 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "Leave it out: `jit` of sharded arrays needs none.",
         ),
         Misuse(
-            "local_without_axis",
-            'Passed `scope="local"` on one device.',
-            lambda: hero(scope="local"),
-            ValueError,
-            ("scope='local'", "needs axis_name", "examples_per_perturbation"),
-            "Use `examples_per_perturbation` there.",
+            "averaged_without_axis",
+            "Averaged over devices on one device.",
+            lambda: hero_jax.parts.averaged(jax.value_and_grad(loss_fn), None),
+            TypeError,
+            ("averaged needs the axis_name", "use in_parts"),
+            "Use `parts.in_parts` there.",
         ),
         Misuse(
             "parts_of_what",
-            "Passed `examples_per_perturbation` without `batch_argnums`.",
-            lambda: hero(examples_per_perturbation=4),
+            "Cut a batch in parts without saying which arguments it is.",
+            lambda: hero_jax.parts.in_parts(hero(), 4, batch_argnums=None),
             TypeError,
             ("batch_argnums must name the arguments that are examples", "got None"),
             "Say which arguments have a leading axis of examples: `(1, 2)`.",
@@ -836,21 +836,21 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         Misuse(
             "parts_not_dividing",
             "Asked for parts of 3 of 8 examples.",
-            lambda: hero(examples_per_perturbation=3, batch_argnums=(1, 2))(
+            lambda: hero_jax.parts.in_parts(hero(), 3, batch_argnums=(1, 2))(
                 params, x, y
             ),
             ValueError,
-            ("examples_per_perturbation must divide the 8 examples", "got 3"),
+            ("size must divide the 8 examples", "got 3"),
             "Take a divisor of the batch.",
         ),
         Misuse(
             "parts_of_weights",
             "Counted the weights among the examples.",
-            lambda: hero(examples_per_perturbation=4, batch_argnums=(0, 1))(
+            lambda: hero_jax.parts.in_parts(hero(), 4, batch_argnums=(0, 1))(
                 params, x, y
             ),
             ValueError,
-            ("batch_argnums must not name the weights", "argnums=0", "(0, 1)"),
+            ("must have the same number of examples", "got ["),
             "Name the arguments behind them.",
         ),
     ),

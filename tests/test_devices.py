@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import hero_jax
+from hero_jax.parts import averaged, in_parts
 from tests.problems import dense_hero, mlp_batch, mlp_loss, mlp_params
 
 DEVICES = 8
@@ -48,6 +49,13 @@ METHODS = {
 }
 OFTEN = ("hero", "first-order", "plain", "GRAD-L1")
 """Those that are not left to the slow tests; the others share their code."""
+
+
+def over_axis(scope, make, loss, axis_name="data", **options):
+    """One perturbation for all devices, or one for each."""
+    if scope == "global":
+        return make(loss, axis_name=axis_name, **options)
+    return averaged(make(loss, **options), axis_name)
 
 
 def some(cases, *quick):
@@ -218,9 +226,8 @@ LINKS = (optax.add_decayed_weights(1e-3), optax.sgd(0.02, momentum=0.9))
 SCHEDULE = lambda count: 0.3 / (1.0 + count)
 
 
-def chain(axis_name=None, scope="global"):
-    hero = hero_jax.hero(SCHEDULE, 0.05, axis_name=axis_name, scope=scope)
-    return optax.chain(hero, *LINKS)
+def chain(axis_name=None):
+    return optax.chain(hero_jax.hero(SCHEDULE, 0.05, axis_name=axis_name), *LINKS)
 
 
 def train(tx, own=lambda params: params):
@@ -249,50 +256,21 @@ def varying(params):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    "scope", ["global", pytest.param("local", marks=pytest.mark.slow)]
-)
-def test_the_link_of_a_chain(scope):
+def test_the_link_of_a_chain():
     """Weights, momentum and metrics after three steps."""
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
-    if scope == "global":
-        expected = jax.jit(train(chain()))(params, *batch)
-    else:
-        expected = train_local(params, *batch)
-    tx = chain("data", scope)
+    expected = jax.jit(train(chain()))(params, *batch)
+    tx = chain("data")
     close(pmapped(train(tx))(params, *batch), expected)
     close(shard_mapped(train(tx, varying))(params, *batch), expected)
     close(unchecked(train(tx))(params, *batch), expected)
     close(vmapped(train(tx))(params, *batch), expected)
 
 
-def train_local(params, x, y):
-    """Take the same steps on one device: HERO on each eighth by itself."""
-    rest = optax.chain(*LINKS)
-    state, count = rest.init(params), jnp.int32(0)
-    for _ in range(3):
-        h = SCHEDULE(count)
-        results = [
-            hero_jax.hero_value_and_grad(
-                mlp_loss, h=h, gamma=0.05, return_metrics=True
-            )(params, *part)
-            for part in zip(
-                np.split(np.asarray(x), DEVICES),
-                np.split(np.asarray(y), DEVICES),
-                strict=True,
-            )
-        ]
-        _, grads, metrics = jax.tree.map(lambda *xs: sum(xs) / DEVICES, *results)
-        updates, state = rest.update(grads, state, params)
-        params, count = optax.apply_updates(params, updates), count + 1
-    metrics = metrics._replace(perturbed_loss=None)
-    return params, (hero_jax.HeroState(count, metrics), *state)
-
-
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("map_name", ["pmap", "shard_map"])
 @pytest.mark.parametrize("method", some(METHODS, "hero", "GRAD-L1"))
-def test_local_scope_is_that_of_as_many_parts_on_one_device(method, map_name):
+def test_each_device_by_itself_is_as_many_parts_on_one(method, map_name):
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
     make = METHODS[method]
     alone = jax.jit(make(mlp_loss))
@@ -301,64 +279,72 @@ def test_local_scope_is_that_of_as_many_parts_on_one_device(method, map_name):
         for x, y in zip(*(np.split(np.asarray(a), DEVICES) for a in batch), strict=True)
     ]
     expected = jax.tree.map(lambda *xs: sum(xs) / DEVICES, *parts)
-    local = MAPS[map_name](make(mlp_loss, axis_name="data", scope="local"))
+    local = MAPS[map_name](averaged(make(mlp_loss), "data"))
     close(local(params, *batch), expected)
-    chunks = jax.jit(
-        make(
-            mlp_loss,
-            examples_per_perturbation=EXAMPLES // DEVICES,
-            batch_argnums=(1, 2),
-        )
-    )
-    close(chunks(params, *batch), expected)
+    by_parts = in_parts(make(mlp_loss), EXAMPLES // DEVICES, batch_argnums=(1, 2))
+    close(jax.jit(by_parts)(params, *batch), expected)
     if method in ("hero", "first-order", "GRAD-L1"):
         whole = alone(params, *batch)
         assert optax.tree.norm(optax.tree.sub(whole[1], expected[1])) > 0.1
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("map_name", ["pmap", "shard_map"])
-@pytest.mark.parametrize("examples", [3, EXAMPLES])
-def test_the_number_of_devices_does_not_matter(examples, map_name):
+@pytest.mark.parametrize("map_name", MAPS)
+@pytest.mark.parametrize("name", ["jax", "hero"])
+def test_the_number_of_devices_does_not_matter(name, map_name):
+    """A perturbation for every three examples, on one device or four; and none."""
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
-    kwargs = {
-        "return_metrics": True,
-        "examples_per_perturbation": examples,
-        "batch_argnums": (1, 2),
-    }
-    expected = jax.jit(METHODS["hero"](mlp_loss, **kwargs))(params, *batch)
-    if examples == EXAMPLES:
-        whole = METHODS["hero"](mlp_loss, return_metrics=True)
-        close(expected, whole(params, *batch))
-    spread = METHODS["hero"](mlp_loss, axis_name="data", **kwargs)
-    close(MAPS[map_name](spread, devices=4)(params, *batch), expected)
+    make = METHODS["hero"](mlp_loss, return_metrics=True)
+    if name == "jax":
+        make = jax.value_and_grad(mlp_loss)
+    by_threes = in_parts(make, 3, batch_argnums=(1, 2))
+    expected = jax.jit(by_threes)(params, *batch)
+    spread = MAPS[map_name](averaged(by_threes, "data"), devices=4)
+    close(spread(params, *batch), expected)
+    whole = make(params, *batch)
+    close(in_parts(make, EXAMPLES, batch_argnums=[1, 2])(params, *batch), whole)
+    if name == "jax":
+        close(expected, whole)
+
+
+@pytest.mark.usefixtures("x64")
+def test_parts_may_each_be_spread_over_the_devices():
+    params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
+    make = METHODS["hero"](mlp_loss, axis_name="data")
+    spread = shard_mapped(in_parts(make, 3, batch_argnums=(1, 2)), devices=4)
+    # The first half of each device's six examples, then the second.
+    order = np.arange(EXAMPLES).reshape(4, 2, 3).swapaxes(0, 1).ravel()
+    expected = in_parts(METHODS["hero"](mlp_loss), 12, batch_argnums=(1, 2))
+    close(spread(params, *batch), expected(params, *(x[order] for x in batch)))
+
+
+def every_second(params, x, y):
+    return mlp_loss(params, x[::2], y[::2])
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("map_name", "hvp"), [("pmap", "finite_difference"), ("shard_map", "exact")]
+    ("map_name", "hvp"),
+    [("pmap", hero_jax.FiniteDifference(0.01)), ("shard_map", "exact")],
 )
 def test_a_product_over_a_part_of_each_device(map_name, hvp):
     """With gamma traced and the product in a branch, like the means that it takes."""
     params, batch = mlp_params(), mlp_batch(size=2 * DEVICES)
 
-    def make(gamma, examples, **kwargs):
+    def make(gamma, **kwargs):
         return hero_jax.hero_value_and_grad(
-            mlp_loss,
-            h=0.3,
-            gamma=gamma,
-            hvp=hvp,
-            hvp_step=0.01,
-            hvp_examples=examples,
-            batch_argnums=(1, 2),
-            **kwargs,
+            mlp_loss, h=0.3, gamma=gamma, hvp=hvp, hvp_loss_fn=every_second, **kwargs
         )
 
     def local(params, x, y):
         gamma = 0.7 * jnp.mean(params["out"]["temperature"] ** 0)
-        return make(gamma, 1, axis_name="data", skip_zero_gamma=True)(params, x, y)
+        return lax.cond(
+            gamma != 0,
+            lambda: make(gamma, axis_name="data")(params, x, y),
+            lambda: make(0.0, axis_name="data")(params, x, y),
+        )
 
-    expected = make(0.7, DEVICES)(params, *batch)
+    expected = make(0.7)(params, *batch)
     actual = MAPS[map_name](local)(params, *batch)
     # The difference divides rounding by 0.01.
     chex.assert_trees_all_close(actual, expected, rtol=1e-8, atol=1e-8)
@@ -387,19 +373,13 @@ def test_a_product_over_a_part_of_sharded_arrays(kind):
     params, batch = mlp_params(), mlp_batch(size=2 * DEVICES)
     run = jax.jit(
         hero_jax.hero_value_and_grad(
-            mlp_loss, h=0.3, gamma=0.7, hvp_examples=DEVICES, batch_argnums=(1, 2)
+            mlp_loss, h=0.3, gamma=0.7, hvp_loss_fn=every_second
         )
     )
     grid = jax.make_mesh((DEVICES,), ("data",), axis_types=(getattr(AxisType, kind),))
     with set_mesh(grid):
         sharded = jax.device_put(batch, NamedSharding(grid, P("data")))
         actual = run(jax.device_put(params, NamedSharding(grid, P())), *sharded)
-        if kind == "Explicit":
-            few = hero_jax.hero_value_and_grad(
-                mlp_loss, h=0.3, gamma=0.7, hvp_examples=2, batch_argnums=(1, 2)
-            )
-            with pytest.raises(ValueError, match=r"multiple of the 8 parts .* got 2"):
-                few(params, *sharded)
     close(actual, run(params, *batch))
 
 
@@ -408,9 +388,9 @@ def test_auxiliary_outputs_of_parts_are_stacked():
     params, (x, y) = mlp_params(), mlp_batch(size=EXAMPLES)
     loss = lambda params, x, y: (mlp_loss(params, x, y), {"x": x.sum(0), "n": len(x)})
     for examples in (6, EXAMPLES):
-        (_, aux), _ = METHODS["hero"](
-            loss, has_aux=True, examples_per_perturbation=examples, batch_argnums=(1, 2)
-        )(params, x, y)
+        make = METHODS["hero"](loss, has_aux=True)
+        by_parts = in_parts(make, examples, batch_argnums=(1, 2), has_aux=True)
+        (_, aux), _ = by_parts(params, x, y)
         np.testing.assert_allclose(aux["x"], x.reshape(-1, examples, 3).sum(1))
         np.testing.assert_array_equal(aux["n"], [examples] * (EXAMPLES // examples))
 
@@ -420,11 +400,10 @@ def test_the_batch_may_be_a_tree_and_the_rest_stays_whole():
     params, (x, y) = mlp_params(), mlp_batch(size=EXAMPLES)
     scale = jnp.arange(3.0) + 1.0  # as many as there are examples to a part
     loss = lambda params, scale, batch: mlp_loss(params, batch["x"] * scale, batch["y"])
-    kwargs = {"examples_per_perturbation": 3}
-    actual = METHODS["hero"](loss, batch_argnums=2, **kwargs)(
+    actual = in_parts(METHODS["hero"](loss), 3, batch_argnums=2)(
         params, scale, {"x": x, "y": y}
     )
-    expected = METHODS["hero"](mlp_loss, batch_argnums=(1, 2), **kwargs)(
+    expected = in_parts(METHODS["hero"](mlp_loss), 3, batch_argnums=(1, 2))(
         params, x * scale, y
     )
     close(actual, expected)
@@ -436,15 +415,16 @@ def test_half_precision_is_averaged_in_full(method, scope):
     """Eight gradients of which bfloat16 could not hold the sum."""
     loss = lambda w, x, y: jnp.mean(jnp.asarray(w, jnp.float32) * x * y)
     x = np.float32([256.0, *[1.0] * (DEVICES - 1)])
-    options = {"axis_name": "data", "scope": scope}
     mask = {} if method == "GSAM" else {"penalty_mask": True}  # of a scalar
-    make = METHODS[method](loss, **options, **mask)
+    make = over_axis(scope, METHODS[method], loss, **mask)
     mean = jnp.bfloat16((256.0 + DEVICES - 1) / DEVICES)
     for transform in (pmapped, shard_mapped):
         _, gradient = transform(make)(jnp.bfloat16(1.0), x, np.ones_like(x))
         assert gradient.dtype == jnp.bfloat16
         assert gradient == mean
-    link = hero_jax.hero(0.3, 0.1, penalty_mask=True, **options)
+    by_parts = in_parts(METHODS[method](loss, **mask), 1, batch_argnums=(1, 2))
+    assert by_parts(jnp.bfloat16(1.0), x, np.ones_like(x))[1] == mean
+    link = hero_jax.hero(0.3, 0.1, penalty_mask=True, axis_name="data")
 
     def update(w, x, y):
         grad_fn = jax.grad(loss)
@@ -463,9 +443,7 @@ def test_one_bad_device_is_not_hidden(scope):
     x, y = np.ones((EXAMPLES, 3), np.float32), np.zeros((EXAMPLES, 2), np.float32)
     x[-1] = np.nan
     for transform in (pmapped, shard_mapped):
-        _, grads = transform(METHODS["hero"](loss, axis_name="data", scope=scope))(
-            params, x, y
-        )
+        _, grads = transform(over_axis(scope, METHODS["hero"], loss))(params, x, y)
         assert np.all(np.isnan(grads["w"]))
 
 
@@ -520,16 +498,13 @@ def test_examples_may_be_spread_over_two_axes(scope):
     grid = Mesh(np.array(jax.devices()).reshape(2, 4), ("hosts", "data"))
     axes = ("hosts", "data")
     spread = jax.shard_map(
-        METHODS["hero"](mlp_loss, axis_name=axes, scope=scope),
+        over_axis(scope, METHODS["hero"], mlp_loss, axes),
         mesh=grid,
         in_specs=(P(), P(axes), P(axes)),
         out_specs=P(),
     )
-    one = METHODS["hero"](
-        mlp_loss,
-        examples_per_perturbation=EXAMPLES // (DEVICES if scope == "local" else 1),
-        batch_argnums=(1, 2),
-    )
+    size = EXAMPLES // (DEVICES if scope == "local" else 1)
+    one = in_parts(METHODS["hero"](mlp_loss), size, batch_argnums=(1, 2))
     close(jax.jit(spread)(params, *batch), jax.jit(one)(params, *batch))
 
 
@@ -555,9 +530,7 @@ def test_parts_of_explicitly_sharded_arrays_are_refused():
     grid = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     with set_mesh(grid):
         batch = jax.device_put(batch, NamedSharding(grid, P("data")))
-        make = METHODS["hero"](
-            mlp_loss, examples_per_perturbation=3, batch_argnums=(1, 2)
-        )
+        make = in_parts(METHODS["hero"](mlp_loss), 3, batch_argnums=(1, 2))
         with pytest.raises(
             ValueError, match=r"argument 1 is sharded over Explicit axes"
         ):
@@ -606,7 +579,7 @@ def test_collective_operations_per_step(method, scope):
     params, batch = in_single_precision()
     others = ("GRAD-L1", "GNP", "GSAM")
     metrics = {} if method in others else {"return_metrics": True}
-    make = METHODS[method](mlp_loss, axis_name="data", scope=scope, **metrics)
+    make = over_axis(scope, METHODS[method], mlp_loss, **metrics)
     for transform in (pmapped, shard_mapped):
         lowered = transform(make).lower(params, *batch)
         assert collectives(lowered) == COLLECTIVES[method][scope]
@@ -618,16 +591,15 @@ def test_collective_operations_per_step(method, scope):
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="as above")
-@pytest.mark.parametrize(("scope", "count"), [("global", 3), ("local", 1)])
-def test_collective_operations_of_a_chain(scope, count):
+def test_collective_operations_of_a_chain():
     params, batch = in_single_precision()
-    tx = chain("data", scope)
+    tx = chain("data")
 
     def step(params, x, y):
         grad_fn = jax.grad(lambda params: mlp_loss(params, x, y))
         return tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
 
-    assert collectives(pmapped(step).lower(params, *batch)) == count
+    assert collectives(pmapped(step).lower(params, *batch)) == 3
 
 
 MISUSES = {
@@ -638,100 +610,73 @@ MISUSES = {
         TypeError,
         r"tuple of different names, or Non",
     ),
-    "scope": (
-        {"scope": "device"},
-        ValueError,
-        r"scope must be one of \['global', 'loc",
-    ),
-    "no axis": ({"scope": "local"}, ValueError, r"scope='local' .* needs axis_name"),
-    "m = 0": (
-        {"examples_per_perturbation": 0},
-        ValueError,
-        r"examples_per_perturbation must be an integer >= 1, got 0",
-    ),
-    "m = 2.0": (
-        {"examples_per_perturbation": 2.0},
-        TypeError,
-        r"examples_per_perturbation must be an integer >= 1, got float: 2.0",
-    ),
-    "no arguments": (
-        {"examples_per_perturbation": 2},
-        TypeError,
-        r"batch_argnums must name the arguments that are examples .*got None",
-    ),
-    "bool": (
-        {"examples_per_perturbation": 2, "batch_argnums": [True]},
-        TypeError,
-        r"batch_argnums must name the arguments .*got \[True\]",
-    ),
-    "negative": (
-        {"examples_per_perturbation": 2, "batch_argnums": (1, -1)},
-        ValueError,
-        r"batch_argnums must be >= 0, got \(1, -1\)",
-    ),
 }
 
 
 @pytest.mark.parametrize("case", MISUSES)
-@pytest.mark.parametrize("factory", ["hero", "GRAD-L1", "link"])
+@pytest.mark.parametrize("factory", ["hero", "GRAD-L1", "link", "averaged"])
 def test_misuse_is_named_when_the_function_is_built(factory, case):
     arguments, error, message = MISUSES[case]
-    if factory == "link":
-        if not arguments.keys() <= {"axis_name", "scope"}:
-            pytest.skip("a link knows no examples")
-        build = lambda **kw: hero_jax.hero(0.1, 0.1, **kw)
-    else:
-        build = lambda **kw: METHODS[factory](mlp_loss, **kw)
+    build = {
+        "link": lambda **kw: hero_jax.hero(0.1, 0.1, **kw),
+        "averaged": lambda **kw: averaged(jax.value_and_grad(mlp_loss), **kw),
+    }.get(factory, lambda **kw: METHODS[factory](mlp_loss, **kw))
     with pytest.raises(error, match=message):
         build(**arguments)
 
 
-CALLS = {
-    "no such axis": (
-        {"axis_name": "batch"},
-        r"axis_name must be an axis of the surrounding .*got 'batch', which is none",
-    ),
-    "m too large": (
-        {"axis_name": "data", "examples_per_perturbation": 6, "batch_argnums": (1, 2)},
-        r"must divide the 3 examples of a device, or be all 24, got 6",
-    ),
-    "all of it, but local": (
-        {
-            "axis_name": "data",
-            "scope": "local",
-            "examples_per_perturbation": 24,
-            "batch_argnums": (1, 2),
-        },
-        r"must divide the 3 examples of a device, got 24",
-    ),
-    "weights": (
-        {"examples_per_perturbation": 1, "batch_argnums": (0, 1), "argnums": -5},
-        r"batch_argnums must not name the weights, .*argnums=-5, got \(0, 1\)",
-    ),
+PARTS = {
+    "m = 0": (0, 1, {}, ValueError, r"size must be an integer >= 1, got 0"),
+    "m = 2.0": (2.0, 1, {}, TypeError, r"size must be an integer >= 1, got float: 2.0"),
+    "none": (2, None, {}, TypeError, r"batch_argnums must name the arg.*got None"),
+    "bool": (2, [True], {}, TypeError, r"batch_argnums must name the .*got \[True\]"),
+    "negative": (2, (1, -1), {}, ValueError, r"batch_argnums must be >= 0, got \(1, -"),
+    "too large": (6, (1, 2), {}, ValueError, r"size must divide the 3 examples, got 6"),
     "a scalar among the examples": (
-        {"examples_per_perturbation": 1, "batch_argnums": (1, 4)},
+        *(1, (1, 4), {}, ValueError),
         r"argument 4\['scale'\] must have a leading axis .*got a scalar",
     ),
     "other numbers": (
-        {"examples_per_perturbation": 1, "batch_argnums": (1, 3)},
+        *(1, (1, 3), {}, ValueError),
         r"must have the same number of examples, at least one, got \[3, 5\]",
     ),
     "no such argument": (
-        {"examples_per_perturbation": 1, "batch_argnums": 7},
+        *(1, 7, {}, TypeError),
         r"batch_argnums asks for positional argument 7, which was not given: got 5",
+    ),
+    "no pair": (
+        *(1, 1, {"has_aux": True}, TypeError),
+        r"value_and_grad must return a pair \(loss, aux\) with has_aux=True",
     ),
 }
 
 
-@pytest.mark.parametrize("case", CALLS)
-def test_misuse_is_named_when_the_function_is_called(case):
-    arguments, message = CALLS[case]
-    make = METHODS["hero"](lambda p, x, y, *_: mlp_loss(p, x, y), **arguments)
-    params, batch = in_single_precision()
-    with pytest.raises((TypeError, ValueError), match=message):
-        pmapped(lambda p, x, y: make(p, x, y, jnp.zeros(5), {"scale": 1.0}))(
-            params, *batch
+@pytest.mark.parametrize("case", PARTS)
+def test_misuse_of_parts_is_named(case):
+    size, batch_argnums, options, error, message = PARTS[case]
+    make = METHODS["hero"](lambda p, x, y, *_: mlp_loss(p, x, y))
+    params, (x, y) = in_single_precision()
+    with pytest.raises(error, match=message):
+        in_parts(make, size, batch_argnums=batch_argnums, **options)(
+            params, x[:3], y[:3], jnp.zeros(5), {"scale": 1.0}
         )
+
+
+def test_misuse_of_an_axis_is_named():
+    params, batch = in_single_precision()
+    for make in (
+        METHODS["hero"](mlp_loss, axis_name="batch"),
+        averaged(METHODS["hero"](mlp_loss), "batch"),
+    ):
+        with pytest.raises(ValueError, match=r"axis_name must be an axis of .*'batch'"):
+            pmapped(make)(params, *batch)
+    with pytest.raises(TypeError, match=r"averaged needs the axis_name .*use in_parts"):
+        averaged(METHODS["hero"](mlp_loss), None)
+    pairs = averaged(
+        jax.value_and_grad(lambda *a: (mlp_loss(*a), 0), has_aux=True), "data"
+    )
+    with pytest.raises(TypeError, match=r"If that is \(loss, aux\), pass has_aux=True"):
+        pmapped(pairs)(params, *batch)
 
 
 def test_shard_map_refuses_weights_and_gradients_that_mislead():

@@ -649,7 +649,7 @@ def test_a_mask_function_is_called_with_the_whole_tree():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("hvp", ["exact", "finite_difference"])
+@pytest.mark.parametrize("hvp", ["exact", hero_jax.FiniteDifference(1e-6)])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_gamma_has_the_unit_of_one_over_the_loss(direction, hvp):
     """Of S times the loss, the penalty is S^2 times as large: gamma / S is the same."""
@@ -658,7 +658,7 @@ def test_gamma_has_the_unit_of_one_over_the_loss(direction, hvp):
     expected, _ = dense_hero(
         loss, params, h=0.3, gamma=0.7, direction=direction, reduction="sum"
     )
-    options = {"perturbation": direction, "hvp": hvp, "hvp_step": 1e-6}
+    options = {"perturbation": direction, "hvp": hvp}
 
     @jax.jit
     def by_function(scale):
@@ -747,10 +747,10 @@ WITHOUT_FORWARD_MODE = {
 @pytest.mark.parametrize("case", WITHOUT_FORWARD_MODE)
 def test_a_loss_without_forward_mode_has_a_way_round(case):
     loss, w = WITHOUT_FORWARD_MODE[case], jnp.array([[1.0, -2.0], [0.5, 1.5]])
-    step = {"hvp": "finite_difference", "hvp_step": 1e-6}
+    step = {"hvp": hero_jax.FiniteDifference(1e-6)}
     methods = [
         (lambda loss, **kw: hero_jax.hero_value_and_grad(loss, h=0.3, gamma=0.1, **kw),
-         "Pass hvp='finite_difference'", step),
+         "Pass hvp=hero_jax.FiniteDifference()", step),
         (lambda loss, **kw: hero_jax.gnp_value_and_grad(loss, strength=0.1, **kw),
          "Pass radius=", {"radius": 1e-6}),
         (lambda loss, **kw: hero_jax.grad_l1_value_and_grad(loss, strength=0.1, **kw),

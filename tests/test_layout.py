@@ -15,20 +15,21 @@ ALLOWED = {
     "_checks": set(),
     "_tree": {"_typing"},
     "_programs": set(),
-    "_autodiff": {"_typing", "_tree"},
+    "_autodiff": {"_typing", "_checks", "_tree"},
     "_axis": {"_typing"},
-    "_scope": {"_typing", "_checks", "_tree", "_axis"},
+    "_loss": {"_typing", "_checks", "_tree", "_axis"},
+    "parts": {"_typing", "_checks", "_tree", "_axis"},
     "perturbation": {"_typing", "_checks", "_tree"},
-    "gradient": {"_typing", "_checks", "_tree", "_autodiff", "_scope", "perturbation"},
+    "gradient": {"_typing", "_checks", "_tree", "_autodiff", "_loss", "perturbation"},
     "gradient_norm": {
-        *("_typing", "_checks", "_tree", "_autodiff", "_scope", "perturbation")
+        *("_typing", "_checks", "_tree", "_autodiff", "_loss", "perturbation")
     },
     "surrogate_gap": {
-        *("_typing", "_checks", "_tree", "_autodiff", "_scope", "perturbation")
+        *("_typing", "_checks", "_tree", "_autodiff", "_loss", "perturbation")
     },
     "input_curvature": {"_checks", "_tree"},
     "schedules": {"_checks"},
-    "transform": {"_typing", "_checks", "_tree", "_axis", "_scope", "gradient"},
+    "transform": {"_typing", "_checks", "_tree", "_autodiff", "_axis", "gradient"},
     "nnx": {"_checks", "gradient"},
     "bounds": {"_checks"},
     "quant": {"_typing", "_checks", "_tree", "_programs"},

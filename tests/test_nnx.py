@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import hero_jax
+from hero_jax import parts
 from tests.problems import dense_hero
 
 nnx = pytest.importorskip("flax.nnx")
@@ -248,22 +249,16 @@ def test_wrt_and_masks_select_leaves():
 def test_parts_of_a_batch_leave_the_mean_of_their_state():
     x, y = batch()
     model = Net()
-    step = hero_jax.nnx.hero_value_and_grad(
-        loss_fn,
-        h=1.0,
-        gamma=0.1,
-        examples_per_perturbation=4,
-        batch_argnums=(1, 2),
-    )
-    step(model, x, y)
-    parts = [Net() for _ in range(4)]
-    for k, part in enumerate(parts):
+    step = hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.1)
+    parts.in_parts(step, 4, batch_argnums=(1, 2))(model, x, y)
+    each = [Net() for _ in range(4)]
+    for k, part in enumerate(each):
         part(x[4 * k : 4 * k + 4])
-    statistics = [nnx.state(m, nnx.BatchStat) for m in parts]
+    statistics = [nnx.state(m, nnx.BatchStat) for m in each]
     mean = jax.tree.map(lambda *s: sum(s) / 4, *statistics)
     found = nnx.state(model, nnx.BatchStat)
     chex.assert_trees_all_close(found, mean, rtol=1e-5, atol=1e-7)
-    clean = parts[0].dropout(jnp.ones((8,)))
+    clean = each[0].dropout(jnp.ones((8,)))
     chex.assert_trees_all_equal(model.dropout(jnp.ones((8,))), clean)
 
 

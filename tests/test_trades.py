@@ -10,6 +10,8 @@ import optax
 import pytest
 
 import hero_jax
+from hero_jax import FiniteDifference
+from hero_jax.parts import in_parts
 from tests.problems import dense_hero, mlp_batch, mlp_loss, mlp_params, quadratic
 
 SETTINGS = {"h": 0.3, "gamma": 0.7}
@@ -17,8 +19,13 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 def gradient(params, batch, **options):
-    options = {**SETTINGS, "batch_argnums": (1, 2), **options}
+    options = {**SETTINGS, **options}
     return hero_jax.hero_value_and_grad(mlp_loss, **options)(params, *batch)[1]
+
+
+def every(k):
+    """Return the loss over every k-th example."""
+    return lambda params, x, y: mlp_loss(params, x[::k], y[::k])
 
 
 def distance(a, b):
@@ -43,8 +50,7 @@ def test_a_difference_tends_to_the_product_with_the_dense_hessian(reduction):
                 params,
                 batch,
                 reduction=reduction,
-                hvp="finite_difference",
-                hvp_step=step,
+                hvp=FiniteDifference(step),
             ),
             expected,
         )
@@ -63,7 +69,7 @@ def test_a_difference_is_exact_on_a_quadratic_whatever_the_step():
         return hero_jax.hero_value_and_grad(loss, **SETTINGS, **options)(W)[1]
 
     for step in (3e-3, 0.5):
-        result = run(hvp="finite_difference", hvp_step=step)
+        result = run(hvp=FiniteDifference(step))
         np.testing.assert_allclose(result, run(), rtol=1e-11)
 
 
@@ -82,7 +88,7 @@ def test_a_step_is_measured_by_the_norms_of_what_moves():
     loss.defvjp(lambda w: (loss(w), w), backward)
     params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([100.0])}
     hero_jax.hero_value_and_grad(
-        loss, h=0.1, gamma=1.0, hvp="finite_difference", hvp_step=0.01
+        loss, h=0.1, gamma=1.0, hvp=FiniteDifference(step=0.01)
     )(params)
     _, U, ahead = seen
     moved = jnp.linalg.norm(ahead["a"] - U["a"])
@@ -94,7 +100,7 @@ def test_a_difference_of_nothing_is_nothing():
     linear = lambda w: jnp.sum(w)
     for w in (jnp.ones((2, 2)), jnp.zeros((2, 2))):
         _, result = hero_jax.hero_value_and_grad(
-            linear, **SETTINGS, hvp="finite_difference"
+            linear, **SETTINGS, hvp=FiniteDifference()
         )(w)
         np.testing.assert_array_equal(result, 1.0)
 
@@ -106,46 +112,45 @@ def test_a_difference_takes_three_gradients():
         traces.append(None)
         return jnp.sum(jnp.sin(w))
 
-    for hvp, count in (("exact", 2), ("finite_difference", 3)):
+    for hvp, count in (("exact", 2), (FiniteDifference(), 3)):
         traces.clear()
         hero_jax.hero_value_and_grad(loss, **SETTINGS, hvp=hvp)(jnp.ones((2, 2)))
         assert len(traces) == count
 
 
-@pytest.mark.parametrize("hvp", ["exact", "finite_difference"])
+@pytest.mark.parametrize("hvp", ["exact", FiniteDifference(1e-6)])
 def test_parts_of_the_batch_average_to_the_whole(hvp):
     """Unbiased: the products over all places of the spaced examples have the mean."""
     params, batch = mlp_params(), mlp_batch(size=8)
-    options = {"hvp": hvp, "hvp_step": 1e-6}
     parts = [
         gradient(
             params,
             jax.tree.map(lambda x, k=k: jnp.roll(x, -k, axis=0), batch),
-            hvp_examples=2,
-            **options,
+            hvp=hvp,
+            hvp_loss_fn=every(4),
         )
         for k in range(4)
     ]
     mean = jax.tree.map(lambda *x: sum(x) / 4, *parts)
-    whole = gradient(params, batch, **options)
+    whole = gradient(params, batch, hvp=hvp)
     # Exact sums round at 1e-16; a difference by a step of 1e-6 errs by as much.
     assert distance(mean, whole) < (1e-12 if hvp == "exact" else 1e-5)
     assert all(distance(part, whole) > 0.01 for part in parts)
 
 
-def test_a_part_is_evenly_spaced_and_leaves_the_metrics_alone():
+def test_a_product_of_another_loss_leaves_the_metrics_alone():
     params, batch = mlp_params(), mlp_batch(size=6)
     run = functools.partial(gradient, params)
     poisoned = jax.tree.map(lambda x: x.at[1].add(10.0), batch)
     at_U = [run(b, gamma=0.0) for b in (batch, poisoned)]
     product = [
-        jax.tree.map(jnp.subtract, run(b, hvp_examples=3), g)
+        jax.tree.map(jnp.subtract, run(b, hvp_loss_fn=every(2)), g)
         for b, g in zip((batch, poisoned), at_U, strict=True)
     ]
     # The difference of gradients is that of all examples, the Hessian is not.
     assert distance(*product) > 0.01
     *_, metrics = hero_jax.hero_value_and_grad(
-        mlp_loss, **SETTINGS, hvp_examples=3, batch_argnums=(1, 2), return_metrics=True
+        mlp_loss, **SETTINGS, hvp_loss_fn=every(2), return_metrics=True
     )(params, *batch)
     *_, expected = hero_jax.hero_value_and_grad(
         mlp_loss, **SETTINGS, return_metrics=True
@@ -160,7 +165,7 @@ def test_a_part_is_evenly_spaced_and_leaves_the_metrics_alone():
     only = {"hidden": False, "out": {"kernel": True, "temperature": False}}
     mask = {"perturb_mask": only, "penalty_mask": only}
     g, dL = (run(batch, h=h, gamma=0.0, **mask)["out"]["kernel"] for h in (0.0, 0.3))
-    actual = run(batch, hvp_examples=3, **mask)["out"]["kernel"]
+    actual = run(batch, hvp_loss_fn=every(2), **mask)["out"]["kernel"]
     z = hero_jax.perturbation.layerwise(
         params["out"]["kernel"], jax.grad(mlp_loss)(params, *batch)["out"]["kernel"]
     )
@@ -173,37 +178,11 @@ def test_a_part_is_evenly_spaced_and_leaves_the_metrics_alone():
 def test_parts_of_each_perturbation():
     params, batch = mlp_params(), mlp_batch(size=8)
     chunks = [jax.tree.map(lambda x, k=k: x[k : k + 4], batch) for k in (0, 4)]
-    expected = [gradient(params, chunk, hvp_examples=2) for chunk in chunks]
+    expected = [gradient(params, chunk, hvp_loss_fn=every(2)) for chunk in chunks]
     mean = jax.tree.map(lambda *x: sum(x) / 2, *expected)
-    actual = gradient(params, batch, examples_per_perturbation=4, hvp_examples=2)
+    make = hero_jax.hero_value_and_grad(mlp_loss, **SETTINGS, hvp_loss_fn=every(2))
+    _, actual = in_parts(make, 4, batch_argnums=(1, 2))(params, *batch)
     chex.assert_trees_all_close(actual, mean, rtol=1e-10)
-
-
-def jaxpr_of(skip):
-    params, batch = mlp_params(), mlp_batch()
-    return jax.jit(
-        lambda gamma: gradient(params, batch, gamma=gamma, skip_zero_gamma=skip)
-    )
-
-
-def test_a_traced_zero_leaves_the_product_out():
-    skipping, multiplying = jaxpr_of(skip=True), jaxpr_of(skip=False)
-    params, batch = mlp_params(), mlp_batch()
-    for gamma in (0.0, 0.7):
-        chex.assert_trees_all_close(skipping(gamma), multiplying(gamma), rtol=1e-10)
-        expected = gradient(params, batch, gamma=gamma)
-        chex.assert_trees_all_close(skipping(gamma), expected, rtol=1e-10)
-    assert "cond[" in str(jax.make_jaxpr(skipping)(0.1))
-    assert "cond[" not in str(jax.make_jaxpr(multiplying)(0.1))
-
-
-def test_nothing_is_left_out_under_vmap():
-    gammas = jnp.array([0.0, 0.7])
-    together = jax.vmap(jaxpr_of(skip=True))(gammas)
-    for k, gamma in enumerate(gammas):
-        expected = gradient(mlp_params(), mlp_batch(), gamma=float(gamma))
-        actual = jax.tree.map(lambda x, k=k: x[k], together)
-        chex.assert_trees_all_close(actual, expected, rtol=1e-10)
 
 
 def test_layers_that_are_not_penalised_cost_less():
@@ -266,35 +245,42 @@ def test_a_link_takes_another_gradient_for_its_product():
         whole(params), tx.init(params), params, grad_fn=whole, hvp_grad_fn=part
     )
     chex.assert_trees_all_close(
-        updates, gradient(params, batch, hvp_examples=4), rtol=1e-10
+        updates, gradient(params, batch, hvp_loss_fn=every(2)), rtol=1e-10
     )
 
 
 MISUSES = {
-    "product": ({"hvp": "fd"}, ValueError, r"hvp must be one of .*exact.* got 'fd'"),
-    "zero step": (
-        {"hvp_step": 0.0},
-        ValueError,
-        r"hvp_step must be finite and > 0, got 0.0",
+    "product": (
+        lambda: gradient(mlp_params(), mlp_batch(), hvp="finite_difference"),
+        *(
+            ValueError,
+            r"hvp must be 'exact' or .*FiniteDifference\(step=...\), got 'fi",
+        ),
     ),
-    "step": ({"hvp_step": "small"}, TypeError, r"hvp_step must be a real number"),
-    "skip": ({"skip_zero_gamma": 1}, TypeError, r"skip_zero_gamma must be True or"),
-    "none": ({"hvp_examples": 0}, ValueError, r"hvp_examples must be .*>= 1, got 0"),
-    "part": ({"hvp_examples": 0.5}, TypeError, r"hvp_examples must be an integer"),
-    "odd": ({"hvp_examples": 3}, ValueError, r"hvp_examples must divide the 7 exam"),
-    "unnamed": (
-        {"hvp_examples": 7, "batch_argnums": None},
-        TypeError,
-        r"batch_argnums must name",
+    "zero step": (
+        lambda: FiniteDifference(0.0),
+        *(ValueError, r"step must be finite and > 0, got 0.0"),
+    ),
+    "step": (
+        lambda: FiniteDifference("small"),
+        *(TypeError, r"step must be a real number"),
+    ),
+    "no loss": (
+        lambda: gradient(mlp_params(), mlp_batch(), hvp_loss_fn=3),
+        *(TypeError, r"hvp_loss_fn must be a callable"),
+    ),
+    "no scalar": (
+        lambda: gradient(mlp_params(), mlp_batch(), hvp_loss_fn=lambda *_: jnp.ones(2)),
+        *(TypeError, r"hvp_loss_fn must return a scalar loss"),
     ),
 }
 
 
 @pytest.mark.parametrize("case", MISUSES)
 def test_misuse_is_named(case):
-    options, error, message = MISUSES[case]
+    misuse, error, message = MISUSES[case]
     with pytest.raises(error, match=message):
-        gradient(mlp_params(), mlp_batch(), **options)
+        misuse()
 
 
 @pytest.mark.parametrize(
@@ -331,16 +317,12 @@ def test_a_link_leaves_the_product_out_where_its_schedule_is_zero():
     schedule = hero_jax.schedules.every(2, 0.1)
     assert "cond[" in program_of(hero_jax.hero(h=0.3, gamma=schedule))
     assert "cond[" not in program_of(hero_jax.hero(h=0.3, gamma=0.1))
-    plain = hero_jax.hero(h=0.3, gamma=schedule, skip_zero_gamma=False)
-    assert "cond[" not in program_of(plain)
-    injected = optax.inject_hyperparams(hero_jax.hero)
-    assert "cond[" in program_of(injected(h=0.3, gamma=schedule, skip_zero_gamma=True))
 
 
 def test_a_link_takes_differences():
     params, batch = mlp_params(), mlp_batch()
     grad_fn = lambda p: jax.grad(mlp_loss)(p, *batch)
-    options = {"hvp": "finite_difference", "hvp_step": 0.1}
+    options = {"hvp": FiniteDifference(step=0.1)}
     tx = hero_jax.hero(**SETTINGS, **options)
     updates, _ = tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
     expected = gradient(params, batch, **options)

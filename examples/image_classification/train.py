@@ -1,5 +1,6 @@
 """One training step: the method's gradient, then an ordinary optax chain."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -158,42 +159,76 @@ def make_value_and_grad(
     logits those of a device. The third result is the penalty of Eq. 12; zero of a
     method that computes none. The settings given, if any, replace those of the config.
     """
-    devices = pipeline.devices
     given = given or Settings.of(config)
-    settings: dict[str, Any] = {
-        "has_aux": True,
-        "axis_name": devices.axis_name,
-        "examples_per_perturbation": config.examples_per_perturbation,
-        "batch_argnums": (2, 3),
-    }
+    axis, m = pipeline.devices.axis_name, config.examples_per_perturbation
+
+    def over_parts(make: Callable[..., Any], **options: Any) -> Any:
+        """Let all images, or as many as the config says, share a perturbation."""
+        if m is None or not config.has_parts:
+            return make(axis_name=axis, **options)
+        parts = hero_jax.parts.in_parts(
+            make(axis_name=None, **options), m, batch_argnums=(2, 3), has_aux=True
+        )
+        if axis is None:
+            return parts
+        return hero_jax.parts.averaged(parts, axis, has_aux=True)
+
     if config.method in ("hero", "first_order"):
         gamma = make_gamma(config, pipeline.steps, given.gamma)
-        in_product = config.hvp_examples
-        if in_product and devices.axis_name is not None and not config.has_parts:
-            in_product //= devices.count
+        make = functools.partial(
+            hero_jax.hero_value_and_grad,
+            loss_fn,
+            h=given.h,
+            perturbation=config.perturbation,
+            reduction=config.reduction,
+            penalty_mask=make_penalty_mask(config),
+            hvp="exact" if config.hvp == "exact" else hero_jax.FiniteDifference(),
+            hvp_loss_fn=make_hvp_loss(config, loss_fn, pipeline),
+            has_aux=True,
+            return_metrics=True,
+        )
 
         def hero(step: chex.Array, *args: Any) -> tuple[Any, Any, chex.Array]:
-            strength = gamma(step) if callable(gamma) else gamma
-            value, grads, metrics = hero_jax.hero_value_and_grad(
-                loss_fn,
-                h=given.h,
-                gamma=strength if config.method == "hero" else 0.0,
-                perturbation=config.perturbation,
-                reduction=config.reduction,
-                penalty_mask=make_penalty_mask(config),
-                hvp=config.hvp,
-                hvp_examples=in_product,
-                skip_zero_gamma=callable(gamma),
-                return_metrics=True,
-                **settings,
-            )(*args)
+            def with_gamma(gamma: chex.Numeric) -> Any:
+                return over_parts(make, gamma=gamma)(*args)
+
+            if config.method == "first_order" or not callable(gamma):
+                results = with_gamma(gamma if config.method == "hero" else 0.0)
+            else:  # leave out the product where a schedule is zero
+                now = gamma(step)
+                results = lax.cond(now != 0, with_gamma, lambda _: with_gamma(0.0), now)
+            value, grads, metrics = results
             return value, grads, metrics.penalty
 
         return hero
     # Of strength 0: the plain gradient, with the same means over devices and parts.
-    strength = given.strength if config.method == "grad_l1" else 0.0
-    plain = hero_jax.grad_l1_value_and_grad(loss_fn, strength=strength, **settings)
+    plain = over_parts(
+        functools.partial(
+            hero_jax.grad_l1_value_and_grad,
+            loss_fn,
+            strength=given.strength if config.method == "grad_l1" else 0.0,
+            has_aux=True,
+        )
+    )
     return lambda _, *args: (*plain(*args), jnp.float32(0.0))
+
+
+def make_hvp_loss(
+    config: Config, loss_fn: Callable[..., Any], pipeline: Pipeline
+) -> Callable[..., Any] | None:
+    """Return the loss over the evenly spaced images of HERO's product, if not all."""
+    count = config.hvp_examples
+    if count is None:
+        return None
+    if pipeline.devices.axis_name is not None and not config.has_parts:
+        count //= pipeline.devices.count
+
+    def spaced(x: chex.Array) -> chex.Array:  # of sharded images, from every device
+        return x.reshape(count, -1, *x.shape[1:])[:, 0]
+
+    return lambda params, batch_stats, images, labels: loss_fn(
+        params, batch_stats, spaced(images), spaced(labels)
+    )
 
 
 def make_optimizer(
@@ -258,7 +293,7 @@ def make_functions(
             batch.images,
             batch.labels,
         )
-        if config.examples_per_perturbation is not None:  # outputs of all parts
+        if config.has_parts:  # outputs of all parts
             batch_stats = jax.tree.map(lambda x: x.mean(0), batch_stats)
             logits = logits.reshape(-1, logits.shape[-1])
         predicted = logits.argmax(-1)
