@@ -123,7 +123,7 @@ _first_order = {
 _hero_adaptive, _hero_gradient = _hero("adaptive"), _hero("gradient")
 _random_z = functools.partial(random_z_value_and_grad, probes=1)
 _random_4z = functools.partial(random_z_value_and_grad, probes=4)
-_cure = functools.partial(hero_jax.cure_value_and_grad, input_argnum=2)
+_cure = functools.partial(hero_jax.family.cure_value_and_grad, input_argnum=2)
 _qat = functools.partial(straight_through_value_and_grad, bits=QAT_BITS)
 
 
@@ -143,17 +143,18 @@ TRIALS: dict[str, list[Method]] = {
         _first_order["adaptive"], h=(0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
     ),
     "GNP": _grid(
-        hero_jax.gnp_value_and_grad,
+        hero_jax.family.gnp_value_and_grad,
         strength=(0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0),
     ),
     "GNP, by radius": [
         Method(
-            hero_jax.gnp_value_and_grad, {"strength": round(share * r, 4), "radius": r}
+            hero_jax.family.gnp_value_and_grad,
+            {"strength": round(share * r, 4), "radius": r},
         )
         for r, share in itertools.product((0.2, 0.5, 1.0, 2.0), (0.75, 1.5))
     ],
     "GSAM": _grid(
-        hero_jax.gsam_value_and_grad, h=(0.2, 0.5, 1.0, 2.0), alpha=(0.1, 0.4)
+        hero_jax.family.gsam_value_and_grad, h=(0.2, 0.5, 1.0, 2.0), alpha=(0.1, 0.4)
     ),
     "HERO, adaptive": _grid(_hero_adaptive, h=(1.0, 2.0, 3.0, 5.0), gamma=(0.1, 0.5)),
     "HERO, z = g": _grid(_hero_gradient, h=(0.2, 0.5, 1.0, 2.0), gamma=(0.1, 0.5)),
@@ -173,11 +174,11 @@ METHODS: dict[str, Method] = {
     "first-order": Method(
         _first_order["layerwise"], {"h": _found["first-order"].settings["h"]}
     ),
-    "GNP": Method(hero_jax.gnp_value_and_grad, {"strength": 1.0}),
+    "GNP": Method(hero_jax.family.gnp_value_and_grad, {"strength": 1.0}),
     "GNP, by radius": Method(
-        hero_jax.gnp_value_and_grad, {"strength": 0.75, "radius": 0.5}
+        hero_jax.family.gnp_value_and_grad, {"strength": 0.75, "radius": 0.5}
     ),
-    "GSAM": Method(hero_jax.gsam_value_and_grad, {"h": 0.5, "alpha": 0.4}),
+    "GSAM": Method(hero_jax.family.gsam_value_and_grad, {"h": 0.5, "alpha": 0.4}),
     "GRAD-L1": _found["GRAD-L1"],
     "HERO": _found["HERO"],
     "HERO, adaptive": Method(_hero_adaptive, {"h": 3.0, "gamma": 0.5}),

@@ -73,7 +73,7 @@ class Method:
 METHODS = {
     "SGD": Method(jax.value_and_grad),
     "SGD, tuned": Method(jax.value_and_grad, learning_rate=0.03, weight_decay=1e-2),
-    "GRAD-L1": Method(hero_jax.grad_l1_value_and_grad, {"strength": 5e-3}),
+    "GRAD-L1": Method(hero_jax.family.grad_l1_value_and_grad, {"strength": 5e-3}),
     "first-order": Method(hero_jax.hero_value_and_grad, {"h": 12.0, "gamma": 0.0}),
     "HERO": Method(hero_jax.hero_value_and_grad, {"h": 15.0, "gamma": 0.1}),
 }

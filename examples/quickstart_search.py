@@ -36,7 +36,7 @@ TRIALS: dict[str, list[Method]] = {
         for rate, decay in itertools.product((0.03, 0.1, 0.3), (1e-4, 1e-3, 1e-2, 3e-2))
     ],
     "GRAD-L1": [
-        Method(hero_jax.grad_l1_value_and_grad, {"strength": strength})
+        Method(hero_jax.family.grad_l1_value_and_grad, {"strength": strength})
         for strength in (
             *(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 2e-3),
             *(5e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1),

@@ -181,7 +181,7 @@ def _products_saved(primitive: Any, *_: Any, **__: Any) -> bool:
 METHODS = {
     "SGD": Method(_plain(jax.value_and_grad)),
     "first-order": Method(_plain(HERO, gamma=0.0)),
-    "GRAD-L1": Method(_plain(hero_jax.grad_l1_value_and_grad, strength=1e-3)),
+    "GRAD-L1": Method(_plain(hero_jax.family.grad_l1_value_and_grad, strength=1e-3)),
     "HERO": Method(_plain(HERO, gamma=GAMMA)),
     "HERO, finite difference": Method(
         _plain(HERO, gamma=GAMMA, hvp=hero_jax.FiniteDifference())

@@ -22,6 +22,7 @@ from types import ModuleType
 from hero_jax import (
     bounds,
     curvature,
+    family,
     landscape,
     parts,
     perturbation,
@@ -31,9 +32,6 @@ from hero_jax import (
 )
 from hero_jax._autodiff import FiniteDifference
 from hero_jax.gradient import Metrics, hero_value_and_grad
-from hero_jax.gradient_norm import gnp_value_and_grad, grad_l1_value_and_grad
-from hero_jax.input_curvature import cure_value_and_grad
-from hero_jax.surrogate_gap import gsam_value_and_grad
 from hero_jax.transform import HeroState, hero
 
 __version__ = version("hero_jax")
@@ -43,11 +41,8 @@ __all__ = [
     "HeroState",
     "Metrics",
     "bounds",
-    "cure_value_and_grad",
     "curvature",
-    "gnp_value_and_grad",
-    "grad_l1_value_and_grad",
-    "gsam_value_and_grad",
+    "family",
     "hero",
     "hero_value_and_grad",
     "landscape",

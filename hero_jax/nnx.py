@@ -107,8 +107,8 @@ def over_modules(
     """Let a method of this library differentiate losses of modules.
 
     Args:
-      method: such as :func:`hero_jax.gsam_value_and_grad`: something that takes a loss,
-        `argnums`, `has_aux` and options.
+      method: such as :func:`hero_jax.family.gsam_value_and_grad`: something that takes
+        a loss, `argnums`, `has_aux` and options.
 
     Returns:
       The same method for losses of modules, `(loss_fn, argnums=0, *, wrt=nnx.Param,
@@ -123,8 +123,8 @@ def over_modules(
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> import hero_jax.nnx
-      >>> gsam_value_and_grad = hero_jax.nnx.over_modules(hero_jax.gsam_value_and_grad)
-      >>> value_and_grad = gsam_value_and_grad(
+      >>> gsam = hero_jax.nnx.over_modules(hero_jax.family.gsam_value_and_grad)
+      >>> value_and_grad = gsam(
       ...     lambda model, x: jnp.mean(model(x) ** 2), h=0.05, alpha=0.2
       ... )
       >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 import hero_jax
-from hero_jax import curvature, landscape, quant
+from hero_jax import curvature, family, landscape, quant
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -87,7 +87,7 @@ def hero(loss_fn: Any = loss_fn, *args: Any, **options: Any) -> Callable[..., An
 
 def cure(loss_fn: Any = loss_fn) -> Callable[..., Any]:
     """Return CURE's drop-in for `jax.value_and_grad`."""
-    return hero_jax.cure_value_and_grad(loss_fn, **LENGTHS)
+    return family.cure_value_and_grad(loss_fn, **LENGTHS)
 
 
 def nnx_net() -> Any:
@@ -1281,7 +1281,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         Misuse(
             "gnp_radius_zero",
             "Passed `radius=0` to `gnp_value_and_grad` for the exact product.",
-            lambda: hero_jax.gnp_value_and_grad(loss_fn, strength=0.1, radius=0.0),
+            lambda: family.gnp_value_and_grad(loss_fn, strength=0.1, radius=0.0),
             ValueError,
             ("radius must be finite and > 0, got 0",),
             "Leave it out.",
@@ -1289,7 +1289,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         Misuse(
             "gsam_schedule",
             "Passed a schedule to `gsam_value_and_grad`.",
-            lambda: hero_jax.gsam_value_and_grad(
+            lambda: family.gsam_value_and_grad(
                 loss_fn, h=optax.constant_schedule(0.1), alpha=0.1
             ),
             TypeError,

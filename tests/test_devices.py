@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import hero_jax
+from hero_jax import family
 from hero_jax.parts import averaged, in_parts
 from tests.problems import dense_hero, mlp_batch, mlp_loss, mlp_params
 
@@ -37,15 +38,13 @@ METHODS = {
     "plain": lambda loss, **kw: hero_jax.hero_value_and_grad(
         loss, h=0.0, gamma=0.0, **kw
     ),
-    "GRAD-L1": lambda loss, **kw: hero_jax.grad_l1_value_and_grad(
+    "GRAD-L1": lambda loss, **kw: family.grad_l1_value_and_grad(
         loss, strength=0.3, **kw
     ),
-    "GNP": lambda loss, **kw: hero_jax.gnp_value_and_grad(
+    "GNP": lambda loss, **kw: family.gnp_value_and_grad(
         loss, strength=0.3, radius=0.1, **kw
     ),
-    "GSAM": lambda loss, **kw: hero_jax.gsam_value_and_grad(
-        loss, h=0.3, alpha=0.4, **kw
-    ),
+    "GSAM": lambda loss, **kw: family.gsam_value_and_grad(loss, h=0.3, alpha=0.4, **kw),
 }
 OFTEN = ("hero", "first-order", "plain", "GRAD-L1")
 """Those that are not left to the slow tests; the others share their code."""

@@ -117,8 +117,8 @@ def test_a_public_name_says_what_it_is(name):
         assert ": " not in re.sub("(:[a-z]+:)?`.*?`", "", f"{returned} ")
 
 
-CORE = ("gradient", "gradient_norm", "input_curvature", "nnx", "perturbation")
-CORE += ("schedules", "surrogate_gap", "transform")
+CORE = ("gradient", "nnx", "perturbation", "schedules", "transform")
+CORE += ("family._gradient_norm", "family._input_curvature", "family._surrogate_gap")
 
 
 @pytest.mark.parametrize("module", CORE)

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import hero_jax
+from hero_jax import family
 from tests.problems import (
     DIRECTIONS,
     dense_hero,
@@ -182,8 +183,8 @@ def test_closed_form_on_a_quadratic(direction):
     [
         hero_jax.hero_value_and_grad(mlp_loss, h=0.0, gamma=0.0),
         hero_jax.hero_value_and_grad(mlp_loss, h=0.0, gamma=0.5),
-        hero_jax.grad_l1_value_and_grad(mlp_loss, strength=0.0),
-        hero_jax.gnp_value_and_grad(mlp_loss, strength=0.0),
+        family.grad_l1_value_and_grad(mlp_loss, strength=0.0),
+        family.gnp_value_and_grad(mlp_loss, strength=0.0),
     ],
     ids=["h=gamma=0", "h=0", "GRAD-L1", "GNP"],
 )
@@ -300,11 +301,9 @@ class NormalizedNet(nn.Module):
     [
         lambda f: hero_jax.hero_value_and_grad(f, h=1.0, gamma=0.5, has_aux=True),
         lambda f: hero_jax.hero_value_and_grad(f, h=1.0, gamma=0.0, has_aux=True),
-        lambda f: hero_jax.grad_l1_value_and_grad(f, strength=0.5, has_aux=True),
-        lambda f: hero_jax.gnp_value_and_grad(
-            f, strength=1.0, radius=1.0, has_aux=True
-        ),
-        lambda f: hero_jax.gsam_value_and_grad(f, h=1.0, alpha=0.5, has_aux=True),
+        lambda f: family.grad_l1_value_and_grad(f, strength=0.5, has_aux=True),
+        lambda f: family.gnp_value_and_grad(f, strength=1.0, radius=1.0, has_aux=True),
+        lambda f: family.gsam_value_and_grad(f, h=1.0, alpha=0.5, has_aux=True),
     ],
     ids=["hero", "first-order", "GRAD-L1", "GNP", "GSAM"],
 )
@@ -399,10 +398,10 @@ def test_dtypes_are_kept(dtype):
     for value_and_grad in (
         hero_jax.hero_value_and_grad(mlp_loss, h=0.1, gamma=0.1),
         hero_jax.hero_value_and_grad(mlp_loss, h=0.1, gamma=0.0),
-        hero_jax.grad_l1_value_and_grad(mlp_loss, strength=0.1),
-        hero_jax.gnp_value_and_grad(mlp_loss, strength=0.1),
-        hero_jax.gnp_value_and_grad(mlp_loss, strength=0.1, radius=0.1),
-        hero_jax.gsam_value_and_grad(mlp_loss, h=0.1, alpha=0.1),
+        family.grad_l1_value_and_grad(mlp_loss, strength=0.1),
+        family.gnp_value_and_grad(mlp_loss, strength=0.1),
+        family.gnp_value_and_grad(mlp_loss, strength=0.1, radius=0.1),
+        family.gsam_value_and_grad(mlp_loss, h=0.1, alpha=0.1),
     ):
         value, gradient = jax.jit(value_and_grad)(params, *batch)
         chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
@@ -610,8 +609,8 @@ def test_what_is_switched_off_needs_nothing_to_act_on():
     assert float(hero_link(0.0)(w)[0]) == 9.0
     for value_and_grad in (
         hero_jax.hero_value_and_grad(square, h=0.0, gamma=0.1, perturb_mask=nothing),
-        hero_jax.gsam_value_and_grad(square, h=0.0, alpha=0.0, perturb_mask=nothing),
-        hero_jax.gnp_value_and_grad(square, strength=0.0, penalty_mask=nothing),
+        family.gsam_value_and_grad(square, h=0.0, alpha=0.0, perturb_mask=nothing),
+        family.gnp_value_and_grad(square, strength=0.0, penalty_mask=nothing),
     ):
         assert float(value_and_grad(w)[1][0]) == 6.0
 
@@ -620,9 +619,9 @@ def test_what_is_switched_off_needs_nothing_to_act_on():
     ("method", "options", "mask"),
     [
         (hero_jax.hero_value_and_grad, {"h": 0.5, "gamma": 0.0}, "perturb_mask"),
-        (hero_jax.gsam_value_and_grad, {"h": 0.5, "alpha": 0.1}, "perturb_mask"),
-        (hero_jax.gnp_value_and_grad, {"strength": 0.1}, "penalty_mask"),
-        (hero_jax.grad_l1_value_and_grad, {"strength": 0.1}, "penalty_mask"),
+        (family.gsam_value_and_grad, {"h": 0.5, "alpha": 0.1}, "perturb_mask"),
+        (family.gnp_value_and_grad, {"strength": 0.1}, "penalty_mask"),
+        (family.grad_l1_value_and_grad, {"strength": 0.1}, "penalty_mask"),
     ],
 )
 def test_a_mask_function_that_selects_nothing_is_refused(method, options, mask):
@@ -751,9 +750,9 @@ def test_a_loss_without_forward_mode_has_a_way_round(case):
     methods = [
         (lambda loss, **kw: hero_jax.hero_value_and_grad(loss, h=0.3, gamma=0.1, **kw),
          "Pass hvp=hero_jax.FiniteDifference()", step),
-        (lambda loss, **kw: hero_jax.gnp_value_and_grad(loss, strength=0.1, **kw),
+        (lambda loss, **kw: family.gnp_value_and_grad(loss, strength=0.1, **kw),
          "Pass radius=", {"radius": 1e-6}),
-        (lambda loss, **kw: hero_jax.grad_l1_value_and_grad(loss, strength=0.1, **kw),
+        (lambda loss, **kw: family.grad_l1_value_and_grad(loss, strength=0.1, **kw),
          "Pass radius=", {"radius": 1e-6}),
     ]  # fmt: skip
     for method, way, options in methods:
@@ -775,7 +774,7 @@ def test_a_fault_of_the_loss_is_not_called_a_lack_of_forward_mode():
         raise TypeError("mine")
 
     with pytest.raises(TypeError, match="mine") as caught:
-        hero_jax.gnp_value_and_grad(broken, strength=0.1)(jnp.ones(2))
+        family.gnp_value_and_grad(broken, strength=0.1)(jnp.ones(2))
     assert not notes_of(caught.value)
 
 
@@ -789,9 +788,9 @@ def test_the_auxiliary_output_may_be_anything(dtype):
 
     for value_and_grad in (
         hero_jax.hero_value_and_grad(loss, h=0.1, gamma=0.1, has_aux=True),
-        hero_jax.gnp_value_and_grad(loss, strength=0.1, radius=0.1, has_aux=True),
-        hero_jax.grad_l1_value_and_grad(loss, strength=0.1, has_aux=True),
-        hero_jax.gsam_value_and_grad(loss, h=0.1, alpha=0.1, has_aux=True),
+        family.gnp_value_and_grad(loss, strength=0.1, radius=0.1, has_aux=True),
+        family.grad_l1_value_and_grad(loss, strength=0.1, has_aux=True),
+        family.gsam_value_and_grad(loss, h=0.1, alpha=0.1, has_aux=True),
     ):
         (value, aux), _ = value_and_grad(params, *batch)
         assert value.dtype == aux.pop("array").dtype == dtype

@@ -21,13 +21,7 @@ ALLOWED = {
     "parts": {"_typing", "_checks", "_tree", "_axis"},
     "perturbation": {"_typing", "_checks", "_tree"},
     "gradient": {"_typing", "_checks", "_tree", "_autodiff", "_loss", "perturbation"},
-    "gradient_norm": {
-        *("_typing", "_checks", "_tree", "_autodiff", "_loss", "perturbation")
-    },
-    "surrogate_gap": {
-        *("_typing", "_checks", "_tree", "_autodiff", "_loss", "perturbation")
-    },
-    "input_curvature": {"_checks", "_tree"},
+    "family": {"_typing", "_checks", "_tree", "_autodiff", "_loss", "perturbation"},
     "schedules": {"_checks"},
     "transform": {"_typing", "_checks", "_tree", "_autodiff", "_axis", "gradient"},
     "nnx": {"_checks", "gradient"},

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import hero_jax
-from hero_jax import parts
+from hero_jax import family, parts
 from tests.problems import dense_hero
 
 nnx = pytest.importorskip("flax.nnx")
@@ -92,16 +92,16 @@ def test_equals_dense_hessian():
 
 FAMILY = {
     "HERO": lambda f, **kw: hero_jax.nnx.hero_value_and_grad(f, h=3.0, gamma=0.5, **kw),
-    "GRAD-L1": lambda f, **kw: hero_jax.nnx.over_modules(
-        hero_jax.grad_l1_value_and_grad
-    )(f, strength=0.5, **kw),
-    "GNP": lambda f, **kw: hero_jax.nnx.over_modules(hero_jax.gnp_value_and_grad)(
+    "GRAD-L1": lambda f, **kw: hero_jax.nnx.over_modules(family.grad_l1_value_and_grad)(
+        f, strength=0.5, **kw
+    ),
+    "GNP": lambda f, **kw: hero_jax.nnx.over_modules(family.gnp_value_and_grad)(
         f, strength=0.5, radius=0.5, **kw
     ),
-    "GSAM": lambda f, **kw: hero_jax.nnx.over_modules(hero_jax.gsam_value_and_grad)(
+    "GSAM": lambda f, **kw: hero_jax.nnx.over_modules(family.gsam_value_and_grad)(
         f, h=0.5, alpha=0.5, **kw
     ),
-    "CURE": lambda f, **kw: hero_jax.nnx.over_modules(hero_jax.cure_value_and_grad)(
+    "CURE": lambda f, **kw: hero_jax.nnx.over_modules(family.cure_value_and_grad)(
         f, h=0.5, gamma=0.5, **kw
     ),
 }

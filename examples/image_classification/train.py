@@ -204,7 +204,7 @@ def make_value_and_grad(
     # Of strength 0: the plain gradient, with the same means over devices and parts.
     plain = over_parts(
         functools.partial(
-            hero_jax.grad_l1_value_and_grad,
+            hero_jax.family.grad_l1_value_and_grad,
             loss_fn,
             strength=given.strength if config.method == "grad_l1" else 0.0,
             has_aux=True,

@@ -74,7 +74,7 @@ def cure_value_and_grad(
       >>> import jax.numpy as jnp
       >>> import hero_jax
       >>> loss = lambda w, x: jnp.mean((x @ w) ** 2)  # its Hessian in x: 2 w w'
-      >>> value_and_grad = hero_jax.cure_value_and_grad(loss, h=1.0, gamma=0.5)
+      >>> value_and_grad = hero_jax.family.cure_value_and_grad(loss, h=1.0, gamma=0.5)
       >>> w, x = jnp.array([1.0, 0.0]), jnp.array([[2.0, 0.0]])
       >>> value, grads = value_and_grad(w, x)  # z = (1, 0): penalty 4 w_0^4, + 8 w_0^3
       >>> grads

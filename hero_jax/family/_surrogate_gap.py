@@ -69,7 +69,7 @@ def gsam_value_and_grad(
       >>> import jax.numpy as jnp
       >>> import hero_jax
       >>> loss = lambda W: W[0] ** 2 + 2 * W[1] ** 2
-      >>> value_and_grad = hero_jax.gsam_value_and_grad(loss, h=0.1, alpha=0.5)
+      >>> value_and_grad = hero_jax.family.gsam_value_and_grad(loss, h=0.1, alpha=0.5)
       >>> value, grads = value_and_grad(jnp.array([1.0, 1.0]))
 
     References:

@@ -75,7 +75,7 @@ def grad_l1_value_and_grad(
     Example:
       >>> import jax.numpy as jnp
       >>> import hero_jax
-      >>> value_and_grad = hero_jax.grad_l1_value_and_grad(
+      >>> value_and_grad = hero_jax.family.grad_l1_value_and_grad(
       ...     lambda W: jnp.sum(W**2), strength=0.1
       ... )
       >>> value_and_grad(jnp.array([3.0, -1.0]))[1]  # 2 W + 0.1 * 2 * sign(2 W)
@@ -149,7 +149,7 @@ def gnp_value_and_grad(
     Example:
       >>> import jax.numpy as jnp
       >>> import hero_jax
-      >>> value_and_grad = hero_jax.gnp_value_and_grad(
+      >>> value_and_grad = hero_jax.family.gnp_value_and_grad(
       ...     lambda W: jnp.sum(W**2), strength=0.1
       ... )
       >>> value_and_grad(jnp.array([3.0, -4.0]))[1]  # 2 W + 0.1 * 2 * W / ||W||

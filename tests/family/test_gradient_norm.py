@@ -11,8 +11,8 @@ import hero_jax
 from tests.problems import mlp_batch, mlp_loss, mlp_params, quadratic
 
 METHODS = {
-    "GRAD-L1": (hero_jax.grad_l1_value_and_grad, lambda g: np.abs(g).sum()),
-    "GNP": (hero_jax.gnp_value_and_grad, np.linalg.norm),
+    "GRAD-L1": (hero_jax.family.grad_l1_value_and_grad, lambda g: np.abs(g).sum()),
+    "GNP": (hero_jax.family.gnp_value_and_grad, np.linalg.norm),
 }
 
 
@@ -104,7 +104,7 @@ def test_gnp_with_the_radius_for_strength_is_sam():
     sam = hero_jax.hero_value_and_grad(
         mlp_loss, h=0.2, gamma=0.0, perturbation="normalized"
     )
-    gnp = hero_jax.gnp_value_and_grad(mlp_loss, strength=0.2, radius=0.2)
+    gnp = hero_jax.family.gnp_value_and_grad(mlp_loss, strength=0.2, radius=0.2)
     float64_close(gnp(params, *batch), sam(params, *batch))
 
 
@@ -136,7 +136,7 @@ def test_a_strength_has_no_unit(method, options):
 @pytest.mark.parametrize("radius", [None, 0.1])
 def test_what_is_not_finite_is_not_hidden(radius):
     """The loss of a rectified network may be finite where a gradient is not."""
-    value_and_grad = hero_jax.gnp_value_and_grad(
+    value_and_grad = hero_jax.family.gnp_value_and_grad(
         lambda w: jnp.sum(jnp.sqrt(w)), strength=1.0, radius=radius
     )
     _, gradient = value_and_grad(jnp.array([0.0, 1.0]))
@@ -147,7 +147,7 @@ def test_half_precision_is_perturbed_in_float32():
     """A step of norm 0.05 over 1,000 weights at 1 would be rounded away in bfloat16."""
     W = 1.15625  # a bfloat16, of which the cube is none
     loss = lambda w: jnp.sum(w.astype(jnp.float32) ** 4) / 4
-    _, gradient = hero_jax.gnp_value_and_grad(loss, strength=5.0, radius=0.05)(
+    _, gradient = hero_jax.family.gnp_value_and_grad(loss, strength=5.0, radius=0.05)(
         jnp.full(1000, W, jnp.bfloat16)
     )
     expected = W**3 + 5.0 / 0.05 * ((W + 0.05 / np.sqrt(1000)) ** 3 - W**3)
