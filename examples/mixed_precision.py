@@ -46,7 +46,7 @@ from precision import activations, figures, text, weights
 from precision.weights import MEASURES, Measured, Settings
 
 import hero_jax
-from hero_jax import quant
+from hero_jax import mixed_precision, quant
 
 BUDGETS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 
@@ -157,19 +157,19 @@ def choose(
     measured: Measured,
     settings: Settings,
     options: argparse.Namespace,
-) -> quant.Allocation:
+) -> mixed_precision.Allocation:
     """Return the allocation of the file: by average bits, accuracy or bytes."""
     name = options.measure
     if name == "pairwise":
         at = settings.budgets.index(options.average_bits)
         row = measured.record["allocations"][name][at]
         bits = dict(zip(measured.sizes, row["bits"], strict=True))
-        return quant.Allocation(**(row | {"bits": bits}))
+        return mixed_precision.Allocation(**(row | {"bits": bits}))
     frontier = measured.frontiers[name]
     if options.bytes is not None:
         if name in measured.found:
             found = measured.found[name]
-            frontier = quant.pareto_frontier(
+            frontier = mixed_precision.pareto_frontier(
                 found.layers, measured.sizes, found.choices
             )
         return within_file(network, frontier, settings, options.bytes)
@@ -183,10 +183,10 @@ def choose(
     (in_float,) = weights.accuracy(network, settings, [32], images, labels)
     least = in_float - options.within - 1e-4  # of rounding
     try:
-        return quant.smallest_accurate(frontier, accuracy, least).allocation
+        return mixed_precision.smallest_accurate(frontier, accuracy, least).allocation
     except ValueError:
         print(f"{network.name}: nothing loses so little; the file is the largest.")
-        largest: quant.Allocation = frontier[-1]
+        largest: mixed_precision.Allocation = frontier[-1]
         return largest
 
 
@@ -197,8 +197,11 @@ def quantized(network: Network, settings: Settings, bits: dict[str, int]) -> Any
 
 
 def within_file(
-    network: Network, frontier: quant.Frontier, settings: Settings, budget: int
-) -> quant.Allocation:
+    network: Network,
+    frontier: mixed_precision.Frontier,
+    settings: Settings,
+    budget: int,
+) -> mixed_precision.Allocation:
     """Return the least sensitive allocation whose file has at most so many bytes.
 
     The header's length depends a little on the allocation: what it takes more than was
@@ -221,7 +224,7 @@ def within_file(
 
 def write_file(
     network: Network,
-    allocation: quant.Allocation,
+    allocation: mixed_precision.Allocation,
     settings: Settings,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
@@ -309,7 +312,8 @@ def check(
         sys.exit(f"networks must have names of their own, got {stems}")
     for network in chosen:
         least = dict.fromkeys(
-            quant.layer_sizes(network.params, settings.choices), settings.choices[0]
+            mixed_precision.layer_sizes(network.params, settings.choices),
+            settings.choices[0],
         )
         size = quant.file_size(quantized(network, settings, least))
         if options.bytes is not None and options.bytes < size:

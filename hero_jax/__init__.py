@@ -24,11 +24,11 @@ from hero_jax import (
     curvature,
     family,
     landscape,
+    mixed_precision,
     parts,
     perturbation,
     quant,
     schedules,
-    sensitivity,
 )
 from hero_jax._autodiff import FiniteDifference
 from hero_jax.gradient import Metrics, hero_value_and_grad
@@ -46,11 +46,11 @@ __all__ = [
     "hero",
     "hero_value_and_grad",
     "landscape",
+    "mixed_precision",
     "parts",
     "perturbation",
     "quant",
     "schedules",
-    "sensitivity",
 ]
 
 

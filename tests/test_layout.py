@@ -32,12 +32,14 @@ ALLOWED = {
         *("_typing", "_checks", "_tree", "_programs", "_autodiff", "perturbation")
     },
     "landscape": {"_typing", "_checks", "_tree", "_programs", "curvature"},
-    "sensitivity": {"_typing", "_checks", "_tree", "_programs", "curvature", "quant"},
+    "mixed_precision": {
+        *("_typing", "_checks", "_tree", "_programs", "curvature", "quant")
+    },
 }
 CORE_PACKAGES = {"jax", "optax", "chex", "numpy", "hero_jax"}
 OPTIONAL_PACKAGES = {
     "quant/files.py": {"safetensors"},
-    "quant/program.py": {"scipy"},
+    "mixed_precision/_program.py": {"scipy"},
     "quant/interception.py": {"flax"},
     "models": {"flax"},
     "nnx": {"flax"},

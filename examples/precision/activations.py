@@ -9,7 +9,7 @@ import numpy as np
 from diagnostics.measure import bar
 from diagnostics.networks import Network, make_loss
 
-from hero_jax import quant, sensitivity
+from hero_jax import mixed_precision, quant
 
 from .weights import Bits, Settings, as_json, calibration, make_logits
 
@@ -36,7 +36,9 @@ def measure(network: Network, settings: Settings, weights: Bits) -> dict[str, An
     found = _sensitivities(network, settings, ranges)
     sizes = {path: r.size for path, r in ranges.items()}
     frontiers = {
-        name: quant.pareto_frontier(s.layers, sizes, s.choices, unit="average_bits")
+        name: mixed_precision.pareto_frontier(
+            s.layers, sizes, s.choices, unit="average_bits"
+        )
         for name, s in found.items()
     }
     mixed = {
@@ -78,11 +80,11 @@ def measure(network: Network, settings: Settings, weights: Bits) -> dict[str, An
 
 def _sensitivities(
     network: Network, settings: Settings, ranges: dict[str, quant.ActivationRange]
-) -> dict[str, sensitivity.Sensitivity]:
+) -> dict[str, mixed_precision.Sensitivity]:
     images, labels = calibration(network, settings)
     batch = slice(None, settings.activation_images)
     args = (network.params, network.batch_stats, images[batch], labels[batch])
-    problem = sensitivity.activation_problem(
+    problem = mixed_precision.activation_problem(
         make_loss(network.model, "running"), ranges, *args, choices=settings.choices
     )
     key = jax.random.key(settings.seed)
@@ -93,10 +95,13 @@ def _sensitivities(
 
     return {
         "HAWQ-V2": of(
-            "HAWQ-V2", sensitivity.average_trace, num_samples=settings.probes, key=key
+            "HAWQ-V2",
+            mixed_precision.average_trace,
+            num_samples=settings.probes,
+            key=key,
         ),
-        "quadratic": of("quadratic", sensitivity.quadratic),
-        "measured": of("measured", sensitivity.measured),
+        "quadratic": of("quadratic", mixed_precision.quadratic),
+        "measured": of("measured", mixed_precision.measured),
     }
 
 

@@ -13,7 +13,7 @@ from diagnostics.measure import bar
 from diagnostics.networks import Network, make_loss
 from scipy.stats import spearmanr
 
-from hero_jax import quant, sensitivity
+from hero_jax import mixed_precision, quant
 
 MEASURES = (
     "HAWQ",
@@ -81,9 +81,9 @@ class Measured(NamedTuple):
       record: numbers for JSON.
     """
 
-    sizes: dict[str, quant.LayerSize]
-    found: dict[str, sensitivity.Sensitivity]
-    frontiers: dict[str, quant.Frontier]
+    sizes: dict[str, mixed_precision.LayerSize]
+    found: dict[str, mixed_precision.Sensitivity]
+    frontiers: dict[str, mixed_precision.Frontier]
     record: dict[str, Any]
 
 
@@ -123,13 +123,17 @@ def accuracy(
 
 def measure(network: Network, settings: Settings) -> Measured:
     """Measure sensitivities, allocate bits by each, and test all allocations."""
-    sizes = quant.layer_sizes(network.params, settings.choices, **settings.grid)
-    errors = sensitivity.weight_errors(
+    sizes = mixed_precision.layer_sizes(
+        network.params, settings.choices, **settings.grid
+    )
+    errors = mixed_precision.weight_errors(
         network.params, settings.choices, **settings.grid
     )
     found, greedy, seconds = _sensitivities(network, settings, errors, sizes)
     frontiers = {
-        name: quant.pareto_frontier(s.layers, sizes, s.choices, unit="average_bits")
+        name: mixed_precision.pareto_frontier(
+            s.layers, sizes, s.choices, unit="average_bits"
+        )
         for name, s in found.items()
         if s.interactions is None
     }
@@ -209,9 +213,11 @@ def measure(network: Network, settings: Settings) -> Measured:
 def _sensitivities(
     network: Network,
     settings: Settings,
-    errors: sensitivity.Errors,
-    sizes: dict[str, quant.LayerSize],
-) -> tuple[dict[str, sensitivity.Sensitivity], quant.Frontier, dict[str, float]]:
+    errors: mixed_precision.Errors,
+    sizes: dict[str, mixed_precision.LayerSize],
+) -> tuple[
+    dict[str, mixed_precision.Sensitivity], mixed_precision.Frontier, dict[str, float]
+]:
     loss_fn = make_loss(network.model, "running")
     args = (network.batch_stats, *calibration(network, settings))
     options: dict[str, Any] = {
@@ -238,49 +244,54 @@ def _sensitivities(
         return result
 
     steps = {"steps": settings.steps, "key": key}
-    pairwise = timed("pairwise", sensitivity.quadratic, first_order=True, pairwise=True)
+    pairwise = timed(
+        "pairwise", mixed_precision.quadratic, first_order=True, pairwise=True
+    )
     found = {
-        "HAWQ": timed("HAWQ", sensitivity.eigenvalue, **steps),
+        "HAWQ": timed("HAWQ", mixed_precision.eigenvalue, **steps),
         "Q-BERT": timed(
-            "Q-BERT", sensitivity.eigenvalue_spread, subsets=SUBSETS, **steps
+            "Q-BERT", mixed_precision.eigenvalue_spread, subsets=SUBSETS, **steps
         ),
         "HAWQ-V2": timed(
-            "HAWQ-V2", sensitivity.average_trace, num_samples=settings.probes, key=key
+            "HAWQ-V2",
+            mixed_precision.average_trace,
+            num_samples=settings.probes,
+            key=key,
         ),
         "quadratic": _own_forms(pairwise),
         "pairwise": pairwise,
-        "measured": timed("measured", sensitivity.measured),
+        "measured": timed("measured", mixed_precision.measured),
     }
-    greedy = timed("greedy", sensitivity.greedy_frontier, sizes)
+    greedy = timed("greedy", mixed_precision.greedy_frontier, sizes)
     return found, greedy, seconds
 
 
-def _own_forms(pairwise: sensitivity.Sensitivity) -> sensitivity.Sensitivity:
+def _own_forms(pairwise: mixed_precision.Sensitivity) -> mixed_precision.Sensitivity:
     """Return `d'Hd / 2` of every layer by itself, from the products of all pairs."""
     matrix = np.asarray(pairwise.interactions, np.float64)
     own = np.einsum("lclc->lc", matrix) / 2.0
     layers = dict(zip(pairwise.layers, own, strict=True))
-    return sensitivity.Sensitivity(pairwise.choices, layers)
+    return mixed_precision.Sensitivity(pairwise.choices, layers)
 
 
 def _allocate(
-    found: dict[str, sensitivity.Sensitivity],
-    frontiers: dict[str, quant.Frontier],
-    sizes: dict[str, quant.LayerSize],
+    found: dict[str, mixed_precision.Sensitivity],
+    frontiers: dict[str, mixed_precision.Frontier],
+    sizes: dict[str, mixed_precision.LayerSize],
     settings: Settings,
-) -> dict[str, list[quant.Allocation]]:
+) -> dict[str, list[mixed_precision.Allocation]]:
     """Return an allocation for every measure and budget."""
     limit = None if len(sizes) <= MOST_EXACT_PAIRS else settings.time_limit
     pairwise = found["pairwise"]
 
-    def jointly(budget: float) -> quant.Allocation:
+    def jointly(budget: float) -> mixed_precision.Allocation:
         problem = (pairwise.layers, sizes, budget, pairwise.choices)
         try:
-            return quant.allocate_bits(
+            return mixed_precision.allocate_bits(
                 *problem, interactions=pairwise.interactions, time_limit=limit
             )
         except TimeoutError:
-            alone = quant.allocate_bits(*problem)
+            alone = mixed_precision.allocate_bits(*problem)
             return alone._replace(sensitivity=pairwise.total(alone.bits), gap=math.inf)
 
     return {
@@ -292,7 +303,7 @@ def _allocate(
     }
 
 
-def as_json(a: quant.Allocation) -> dict[str, Any]:
+def as_json(a: mixed_precision.Allocation) -> dict[str, Any]:
     """Return an allocation for JSON, with the bits in the order of the layers."""
     return {
         **a._asdict(),
@@ -302,7 +313,7 @@ def as_json(a: quant.Allocation) -> dict[str, Any]:
 
 
 def _random_allocations(
-    sizes: dict[str, quant.LayerSize], settings: Settings
+    sizes: dict[str, mixed_precision.LayerSize], settings: Settings
 ) -> list[Bits]:
     """Draw allocations of about the same size, with which bits alone tell nothing."""
     rng = np.random.default_rng(settings.seed)
@@ -349,7 +360,7 @@ def _correlation(predicted: Any, lost: np.ndarray) -> float | None:
 
 
 def _curvatures(
-    found: dict[str, sensitivity.Sensitivity], errors: sensitivity.Errors
+    found: dict[str, mixed_precision.Sensitivity], errors: mixed_precision.Errors
 ) -> dict[str, dict[str, Any]]:
     """Return eigenvalue and average trace of every layer: without the `||d||^2 / 2`."""
     squares = {path: float(x[0]) / 2.0 for path, x in errors.squared_norms().items()}

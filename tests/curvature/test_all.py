@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from hero_jax import curvature, landscape, sensitivity
+from hero_jax import curvature, landscape, mixed_precision
 
 PARAMS = {
     "a": jnp.linspace(-0.5, 0.7, 12, dtype=jnp.float32).reshape(4, 3),
@@ -29,7 +29,7 @@ def network(params, x=X):
 
 @functools.cache
 def errors():
-    return sensitivity.weight_errors(PARAMS, (2, 3))
+    return mixed_precision.weight_errors(PARAMS, (2, 3))
 
 
 def sizes():
@@ -48,15 +48,17 @@ DIAGNOSTICS = {
     "layer_traces": lambda f: curvature.layer_traces(f, PARAMS, num_samples=4),
     "density": lambda f: curvature.spectral_density(f, PARAMS, steps=6),
     "loss_change": lambda f: curvature.loss_change(f, PARAMS, TWICE),
-    "eigenvalue": lambda f: sensitivity.eigenvalue(f, PARAMS, errors()),
-    "spread": lambda f: sensitivity.eigenvalue_spread(
+    "eigenvalue": lambda f: mixed_precision.eigenvalue(f, PARAMS, errors()),
+    "spread": lambda f: mixed_precision.eigenvalue_spread(
         f, PARAMS, errors(), X, subsets=2, steps=3
     ),
-    "average_trace": lambda f: sensitivity.average_trace(
+    "average_trace": lambda f: mixed_precision.average_trace(
         f, PARAMS, errors(), num_samples=4
     ),
-    "quadratic": lambda f: sensitivity.quadratic(f, PARAMS, errors(), pairwise=True),
-    "measured": lambda f: sensitivity.measured(f, PARAMS, errors()),
+    "quadratic": lambda f: mixed_precision.quadratic(
+        f, PARAMS, errors(), pairwise=True
+    ),
+    "measured": lambda f: mixed_precision.measured(f, PARAMS, errors()),
     "surface": lambda f: landscape.loss_surface(
         f, PARAMS, [PARAMS], [jnp.linspace(0.0, 1.0, 3)]
     ),
@@ -65,7 +67,7 @@ OTHERS = {
     "harm": lambda f: curvature.smallest_harmful_step(
         f, PARAMS, PARAMS, loss_increase=1.0, max_step=9.0
     ),
-    "greedy": lambda f: sensitivity.greedy_frontier(f, PARAMS, errors(), sizes()),
+    "greedy": lambda f: mixed_precision.greedy_frontier(f, PARAMS, errors(), sizes()),
 }
 """These give no numbers in proportion to the loss."""
 

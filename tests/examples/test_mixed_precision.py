@@ -21,6 +21,7 @@ from diagnostics import networks  # noqa: E402
 from precision import text, weights  # noqa: E402
 
 from hero_jax import quant  # noqa: E402
+from hero_jax.mixed_precision import layer_sizes, pareto_frontier  # noqa: E402
 from tests.problems import slices  # noqa: E402
 
 ARGUMENTS = [
@@ -317,9 +318,9 @@ def test_a_budget_in_bytes_is_that_of_the_file():
     network = tiny(Path("a_seed0"))
     chosen = options()
     settings = mixed_precision._settings(chosen)
-    sizes = quant.layer_sizes(network.params, settings.choices)
+    sizes = layer_sizes(network.params, settings.choices)
     rows = {path: np.array([1.0, 0.3, 0.0]) for path in sizes}
-    frontier = quant.pareto_frontier(rows, sizes, settings.choices)
+    frontier = pareto_frontier(rows, sizes, settings.choices)
     files = [
         quant.file_size(mixed_precision.quantized(network, settings, a.bits))
         for a in frontier

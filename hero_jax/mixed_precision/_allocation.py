@@ -1,4 +1,4 @@
-r"""Mixed precision: which layer gets how many bits under a budget, as HAWQ-V2 asks.
+r"""Which layer gets how many bits under a budget, as HAWQ-V2 asks.
 
 Every layer i takes one of a few numbers of bits, b_i, at a sensitivity and a size that
 are known for each; the least total sensitivity within the budget is a multiple-choice
@@ -9,7 +9,7 @@ knapsack,
     \min_b \sum_i \Omega_i(b_i) + \sum_{i<j} I_{ij}(b_i, b_j)
     \quad \text{subject to} \quad \sum_i S_i(b_i) \le \mathrm{budget},
 
-with interactions I if there are any. :mod:`hero_jax.sensitivity` measures Omega and I.
+with interactions I if there are any: Omega and I are what the sensitivities measure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ import chex
 import numpy as np
 
 from hero_jax import _checks
-from hero_jax.quant.program import solve
-from hero_jax.quant.sizes import LayerSize
-from hero_jax.quant.table import Allocation, Table, Unit, as_reals
+from hero_jax.mixed_precision._program import solve
+from hero_jax.mixed_precision._sizes import LayerSize
+from hero_jax.mixed_precision._table import Allocation, Table, Unit, as_reals
 
 
 def allocate_bits(
@@ -65,10 +65,10 @@ def allocate_bits(
       TimeoutError: the time limit was reached before any allocation was found.
 
     Example:
-      >>> from hero_jax import quant
+      >>> from hero_jax import mixed_precision
       >>> sensitivity = {"first": [9.0, 1.0, 0.0], "last": [2.0, 0.5, 0.0]}
       >>> sizes = {"first": 100, "last": 300}
-      >>> quant.allocate_bits(sensitivity, sizes, 3.5, choices=(2, 4, 8)).bits
+      >>> mixed_precision.allocate_bits(sensitivity, sizes, 3.5, choices=(2, 4, 8)).bits
       {'first': 8, 'last': 2}
 
     References:

@@ -12,8 +12,8 @@ from hero_jax._typing import Params
 from hero_jax.curvature import problem as problems
 from hero_jax.curvature.probes import deviation
 from hero_jax.curvature.problem import Options
-from hero_jax.sensitivity.errors import Errors, mask_of
-from hero_jax.sensitivity.result import Sensitivity, times_squared_norms
+from hero_jax.mixed_precision._errors import Errors, mask_of
+from hero_jax.mixed_precision._result import Sensitivity, times_squared_norms
 
 
 def eigenvalue(
@@ -30,7 +30,7 @@ def eigenvalue(
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
       params: float weights W.
-      errors: of :func:`hero_jax.sensitivity.weight_errors` at these weights.
+      errors: of :func:`hero_jax.mixed_precision.weight_errors` at these weights.
       *args: further arguments of `loss_fn`.
       steps: products with the Hessian for each layer.
       key: of the start vectors; `jax.random.key(0)` by default.
@@ -46,11 +46,11 @@ def eigenvalue(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from hero_jax import sensitivity
+      >>> from hero_jax import mixed_precision
       >>> params = {"kernel": jnp.array([[-1.0, 0.3, 2.0]])}
       >>> loss_fn = lambda w: jnp.sum(jnp.array([1.0, 2.0, 8.0]) * w["kernel"] ** 2) / 2
-      >>> errors = sensitivity.weight_errors(params, choices=(2,))  # 0.3 becomes 0
-      >>> found = sensitivity.eigenvalue(loss_fn, params, errors)
+      >>> errors = mixed_precision.weight_errors(params, choices=(2,))  # 0.3 becomes 0
+      >>> found = mixed_precision.eigenvalue(loss_fn, params, errors)
       >>> print(f"{found.layers['kernel'][0]:.2f}")  # 8 * 0.3^2 / 2
       0.36
 
@@ -88,7 +88,7 @@ def eigenvalue_spread(
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
       params: float weights W.
-      errors: of :func:`hero_jax.sensitivity.weight_errors` at these weights.
+      errors: of :func:`hero_jax.mixed_precision.weight_errors` at these weights.
       *args: further arguments of `loss_fn`; those with a leading axis of examples, all
         or those that `batch_argnums` names, are cut into equal parts, and what is left
         over is not used.

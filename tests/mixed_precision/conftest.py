@@ -2,7 +2,7 @@
 
 import pytest
 
-from hero_jax import sensitivity
+from hero_jax import mixed_precision
 from tests.curvature import dense as problems
 
 CHOICES = (2, 3, 5)
@@ -15,5 +15,5 @@ def dense(x64: None) -> problems.Dense:
 
 
 @pytest.fixture
-def errors(dense: problems.Dense) -> sensitivity.Errors:
-    return sensitivity.weight_errors(dense.params, CHOICES)
+def errors(dense: problems.Dense) -> mixed_precision.Errors:
+    return mixed_precision.weight_errors(dense.params, CHOICES)

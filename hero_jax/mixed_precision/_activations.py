@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from hero_jax import _checks, _programs, _tree
+from hero_jax.mixed_precision._errors import Errors
 from hero_jax.quant import ActivationRange, grid, interception
 from hero_jax.quant.activations import rounded
 from hero_jax.quant.options import check_choices
 from hero_jax.quant.ranges import check_ranges
-from hero_jax.sensitivity.errors import Errors
 
 Offsets = dict[str, chex.Array]
 """Path of a layer to what is added to its input, `[B, ...]`."""
@@ -104,7 +104,7 @@ def activation_problem(
     Returns:
       The problem, with as much memory as `len(choices) + 1` times the activations of
       the batch. The offsets belong to these B examples: `batch_size` does not go with
-      them, nor does :func:`hero_jax.sensitivity.eigenvalue_spread`.
+      them, nor does :func:`hero_jax.mixed_precision.eigenvalue_spread`.
 
     Raises:
       ImportError: flax is not installed.
@@ -114,14 +114,14 @@ def activation_problem(
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
-      >>> from hero_jax import curvature, quant, sensitivity
+      >>> from hero_jax import curvature, mixed_precision, quant
       >>> model = nn.Dense(1, use_bias=False)
       >>> def loss_fn(params, x):
       ...     return jnp.mean(model.apply({"params": params}, x) ** 2)
       >>> params = {"kernel": jnp.array([[2.0]])}
       >>> x = jnp.linspace(-1.0, 1.0, 5)[:, None]
       >>> ranges = quant.activation_ranges(loss_fn, params, x)
-      >>> problem = sensitivity.activation_problem(loss_fn, ranges, params, x)
+      >>> problem = mixed_precision.activation_problem(loss_fn, ranges, params, x)
       >>> problem.offsets[""].shape, problem.errors.layers[""].shape
       ((5, 1), (7, 5, 1))
       >>> trace = curvature.trace(problem.loss_fn, problem.offsets, params, x).whole

@@ -60,9 +60,9 @@ def weight_errors(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from hero_jax import sensitivity
+      >>> from hero_jax import mixed_precision
       >>> params = {"kernel": jnp.array([[-1.0, 0.3, 2.0]]), "bias": jnp.ones(3)}
-      >>> errors = sensitivity.weight_errors(params, choices=(2, 4))
+      >>> errors = mixed_precision.weight_errors(params, choices=(2, 4))
       >>> {path: d.shape for path, d in errors.layers.items()}
       {'kernel': (2, 1, 3)}
       >>> [f"{x:.4f}" for x in errors.squared_norms()["kernel"]]
@@ -99,7 +99,8 @@ def positions(errors: Errors, params: Params) -> tuple[int, ...]:
     """Return the positions of the leaves that errors are of, or raise."""
     if not isinstance(errors, Errors):
         raise TypeError(
-            f"errors must be of sensitivity.weight_errors, got {type(errors).__name__}."
+            "errors must be of mixed_precision.weight_errors, got "
+            f"{type(errors).__name__}."
         )
     paths = _tree.unique_leaf_paths(params)
     shapes = dict(zip(paths, map(np.shape, jax.tree.leaves(params)), strict=True))

@@ -7,8 +7,8 @@ import chex
 import numpy as np
 
 from hero_jax import _checks
-from hero_jax.quant.sizes import LayerSize
-from hero_jax.quant.table import UNITS, Allocation, Table, Unit
+from hero_jax.mixed_precision._sizes import LayerSize
+from hero_jax.mixed_precision._table import UNITS, Allocation, Table, Unit
 
 
 class Frontier(Sequence[Allocation]):
@@ -97,14 +97,14 @@ def pareto_frontier(
       ValueError: layers or lengths do not match, or a sensitivity is not finite.
 
     Example:
-      >>> from hero_jax import quant
-      >>> sensitivity = {"first": [9.0, 1.0], "last": [2.0, 0.5]}
-      >>> frontier = quant.pareto_frontier(sensitivity, {"first": 8, "last": 8}, (2, 4))
+      >>> from hero_jax import mixed_precision
+      >>> rows, sizes = {"a": [9.0, 1.0], "b": [2.0, 0.5]}, {"a": 8, "b": 8}
+      >>> frontier = mixed_precision.pareto_frontier(rows, sizes, choices=(2, 4))
       >>> for best in frontier:
       ...     print(best.bytes, best.sensitivity, best.bits)
-      4 11.0 {'first': 2, 'last': 2}
-      6 3.0 {'first': 4, 'last': 2}
-      8 1.5 {'first': 4, 'last': 4}
+      4 11.0 {'a': 2, 'b': 2}
+      6 3.0 {'a': 4, 'b': 2}
+      8 1.5 {'a': 4, 'b': 4}
 
     References:
       Nemhauser and Ullmann, `Discrete dynamic programming and capital allocation

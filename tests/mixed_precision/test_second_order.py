@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hero_jax import quant, sensitivity
+from hero_jax import mixed_precision, quant
 from tests import problems
 from tests.curvature import dense as written_out
 
@@ -33,7 +33,7 @@ def test_the_positions_are_those_of_the_kernels(dense, errors):
 
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_eigenvalue_is_the_largest_of_the_block(dense, errors, batch_size):
-    found = sensitivity.eigenvalue(
+    found = mixed_precision.eigenvalue(
         problems.mlp_loss,
         dense.params,
         errors,
@@ -53,7 +53,7 @@ def test_eigenvalue_spread_is_that_of_parts_of_the_data(dense, errors, batch_siz
     """Of 11 examples 9 are used; what does not count examples is whole in each part."""
     x, y = problems.mlp_batch(size=11)
     scaled = lambda params, scale, x, y: scale.sum() * problems.mlp_loss(params, x, y)
-    found = sensitivity.eigenvalue_spread(
+    found = mixed_precision.eigenvalue_spread(
         scaled,
         dense.params,
         errors,
@@ -85,7 +85,7 @@ def test_eigenvalue_spread_is_that_of_parts_of_the_data(dense, errors, batch_siz
 
 
 def test_average_trace_within_its_standard_error(dense, errors):
-    found = sensitivity.average_trace(
+    found = mixed_precision.average_trace(
         problems.mlp_loss, dense.params, errors, *dense.args, num_samples=400
     )
     for k, path in enumerate(errors.layers):
@@ -104,8 +104,8 @@ def test_average_trace_is_exact_for_a_diagonal_hessian(x64):
     params = {"a": jnp.ones((2, 2)), "b": jnp.linspace(0.0, 1.0, 6).reshape(2, 3)}
     scale = jnp.arange(1.0, 7.0).reshape(2, 3)
     loss = lambda p: jnp.sum(p["a"] ** 2) + jnp.sum(scale * p["b"] ** 2) / 2
-    errors = sensitivity.weight_errors(params, (2, 3))
-    found = sensitivity.average_trace(loss, params, errors)
+    errors = mixed_precision.weight_errors(params, (2, 3))
+    found = mixed_precision.average_trace(loss, params, errors)
     d = np.asarray(errors.layers["b"]).reshape(2, -1)
     np.testing.assert_allclose(found.layers["b"], 3.5 * np.sum(d**2, 1) / 2)
     np.testing.assert_allclose(found.stderr["b"], 0.0, atol=1e-15)
@@ -114,8 +114,8 @@ def test_average_trace_is_exact_for_a_diagonal_hessian(x64):
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_quadratic_is_the_form_with_the_dense_hessian(dense, errors, batch_size):
     arguments = (problems.mlp_loss, dense.params, errors, *dense.args)
-    found = sensitivity.quadratic(*arguments, batch_size=batch_size)
-    sloped = sensitivity.quadratic(
+    found = mixed_precision.quadratic(*arguments, batch_size=batch_size)
+    sloped = mixed_precision.quadratic(
         *arguments, batch_size=batch_size, first_order=True, pairwise=True
     )
     assert found.interactions is None
@@ -139,8 +139,8 @@ def test_forms_with_the_gauss_newton_matrix_are_never_negative(x64):
     """J'CJ written out; of two layers together, too."""
     del x64
     params, x, labels = written_out.classifier_data()
-    errors = sensitivity.weight_errors(params, (2, 4))
-    found = sensitivity.quadratic(
+    errors = mixed_precision.weight_errors(params, (2, 4))
+    found = mixed_precision.quadratic(
         written_out.classifier,
         params,
         errors,
@@ -165,7 +165,7 @@ def test_forms_with_the_gauss_newton_matrix_are_never_negative(x64):
 
 
 def test_total_is_the_quadratic_model_of_every_allocation(dense, errors):
-    found = sensitivity.quadratic(
+    found = mixed_precision.quadratic(
         problems.mlp_loss,
         dense.params,
         errors,
@@ -188,12 +188,12 @@ def test_total_is_the_quadratic_model_of_every_allocation(dense, errors):
 
 def test_interactions_make_the_better_allocation(dense, errors):
     """The program minimizes the quadratic model over all allocations."""
-    found = sensitivity.quadratic(
+    found = mixed_precision.quadratic(
         problems.mlp_loss, dense.params, errors, *dense.args, pairwise=True
     )
-    sizes = quant.layer_sizes(dense.params, errors.choices)
+    sizes = mixed_precision.layer_sizes(dense.params, errors.choices)
     budget = 3.2
-    best = quant.allocate_bits(
+    best = mixed_precision.allocate_bits(
         found.layers, sizes, budget, errors.choices, interactions=found.interactions
     )
     weights = {path: size.weights for path, size in sizes.items()}
@@ -212,9 +212,9 @@ def test_interactions_make_the_better_allocation(dense, errors):
 def test_half_precision_weights_and_progress():
     params = problems.mlp_params(dtype=jnp.bfloat16)
     args = problems.mlp_batch(dtype=jnp.float32)
-    errors = sensitivity.weight_errors(params, (2, 4))
+    errors = mixed_precision.weight_errors(params, (2, 4))
     told = []
-    found = sensitivity.quadratic(
+    found = mixed_precision.quadratic(
         problems.mlp_loss,
         params,
         errors,
@@ -224,7 +224,7 @@ def test_half_precision_weights_and_progress():
     )
     assert told == [(k, 12) for k in range(1, 13)]  # 3 layers, 2 choices, 2 batches
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-    expected = sensitivity.quadratic(problems.mlp_loss, wide, errors, *args)
+    expected = mixed_precision.quadratic(problems.mlp_loss, wide, errors, *args)
     for path, row in expected.layers.items():
         assert found.layers[path].dtype == jnp.float32
         np.testing.assert_allclose(found.layers[path], row, rtol=1e-3)
@@ -233,11 +233,11 @@ def test_half_precision_weights_and_progress():
 @pytest.mark.parametrize(
     "measure",
     [
-        sensitivity.eigenvalue,
-        sensitivity.eigenvalue_spread,
-        sensitivity.average_trace,
-        sensitivity.quadratic,
-        sensitivity.measured,
+        mixed_precision.eigenvalue,
+        mixed_precision.eigenvalue_spread,
+        mixed_precision.average_trace,
+        mixed_precision.quadratic,
+        mixed_precision.measured,
     ],
 )
 def test_errors_of_other_weights_are_refused(measure, dense, errors):
@@ -247,7 +247,9 @@ def test_errors_of_other_weights_are_refused(measure, dense, errors):
     other = errors._replace(choices=(2, 3))
     with pytest.raises(ValueError, match=r"\(3, 3, 5\), and params asks for \(2, 3"):
         measure(problems.mlp_loss, dense.params, other, *dense.args)
-    with pytest.raises(TypeError, match=r"errors must be of sensitivity.weight_errors"):
+    with pytest.raises(
+        TypeError, match=r"errors must be of mixed_precision.weight_errors"
+    ):
         measure(problems.mlp_loss, dense.params, dense.params, *dense.args)
 
 
@@ -268,6 +270,6 @@ def test_errors_of_other_weights_are_refused(measure, dense, errors):
 )
 def test_misuse_is_named(dense, errors, change, error, message):
     with pytest.raises(error, match=message):
-        sensitivity.eigenvalue_spread(
+        mixed_precision.eigenvalue_spread(
             problems.mlp_loss, dense.params, errors, *dense.args, **change
         )

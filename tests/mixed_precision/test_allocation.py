@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from hero_jax import quant
+from hero_jax import mixed_precision, quant
 
 CHOICES = (2, 3, 4, 8)
 
@@ -61,7 +61,7 @@ def test_the_program_finds_what_exhaustive_search_finds(seed, unit):
         budget = average if unit == "average_bits" else int(average * weights / 8)
         limit = budget * weights if unit == "average_bits" else budget
         total, columns = exhaustive(rows, sizes, limit, unit)
-        found = quant.allocate_bits(rows, sizes, budget, CHOICES, unit=unit)
+        found = mixed_precision.allocate_bits(rows, sizes, budget, CHOICES, unit=unit)
         assert tuple(found.bits.values()) == tuple(CHOICES[c] for c in columns)
         np.testing.assert_allclose(found.sensitivity, total, rtol=1e-12)
 
@@ -73,7 +73,7 @@ def test_interactions_change_the_optimum_as_exhaustive_search_says(seed):
     limit = 4.0 * sum(sizes.values())
     total, columns = exhaustive(rows, sizes, limit, "average_bits", pairs=pairs)
     alone, _ = exhaustive(rows, sizes, limit, "average_bits")
-    found = quant.allocate_bits(rows, sizes, 4.0, CHOICES, interactions=pairs)
+    found = mixed_precision.allocate_bits(rows, sizes, 4.0, CHOICES, interactions=pairs)
     assert tuple(found.bits.values()) == tuple(CHOICES[c] for c in columns)
     np.testing.assert_allclose(found.sensitivity, total, rtol=1e-10)
     assert total != alone
@@ -82,7 +82,7 @@ def test_interactions_change_the_optimum_as_exhaustive_search_says(seed):
 @pytest.mark.parametrize("unit", ["average_bits", "bytes"])
 def test_the_frontier_is_the_optimum_of_every_budget(unit):
     rows, sizes = problem(7, layers=4)
-    frontier = quant.pareto_frontier(rows, sizes, CHOICES, unit=unit)
+    frontier = mixed_precision.pareto_frontier(rows, sizes, CHOICES, unit=unit)
     weights = sum(sizes.values())
     ours = frontier.bytes if unit == "bytes" else frontier.average_bits * weights
     assert np.all(np.diff(ours) > 0)
@@ -101,9 +101,11 @@ def test_frontier_and_program_agree_on_a_network_too_large_to_search():
     """Two algorithms, at the sizes and spread of ResNet20."""
     choices = tuple(range(2, 9))
     rows, sizes = problem(3, layers=22, choices=choices, widths=(400, 37_000))
-    frontier = quant.pareto_frontier(rows, sizes, choices, unit="bytes")
+    frontier = mixed_precision.pareto_frontier(rows, sizes, choices, unit="bytes")
     for budget in np.linspace(frontier.bytes[0], frontier.bytes[-1], 12).astype(int):
-        found = quant.allocate_bits(rows, sizes, budget, choices, unit="bytes")
+        found = mixed_precision.allocate_bits(
+            rows, sizes, budget, choices, unit="bytes"
+        )
         best = frontier[np.searchsorted(frontier.bytes, budget, side="right") - 1]
         np.testing.assert_allclose(found.sensitivity, best.sensitivity, rtol=1e-9)
         assert found.bytes <= budget
@@ -114,7 +116,7 @@ def test_a_budget_one_weight_short_is_not_overdrawn():
     sizes = {"large": 20_000_003, "small": 1}
     rows = {"large": [1.0, 0.0], "small": [1e-3, 0.0]}
     exact = 4 * sizes["large"] + 2
-    frontier = quant.pareto_frontier(rows, sizes, (2, 4), unit="average_bits")
+    frontier = mixed_precision.pareto_frontier(rows, sizes, (2, 4), unit="average_bits")
     weights = sum(sizes.values())
     assert [round(a.average_bits * weights) for a in frontier] == [
         2 * weights,
@@ -122,11 +124,13 @@ def test_a_budget_one_weight_short_is_not_overdrawn():
         exact,
         4 * weights,
     ]
-    whole = quant.allocate_bits(rows, sizes, 4, (2, 4))
+    whole = mixed_precision.allocate_bits(rows, sizes, 4, (2, 4))
     assert whole.bits == {"large": 4, "small": 4}
     large = {2: 10**9 + 7, 4: 2 * 10**9 + 9}
-    sizes = {"large": quant.LayerSize(1, large), "small": 10**3}
-    found = quant.allocate_bits(rows, sizes, large[4] + 499, (2, 4), unit="bytes")
+    sizes = {"large": mixed_precision.LayerSize(1, large), "small": 10**3}
+    found = mixed_precision.allocate_bits(
+        rows, sizes, large[4] + 499, (2, 4), unit="bytes"
+    )
     assert found.bits == {"large": 4, "small": 2}
     assert found.bytes == large[4] + 250
 
@@ -146,9 +150,11 @@ def test_what_a_lenient_solver_overdraws_is_excluded(monkeypatch):
 
     monkeypatch.setattr(optimize, "milp", lenient)
     rows = {"a": [3.0, 2.0, 0.0], "b": [2.0, 1.0, 0.5], "c": [1.0, 0.9, 0.2]}
-    sizes = {name: quant.LayerSize(1, {2: 3, 3: 5, 4: 8}) for name in rows}
+    sizes = {name: mixed_precision.LayerSize(1, {2: 3, 3: 5, 4: 8}) for name in rows}
     for budget in range(9, 25):
-        found = quant.allocate_bits(rows, sizes, budget, (2, 3, 4), unit="bytes")
+        found = mixed_precision.allocate_bits(
+            rows, sizes, budget, (2, 3, 4), unit="bytes"
+        )
         best = min(
             sum(rows[n][c] for n, c in zip(rows, columns, strict=True))
             for columns in itertools.product(range(3), repeat=3)
@@ -164,7 +170,7 @@ def test_choices_in_any_order(order):
     rows, sizes = problem(2, layers=3, choices=(2, 4, 8))
     pairs = interactions(2, layers=3, choices=(2, 4, 8)) * 1e-3
     column = [(2, 4, 8).index(bits) for bits in order]
-    found = quant.allocate_bits(
+    found = mixed_precision.allocate_bits(
         {path: row[column] for path, row in rows.items()},
         sizes,
         4.0,
@@ -181,7 +187,7 @@ def test_choices_in_any_order(order):
 
 def test_a_decimal_budget_is_exactly_met():
     rows = {"a": [0.0, 5.0], "b": [0.0, 1.0]}
-    found = quant.allocate_bits(rows, {"a": 7, "b": 3}, 3.4, (4, 2))
+    found = mixed_precision.allocate_bits(rows, {"a": 7, "b": 3}, 3.4, (4, 2))
     assert found.bits == {"a": 4, "b": 2}
     assert found.average_bits == pytest.approx(3.4)
 
@@ -191,17 +197,17 @@ def test_paths_that_look_like_patterns_mean_themselves():
     w = jnp.linspace(0.0, 1.0, 12).reshape(3, 4)
     for names in (("a*", "ab"), ("l[0]", "l0"), ("a", "a/c")):
         params = {"m": dict.fromkeys(names, w)}
-        first, second = quant.layer_sizes(params)
+        first, second = mixed_precision.layer_sizes(params)
         small = quant.quantize(params, {first: 2, second: 8})
         assert [small["m"][name].bits for name in sorted(names)] == [2, 8]
     params = {"m": {"a": {"b": w}, "a/b": w}}
-    first, second = quant.layer_sizes(params)
+    first, second = mixed_precision.layer_sizes(params)
     small = quant.quantize(params, {first: 2, second: 8})
     assert (small["m"]["a"]["b"].bits, small["m"]["a/b"].bits) == (2, 8)
 
 
 def test_a_frontier_says_how_long_it_is():
-    frontier = quant.pareto_frontier({"a": [1.0, 0.0]}, {"a": 8}, (2, 4))
+    frontier = mixed_precision.pareto_frontier({"a": [1.0, 0.0]}, {"a": 8}, (2, 4))
     assert repr(frontier) == "<Frontier of 2 allocations, 2 to 4 bytes>"
     assert frontier[:1] == [frontier[0]]
 
@@ -229,10 +235,10 @@ def test_sizes_are_the_bytes_of_the_file(tmp_path, options):
     """Also with groups of channels, as in Q-BERT: all but the header is foreseen."""
     params = network()
     choices = (2, 5, 8)
-    sizes = quant.layer_sizes(params, choices, **options)
+    sizes = mixed_precision.layer_sizes(params, choices, **options)
     rows = {path: np.array([1.0, 0.1, 0.0]) * (i + 1) for i, path in enumerate(sizes)}
     total = sum(size.bytes[5] for size in sizes.values()) + 12
-    found = quant.allocate_bits(rows, sizes, total, choices, unit="bytes")
+    found = mixed_precision.allocate_bits(rows, sizes, total, choices, unit="bytes")
     assert len({*found.bits.values()}) > 1
     quantized = quant.quantize(params, found.bits, **options)
     path = tmp_path / "mixed.safetensors"
@@ -250,11 +256,14 @@ def test_sizes_are_the_bytes_of_the_file(tmp_path, options):
 def test_sizes_need_shapes_only_and_heed_the_mask():
     params = network()
     shapes = jax.eval_shape(lambda: params)
-    assert quant.layer_sizes(shapes) == quant.layer_sizes(params)
+    assert mixed_precision.layer_sizes(shapes) == mixed_precision.layer_sizes(params)
     mask = {"conv": True, "dense": {"kernel": False, "bias": True}, "half": False}
-    assert [*quant.layer_sizes(params, mask=mask)] == ["conv/kernel", "dense/bias"]
+    assert [*mixed_precision.layer_sizes(params, mask=mask)] == [
+        "conv/kernel",
+        "dense/bias",
+    ]
     partly = {**params, "half": quant.quantize(params["half"], 4)}
-    assert [*quant.layer_sizes(partly)] == ["conv/kernel", "dense/kernel"]
+    assert [*mixed_precision.layer_sizes(partly)] == ["conv/kernel", "dense/kernel"]
 
 
 ROWS, SIZES = {"a": [1.0, 0.0], "b": [2.0, 0.0]}, {"a": 10, "b": 10}
@@ -280,7 +289,7 @@ ROWS, SIZES = {"a": [1.0, 0.0], "b": [2.0, 0.0]}, {"a": 10, "b": 10}
         ({"sizes": {"a": 10, "b": 0}}, ValueError, r"integer >= 1, got 0 \(at 'b'\)"),
         ({"sizes": {"a": 1, "b": 1.5}}, TypeError, r"got float: 1.5 \(at 'b'\)"),
         (
-            {"sizes": {"a": quant.LayerSize(1, {2: 1}), "b": 1}},
+            {"sizes": {"a": mixed_precision.LayerSize(1, {2: 1}), "b": 1}},
             ValueError,
             r"none for \[4\] bits at 'a'",
         ),
@@ -315,14 +324,14 @@ def test_misuse_is_named(change, error, message):
     arguments = {"sensitivity": ROWS, "sizes": SIZES, "budget": 3, "choices": (2, 4)}
     arguments |= change
     with pytest.raises(error, match=message):
-        quant.allocate_bits(**arguments)
+        mixed_precision.allocate_bits(**arguments)
 
 
 def test_a_time_limit_is_told():
     rows, sizes = problem(0, layers=14)
     pairs = interactions(0, layers=14)
     with pytest.raises(TimeoutError, match=r"time_limit=1e-06 seconds"):
-        quant.allocate_bits(
+        mixed_precision.allocate_bits(
             rows, sizes, 4.0, CHOICES, interactions=pairs, time_limit=1e-6
         )
 
@@ -330,7 +339,7 @@ def test_a_time_limit_is_told():
 def test_what_a_time_limit_leaves_is_within_the_gap(monkeypatch):
     """As if the solver stopped at its first solution, with a bound below the best."""
     rows, sizes = problem(1, layers=4)
-    best = quant.allocate_bits(rows, sizes, 4.0, CHOICES)
+    best = mixed_precision.allocate_bits(rows, sizes, 4.0, CHOICES)
     strict = optimize.milp
 
     def stopped(objective, **kwargs):
@@ -341,7 +350,7 @@ def test_what_a_time_limit_leaves_is_within_the_gap(monkeypatch):
         )
 
     monkeypatch.setattr(optimize, "milp", stopped)
-    found = quant.allocate_bits(rows, sizes, 4.0, CHOICES, time_limit=1)
+    found = mixed_precision.allocate_bits(rows, sizes, 4.0, CHOICES, time_limit=1)
     assert found.sensitivity > best.sensitivity
     lower = found.sensitivity - found.gap
     assert lower < best.sensitivity

@@ -8,8 +8,8 @@ import chex
 from hero_jax import curvature
 from hero_jax._typing import Params
 from hero_jax.curvature.problem import Options
-from hero_jax.sensitivity.errors import Errors, mask_of
-from hero_jax.sensitivity.result import Sensitivity, times_squared_norms
+from hero_jax.mixed_precision._errors import Errors, mask_of
+from hero_jax.mixed_precision._result import Sensitivity, times_squared_norms
 
 
 def average_trace(
@@ -29,7 +29,7 @@ def average_trace(
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
       params: float weights W.
-      errors: of :func:`hero_jax.sensitivity.weight_errors` at these weights.
+      errors: of :func:`hero_jax.mixed_precision.weight_errors` at these weights.
       *args: further arguments of `loss_fn`.
       num_samples: probes of each layer, at least 2, each a product with the Hessian.
       deflation: as of :func:`hero_jax.curvature.layer_traces`.
@@ -45,11 +45,11 @@ def average_trace(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from hero_jax import sensitivity
+      >>> from hero_jax import mixed_precision
       >>> params = {"kernel": jnp.array([[-1.0, 0.3, 2.0]])}
       >>> loss_fn = lambda w: jnp.sum(jnp.array([1.0, 2.0, 9.0]) * w["kernel"] ** 2) / 2
-      >>> errors = sensitivity.weight_errors(params, choices=(2,))  # 0.3 becomes 0
-      >>> found = sensitivity.average_trace(loss_fn, params, errors)
+      >>> errors = mixed_precision.weight_errors(params, choices=(2,))  # 0.3 becomes 0
+      >>> found = mixed_precision.average_trace(loss_fn, params, errors)
       >>> print(f"{found.layers['kernel'][0]:.2f}")  # (1 + 2 + 9) / 3 * 0.3^2 / 2
       0.18
 

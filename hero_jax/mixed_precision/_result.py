@@ -6,15 +6,15 @@ from typing import NamedTuple
 import chex
 import numpy as np
 
-from hero_jax.quant.program import total_cost
-from hero_jax.sensitivity.errors import Errors
+from hero_jax.mixed_precision._errors import Errors
+from hero_jax.mixed_precision._program import total_cost
 
 
 class Sensitivity(NamedTuple):
     r"""What every number of bits costs in every layer, in units of the loss.
 
-    :func:`hero_jax.quant.allocate_bits` and :func:`hero_jax.quant.pareto_frontier` take
-    `layers`, `choices` and, if there are any, `interactions`.
+    :func:`allocate_bits` and :func:`pareto_frontier` take `layers`, `choices` and, if
+    there are any, `interactions`.
 
     Attributes:
       choices: numbers of bits.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hero_jax import quant, sensitivity
+from hero_jax import mixed_precision, quant
 from tests import problems
 
 CHOICES = (2, 3, 5)
@@ -24,7 +24,7 @@ def loss_of(dense, bits):
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_measured_is_the_loss_with_one_layer_quantized(dense, errors, batch_size):
     told = []
-    found = sensitivity.measured(
+    found = mixed_precision.measured(
         problems.mlp_loss,
         dense.params,
         errors,
@@ -62,15 +62,15 @@ def greedy_by_hand(dense, sizes):
 def test_greedy_takes_the_cheapest_step_of_all(dense, errors, unit_bytes):
     """A price is one per byte: where sizes differ, so does the way."""
     if unit_bytes is not None:  # and whatever the order of the choices
-        errors = sensitivity.weight_errors(dense.params, CHOICES[::-1])
-    sizes = quant.layer_sizes(dense.params, CHOICES)
+        errors = mixed_precision.weight_errors(dense.params, CHOICES[::-1])
+    sizes = mixed_precision.layer_sizes(dense.params, CHOICES)
     if unit_bytes is not None:
         sizes = {
-            path: quant.LayerSize(size.weights, {2: k, 3: 2 * k, 5: 3 * k})
+            path: mixed_precision.LayerSize(size.weights, {2: k, 3: 2 * k, 5: 3 * k})
             for (path, size), k in zip(sizes.items(), unit_bytes, strict=True)
         }
     told = []
-    frontier = sensitivity.greedy_frontier(
+    frontier = mixed_precision.greedy_frontier(
         problems.mlp_loss,
         dense.params,
         errors,
@@ -104,8 +104,8 @@ def test_greedy_leaves_losses_that_are_not_finite_to_the_end(dense, errors):
         loss = problems.mlp_loss(params, x, y)
         return jnp.where(moved > 0.99 * far, jnp.nan, loss)
 
-    sizes = quant.layer_sizes(dense.params, CHOICES)
-    frontier = sensitivity.greedy_frontier(
+    sizes = mixed_precision.layer_sizes(dense.params, CHOICES)
+    frontier = mixed_precision.greedy_frontier(
         loss_fn, dense.params, errors, sizes, *dense.args
     )
     first = [a.bits["hidden/0/kernel"] for a in frontier]
@@ -122,9 +122,9 @@ def test_one_program_for_all_steps(dense, errors):
         calls.append(1)
         return problems.mlp_loss(params, x, y)
 
-    sizes = quant.layer_sizes(dense.params, CHOICES)
+    sizes = mixed_precision.layer_sizes(dense.params, CHOICES)
     arguments = (counted, dense.params, errors, sizes, *dense.args)
-    sensitivity.greedy_frontier(*arguments)
+    mixed_precision.greedy_frontier(*arguments)
     traced = len(calls)
-    sensitivity.greedy_frontier(*arguments)
+    mixed_precision.greedy_frontier(*arguments)
     assert len(calls) == traced <= 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from hero_jax import curvature, quant, sensitivity
+from hero_jax import curvature, mixed_precision, quant
 from tests.quant import reference
 
 CHOICES = (2, 3, 8)
@@ -49,7 +49,7 @@ def data(dtype=np.float64, size=5):
 
 def problem_of(loss_fn, args, **options):
     ranges = quant.activation_ranges(loss_fn, *args)
-    return sensitivity.activation_problem(loss_fn, ranges, *args, **options)
+    return mixed_precision.activation_problem(loss_fn, ranges, *args, **options)
 
 
 def dense_hessian(loss_fn, offsets, args):
@@ -124,7 +124,9 @@ def test_errors_are_those_at_the_float_activations(x64, scheme):
 def test_an_error_as_offset_is_the_layer_rounded():
     args = data(np.float32)
     ranges = quant.activation_ranges(loss_fn, *args)
-    problem = sensitivity.activation_problem(loss_fn, ranges, *args, choices=CHOICES)
+    problem = mixed_precision.activation_problem(
+        loss_fn, ranges, *args, choices=CHOICES
+    )
     for path in ranges:
         d = {**problem.offsets, path: problem.errors.layers[path][0]}
         rounded_fn = quant.quantize_activations(loss_fn, {path: ranges[path]}, 2)
@@ -159,7 +161,7 @@ def test_equal_losses_share_their_programs():
     ranges = quant.activation_ranges(counted, *args)
     counts = []
     for _ in range(2):
-        problem = sensitivity.activation_problem(counted, ranges, *args)
+        problem = mixed_precision.activation_problem(counted, ranges, *args)
         curvature.trace(problem.loss_fn, problem.offsets, *args, num_samples=2)
         counts.append(len(traces))
     assert counts[0] == counts[1]
@@ -172,7 +174,7 @@ def test_loops_over_batches():
     ranges = quant.activation_ranges(loss_fn, params, x, labels)
 
     def squared_gradient(batch):
-        problem = sensitivity.activation_problem(
+        problem = mixed_precision.activation_problem(
             loss_fn, ranges, params, *batch, choices=(2,)
         )
         gradient = jax.grad(problem.loss_fn)(problem.offsets, params, *batch)
@@ -235,4 +237,4 @@ def test_misuse_is_named(change, error, message):
     if ranges is None:
         ranges = quant.activation_ranges(loss_fn, *args)
     with pytest.raises(error, match=message):
-        sensitivity.activation_problem(f, ranges, *args, **options)
+        mixed_precision.activation_problem(f, ranges, *args, **options)

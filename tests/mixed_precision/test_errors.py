@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hero_jax import quant, sensitivity
+from hero_jax import mixed_precision, quant
 from tests import problems
 
 
@@ -16,7 +16,7 @@ from tests import problems
 )
 def test_each_is_what_quantize_does_to_its_layer(options):
     params = problems.mlp_params(dtype=jnp.float32)
-    errors = sensitivity.weight_errors(params, (5, 2), **options)
+    errors = mixed_precision.weight_errors(params, (5, 2), **options)
     assert errors.choices == (5, 2)
     assert [*errors.layers] == ["hidden/0/kernel", "hidden/1/kernel", "out/kernel"]
     for k, bits in enumerate((5, 2)):
@@ -35,13 +35,13 @@ def test_each_is_what_quantize_does_to_its_layer(options):
 
 def test_empty_leaves_are_left_out():
     params = {"e": jnp.zeros((0, 3)), "w": jnp.ones((2, 2))}
-    assert [*sensitivity.weight_errors(params).layers] == ["w"]
-    assert [*quant.layer_sizes(params)] == ["w"]
+    assert [*mixed_precision.weight_errors(params).layers] == ["w"]
+    assert [*mixed_precision.layer_sizes(params)] == ["w"]
 
 
 def test_mask_and_half_precision():
     params = {"a": jnp.ones((2, 2)), "b": jnp.linspace(0, 1, 5, dtype=jnp.bfloat16)}
-    errors = sensitivity.weight_errors(params, (2,), mask={"a": False, "b": True})
+    errors = mixed_precision.weight_errors(params, (2,), mask={"a": False, "b": True})
     assert [*errors.layers] == ["b"]
     assert errors.layers["b"].dtype == jnp.float32
     rounded = quant.fake_quantize(params, 2, mask={"a": False, "b": True})["b"]
@@ -79,11 +79,11 @@ def test_mask_and_half_precision():
 def test_misuse_is_named(change, error, message):
     arguments = {"params": {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}} | change
     with pytest.raises(error, match=message):
-        sensitivity.weight_errors(**arguments)
+        mixed_precision.weight_errors(**arguments)
 
 
 def test_same_values_inside_of_jit():
     params = problems.mlp_params(dtype=jnp.float32)
-    inside = jax.jit(lambda p: sensitivity.weight_errors(p, (3,)).layers)(params)
-    for path, d in sensitivity.weight_errors(params, (3,)).layers.items():
+    inside = jax.jit(lambda p: mixed_precision.weight_errors(p, (3,)).layers)(params)
+    for path, d in mixed_precision.weight_errors(params, (3,)).layers.items():
         np.testing.assert_allclose(inside[path], d, atol=1e-6)  # of weights near 1

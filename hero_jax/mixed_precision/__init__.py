@@ -1,15 +1,15 @@
-r"""How much the loss depends on the precision of each layer, for mixed precision.
+r"""Mixed precision: what each layer's bits cost, and the best bits under a budget.
 
 >>> import jax, jax.numpy as jnp
->>> from hero_jax import quant, sensitivity
+>>> from hero_jax import mixed_precision, quant
 >>> keys = jax.random.split(jax.random.key(0), 3)
 >>> params = {"a": jax.random.normal(keys[0], (4, 8)), "b": jnp.linspace(0, 1, 8)}
 >>> x, y = jax.random.normal(keys[1], (50, 4)), jax.random.normal(keys[2], (50,))
 >>> loss_fn = lambda p, x, y: jnp.mean((jnp.tanh(x @ p["a"]) @ p["b"] - y) ** 2)
->>> errors = sensitivity.weight_errors(params, choices=(2, 3, 4, 8))
->>> found = sensitivity.quadratic(loss_fn, params, errors, x, y)
->>> sizes = quant.layer_sizes(params, found.choices)
->>> best = quant.allocate_bits(found.layers, sizes, 3.5, found.choices)
+>>> errors = mixed_precision.weight_errors(params, choices=(2, 3, 4, 8))
+>>> found = mixed_precision.quadratic(loss_fn, params, errors, x, y)
+>>> sizes = mixed_precision.layer_sizes(params, found.choices)
+>>> best = mixed_precision.allocate_bits(found.layers, sizes, 3.5, found.choices)
 >>> quantized = quant.quantize(params, best.bits)
 
 Moving the weights of layer i by its quantization error `d_i` raises the loss by
@@ -41,31 +41,48 @@ basis of 10 copies of the weights; the rest is that of a Hessian-vector product:
 - :func:`greedy_frontier`: the loss itself, layers together; up to c n^2 evaluations.
 
 :func:`activation_problem` makes the same questions out of a network's activations.
+
+With the sizes of :func:`layer_sizes`, :func:`allocate_bits` finds the best allocation
+under a budget, :func:`pareto_frontier` those of all budgets, and
+:func:`smallest_accurate` the smallest on it that is accurate enough.
 """
 
-from hero_jax.sensitivity.activations import (
+from hero_jax.mixed_precision._activations import (
     ActivationProblem,
     OffsetLoss,
     activation_problem,
 )
-from hero_jax.sensitivity.eigenvalues import eigenvalue, eigenvalue_spread
-from hero_jax.sensitivity.errors import Errors, weight_errors
-from hero_jax.sensitivity.forms import quadratic
-from hero_jax.sensitivity.measured import greedy_frontier, measured
-from hero_jax.sensitivity.result import Sensitivity
-from hero_jax.sensitivity.traces import average_trace
+from hero_jax.mixed_precision._allocation import allocate_bits
+from hero_jax.mixed_precision._eigenvalues import eigenvalue, eigenvalue_spread
+from hero_jax.mixed_precision._errors import Errors, weight_errors
+from hero_jax.mixed_precision._forms import quadratic
+from hero_jax.mixed_precision._frontier import Frontier, pareto_frontier
+from hero_jax.mixed_precision._measured import greedy_frontier, measured
+from hero_jax.mixed_precision._result import Sensitivity
+from hero_jax.mixed_precision._search import Found, smallest_accurate
+from hero_jax.mixed_precision._sizes import LayerSize, layer_sizes
+from hero_jax.mixed_precision._table import Allocation
+from hero_jax.mixed_precision._traces import average_trace
 
 __all__ = [
     "ActivationProblem",
+    "Allocation",
     "Errors",
+    "Found",
+    "Frontier",
+    "LayerSize",
     "OffsetLoss",
     "Sensitivity",
     "activation_problem",
+    "allocate_bits",
     "average_trace",
     "eigenvalue",
     "eigenvalue_spread",
     "greedy_frontier",
+    "layer_sizes",
     "measured",
+    "pareto_frontier",
     "quadratic",
+    "smallest_accurate",
     "weight_errors",
 ]

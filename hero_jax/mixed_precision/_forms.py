@@ -13,8 +13,8 @@ from hero_jax.curvature import lanczos, progress
 from hero_jax.curvature import problem as problems
 from hero_jax.curvature.eigenvalues import only
 from hero_jax.curvature.problem import Options, Problem
-from hero_jax.sensitivity.errors import Errors, positions
-from hero_jax.sensitivity.result import Sensitivity
+from hero_jax.mixed_precision._errors import Errors, positions
+from hero_jax.mixed_precision._result import Sensitivity
 
 
 def quadratic(
@@ -40,7 +40,7 @@ def quadratic(
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
       params: float weights W.
-      errors: of :func:`hero_jax.sensitivity.weight_errors` at these weights.
+      errors: of :func:`hero_jax.mixed_precision.weight_errors` at these weights.
       *args: further arguments of `loss_fn`.
       first_order: add `g_i' d_i`, which is not zero where training stopped short of a
         minimum, as weight decay makes it do.
@@ -56,12 +56,12 @@ def quadratic(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from hero_jax import sensitivity
+      >>> from hero_jax import mixed_precision
       >>> a, b = jnp.array([[-1.0, 0.3, 2.0]]), jnp.array([[0.0, 0.4, 1.0]])
       >>> params = {"a": a, "b": b}
       >>> loss_fn = lambda w: jnp.sum((w["a"] + w["b"]) ** 2) / 2
-      >>> errors = sensitivity.weight_errors(params, choices=(2,))  # by -0.3 and -0.067
-      >>> found = sensitivity.quadratic(loss_fn, params, errors, pairwise=True)
+      >>> errors = mixed_precision.weight_errors(params, (2,))  # by -0.3 and -0.067
+      >>> found = mixed_precision.quadratic(loss_fn, params, errors, pairwise=True)
       >>> print(f"{found.layers['a'][0]:.3f} {found.interactions[0, 0, 1, 0]:.3f}")
       0.045 0.020
       >>> print(f"{found.total({'a': 2, 'b': 2}):.3f}")  # 0.367^2 / 2

@@ -36,23 +36,23 @@ def layer_sizes(
     Args:
       params: weights, or anything with shapes and dtypes.
       choices: numbers of bits.
-      mask: which leaves are quantized, as of :func:`quantize`.
-      **options: see :class:`GridOptions`; finer grids take more scales.
+      mask: which leaves are quantized, as of :func:`hero_jax.quant.quantize`.
+      **options: see :class:`hero_jax.quant.GridOptions`; finer grids take more scales.
 
     Returns:
       Path of the leaf to its size; empty leaves are left out.
 
     Raises:
-      TypeError: as :func:`quantize`.
-      ValueError: as :func:`quantize`.
+      TypeError: as :func:`hero_jax.quant.quantize`.
+      ValueError: as :func:`hero_jax.quant.quantize`.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from hero_jax import quant
+      >>> from hero_jax import mixed_precision
       >>> params = {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)}
-      >>> quant.layer_sizes(params, choices=(3, 4))["kernel"]
+      >>> mixed_precision.layer_sizes(params, choices=(3, 4))["kernel"]
       LayerSize(weights=15, bytes={3: 14, 4: 16})
-      >>> quant.layer_sizes(params, (3, 4), axis=-1)["kernel"].bytes
+      >>> mixed_precision.layer_sizes(params, (3, 4), axis=-1)["kernel"].bytes
       {3: 46, 4: 48}
     """
     choices = check_choices(choices)

@@ -13,11 +13,11 @@ from hero_jax._typing import Params
 from hero_jax.curvature import problem as problems
 from hero_jax.curvature import progress
 from hero_jax.curvature.problem import Options, Problem
-from hero_jax.quant.frontier import Frontier
-from hero_jax.quant.sizes import LayerSize
-from hero_jax.quant.table import Table, Unit
-from hero_jax.sensitivity.errors import Errors, positions
-from hero_jax.sensitivity.result import Sensitivity
+from hero_jax.mixed_precision._errors import Errors, positions
+from hero_jax.mixed_precision._frontier import Frontier
+from hero_jax.mixed_precision._result import Sensitivity
+from hero_jax.mixed_precision._sizes import LayerSize
+from hero_jax.mixed_precision._table import Table, Unit
 
 FLOAT = -1
 """Stands for a layer that is not quantized, among positions of choices."""
@@ -40,7 +40,7 @@ def measured(
       loss_fn: `(params, *args) -> loss`, a mean over examples; any real number will do,
         such as the share of wrong answers.
       params: float weights W.
-      errors: of :func:`hero_jax.sensitivity.weight_errors` at these weights.
+      errors: of :func:`hero_jax.mixed_precision.weight_errors` at these weights.
       *args: further arguments of `loss_fn`.
       **options: see :class:`hero_jax.curvature.Options`.
 
@@ -53,11 +53,11 @@ def measured(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from hero_jax import sensitivity
+      >>> from hero_jax import mixed_precision
       >>> params = {"kernel": jnp.array([[-1.0, 0.3, 2.0]])}
       >>> loss_fn = lambda w: jnp.sum(w["kernel"] ** 2)
-      >>> errors = sensitivity.weight_errors(params, choices=(2,))  # 0.3 becomes 0
-      >>> found = sensitivity.measured(loss_fn, params, errors)
+      >>> errors = mixed_precision.weight_errors(params, choices=(2,))  # 0.3 becomes 0
+      >>> found = mixed_precision.measured(loss_fn, params, errors)
       >>> print(f"{found.layers['kernel'][0]:.2f}")
       -0.09
     """
@@ -102,9 +102,9 @@ def greedy_frontier(
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
       params: float weights W.
-      errors: of :func:`hero_jax.sensitivity.weight_errors` at these weights.
+      errors: of :func:`hero_jax.mixed_precision.weight_errors` at these weights.
       sizes: path of the layer to its number of weights or
-        :class:`hero_jax.quant.LayerSize`.
+        :class:`LayerSize`.
       *args: further arguments of `loss_fn`.
       unit: "bytes" or "average_bits".
       **options: see :class:`hero_jax.curvature.Options`.
@@ -119,13 +119,13 @@ def greedy_frontier(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from hero_jax import quant, sensitivity
+      >>> from hero_jax import mixed_precision, quant
       >>> a, b = jnp.array([[-1.0, 0.3, 2.0]]), jnp.array([[0.0, 4.4, 9.0]])
       >>> loss_fn = lambda w: jnp.sum((w["a"] - a) ** 2) + jnp.sum((w["b"] - b) ** 2)
       >>> params = {"a": a, "b": b}
-      >>> errors = sensitivity.weight_errors(params, choices=(2, 4))
-      >>> sizes = quant.layer_sizes(params, (2, 4))
-      >>> for step in sensitivity.greedy_frontier(loss_fn, params, errors, sizes):
+      >>> errors = mixed_precision.weight_errors(params, choices=(2, 4))
+      >>> sizes = mixed_precision.layer_sizes(params, (2, 4))
+      >>> for step in mixed_precision.greedy_frontier(loss_fn, params, errors, sizes):
       ...     print(step.bytes, step.bits, f"{step.sensitivity:.2f}")
       18 {'a': 2, 'b': 2} 2.05
       19 {'a': 2, 'b': 4} 0.13

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from hero_jax import sensitivity
+from hero_jax import mixed_precision
 
-FOUND = sensitivity.Sensitivity(
+FOUND = mixed_precision.Sensitivity(
     (2, 4), {"a": np.array([1.0, 10.0]), "b": np.array([100.0, 1000.0])}
 )
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from hero_jax import _checks
-from hero_jax.quant.table import Allocation
+from hero_jax.mixed_precision._table import Allocation
 
 
 class Found(NamedTuple):
@@ -38,7 +38,7 @@ def smallest_accurate(
 
     Args:
       frontier: allocations from the smallest to the largest, such as
-        :func:`hero_jax.quant.pareto_frontier`.
+        :func:`pareto_frontier`.
       accuracy_fn: `bits -> accuracy`, of the network quantized to these numbers of
         bits, on images that are not those of the final test; by
         :func:`hero_jax.quant.accuracy_against_bits`, say.
@@ -53,11 +53,11 @@ def smallest_accurate(
         enough.
 
     Example:
-      >>> from hero_jax import quant
+      >>> from hero_jax import mixed_precision
       >>> rows = {"a": [9.0, 1.0, 0.0], "b": [2.0, 0.5, 0.0]}
-      >>> frontier = quant.pareto_frontier(rows, {"a": 8, "b": 8}, (2, 4, 8))
+      >>> frontier = mixed_precision.pareto_frontier(rows, {"a": 8, "b": 8}, (2, 4, 8))
       >>> accuracy_fn = lambda bits: 0.6 + 0.02 * bits["a"] + 0.03 * bits["b"]
-      >>> found = quant.smallest_accurate(frontier, accuracy_fn, least=0.75)
+      >>> found = mixed_precision.smallest_accurate(frontier, accuracy_fn, least=0.75)
       >>> found.allocation.bits, f"{found.accuracy:.2f}", len(frontier)
       ({'a': 4, 'b': 4}, '0.80', 5)
     """
