@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from hero_jax import bounds, curvature, landscape, perturbation, quant
 
+from .gap import generalization_gap
 from .networks import Network, Statistics, make_accuracy, make_loss
 
 DIRECTIONS = ("random", "z", "top eigenvector", "quantization error")
@@ -225,7 +226,7 @@ def measure(network: Network, settings: Settings) -> Measured:
         "density_weights": np.asarray(density.weights),
     }
     if network.metrics is not None:
-        gap = curvature.generalization_gap(
+        gap = generalization_gap(
             network.metrics,
             settings.gap_epochs,
             label_noise=network.label_noise,

@@ -11,10 +11,9 @@ True
 
 Every function takes `loss_fn, params, *args`, with a loss that is a mean over examples,
 over one batch or, with `batch_size`, over a whole data set on the device; other options
-are in :class:`Options`. All but :func:`generalization_gap` are compiled, and work under
-`jax.jit` and `jax.vmap`. The program is kept for the next call with the same `loss_fn`
-and shapes, as long as that function lives: hand over what changes, such as BatchNorm
-statistics, as arguments.
+are in :class:`Options`. All are compiled, and work under `jax.jit` and `jax.vmap`. The
+program is kept for the next call with the same `loss_fn` and shapes, as long as that
+function lives: hand over what changes, such as BatchNorm statistics, as arguments.
 
 The loss decides what BatchNorm does. With the running statistics it is the loss of the
 deployed network; with those of each batch, in training mode, it is the one that
@@ -38,7 +37,6 @@ from hero_jax.curvature.eigenvalues import (
     layer_eigenvalues,
     top_eigenvalues,
 )
-from hero_jax.curvature.gap import Gap, generalization_gap
 from hero_jax.curvature.harm import HarmfulStep, smallest_harmful_step
 from hero_jax.curvature.loss_change import Change, LossChange, loss_change
 from hero_jax.curvature.probes import Estimate
@@ -52,13 +50,11 @@ __all__ = [
     "ComposedLoss",
     "Eigenpairs",
     "Estimate",
-    "Gap",
     "HarmfulStep",
     "LossChange",
     "Options",
     "SpectralDensity",
     "Trace",
-    "generalization_gap",
     "hessian_norm",
     "hvp",
     "layer_eigenvalues",
