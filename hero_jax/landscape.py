@@ -31,9 +31,8 @@ import numpy as np
 
 from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Params
-from hero_jax.curvature import Options, progress
-from hero_jax.curvature import problem as problems
-from hero_jax.curvature.problem import Problem
+from hero_jax.curvature import Options, _problem, _progress
+from hero_jax.curvature._problem import Problem
 
 __all__ = [
     "Area",
@@ -104,7 +103,7 @@ def loss_surface(
     References:
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Figure 3.
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     for name, value in (("directions", directions), ("coordinates", coordinates)):
         if not isinstance(value, (list, tuple)) or len(value) not in (1, 2):
             raise TypeError(
@@ -141,7 +140,7 @@ def loss_surface(
     _checks.check_positive_integer("points_at_once", points_at_once)
     compiled = _programs.compiled(_loss_surface, problem, stats_fn, points_at_once)
     total = int(np.prod([x.size for x in axes]))
-    return progress.listen(
+    return _progress.listen(
         options.get("progress"), total, compiled, params, tuple(directions), axes, args
     )
 
@@ -178,7 +177,7 @@ def _loss_surface(
 
         result = problem.mean(of_batch, there)
         if problem.reports:
-            progress.tick_after(result)
+            _progress.tick_after(result)
         return result
 
     points = grid.reshape(-1, len(axes))

@@ -38,9 +38,9 @@ ALLOWED = {
 }
 CORE_PACKAGES = {"jax", "optax", "chex", "numpy", "hero_jax"}
 OPTIONAL_PACKAGES = {
-    "quant/files.py": {"safetensors"},
+    "quant/_files.py": {"safetensors"},
     "mixed_precision/_program.py": {"scipy"},
-    "quant/interception.py": {"flax"},
+    "quant/_interception.py": {"flax"},
     "models": {"flax"},
     "nnx": {"flax"},
     "landscape": {"contourpy"},

@@ -32,18 +32,18 @@ probes are loops inside of a program: XLA's own convolutions are slow there on C
 those of :mod:`hero_jax.models` are not.
 """
 
-from hero_jax.curvature.eigenvalues import (
+from hero_jax.curvature._eigenvalues import (
     Eigenpairs,
     layer_eigenvalues,
     top_eigenvalues,
 )
-from hero_jax.curvature.harm import HarmfulStep, smallest_harmful_step
-from hero_jax.curvature.loss_change import Change, LossChange, loss_change
-from hero_jax.curvature.probes import Estimate
-from hero_jax.curvature.problem import ComposedLoss, Options
-from hero_jax.curvature.product import hessian_norm, hvp, loss_and_gradient
-from hero_jax.curvature.spectrum import SpectralDensity, spectral_density
-from hero_jax.curvature.trace import Trace, layer_traces, trace
+from hero_jax.curvature._harm import HarmfulStep, smallest_harmful_step
+from hero_jax.curvature._loss_change import Change, LossChange, loss_change
+from hero_jax.curvature._probes import Estimate
+from hero_jax.curvature._problem import ComposedLoss, Options
+from hero_jax.curvature._product import hessian_norm, hvp, loss_and_gradient
+from hero_jax.curvature._spectrum import SpectralDensity, spectral_density
+from hero_jax.curvature._trace import Trace, layer_traces, trace
 
 __all__ = [
     "Change",

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from hero_jax import _checks, _programs, _tree
 from hero_jax.mixed_precision._errors import Errors
-from hero_jax.quant import ActivationRange, grid, interception
-from hero_jax.quant.activations import rounded
-from hero_jax.quant.options import check_choices
-from hero_jax.quant.ranges import check_ranges
+from hero_jax.quant import ActivationRange, _grid, _interception
+from hero_jax.quant._activations import rounded
+from hero_jax.quant._options import check_choices
+from hero_jax.quant._ranges import check_ranges
 
 Offsets = dict[str, chex.Array]
 """Path of a layer to what is added to its input, `[B, ...]`."""
@@ -53,7 +53,7 @@ class OffsetLoss(_programs.MadeOfFunctions):
                 )
             return (_tree.widen(x) + d).astype(x.dtype)
 
-        with interception.inputs_changed(change, object()):
+        with _interception.inputs_changed(change, object()):
             loss = self.loss_fn(*args)
         _check_called_once({path: calls[path] for path in offsets})
         return loss
@@ -133,7 +133,7 @@ def activation_problem(
       precision of activations by the Hessian in the activations.
     """
     _checks.check_callable("loss_fn", loss_fn, "(*args) -> loss")
-    _checks.check_choice("scheme", scheme, grid.SCHEMES)
+    _checks.check_choice("scheme", scheme, _grid.SCHEMES)
     check_ranges(ranges)
     choices = check_choices(choices)
     compiled = _programs.compiled(_offsets_and_errors, loss_fn, choices, scheme)
@@ -148,7 +148,9 @@ def _offsets_and_errors(
     ranges: dict[str, ActivationRange],
     args: Sequence[Any],
 ) -> tuple[Offsets, dict[str, chex.Array]]:
-    inputs = interception.recorded_inputs(loss_fn, args, lambda _, path: path in ranges)
+    inputs = _interception.recorded_inputs(
+        loss_fn, args, lambda _, path: path in ranges
+    )
     _check_called_once({path: len(inputs.get(path, ())) for path in ranges})
 
     def errors(path: str, x: chex.Array) -> chex.Array:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from hero_jax import _checks, curvature
 from hero_jax._typing import Params
-from hero_jax.curvature import problem as problems
-from hero_jax.curvature.probes import deviation
-from hero_jax.curvature.problem import Options
+from hero_jax.curvature import _problem
+from hero_jax.curvature._probes import deviation
+from hero_jax.curvature._problem import Options
 from hero_jax.mixed_precision._errors import Errors, mask_of
 from hero_jax.mixed_precision._result import Sensitivity, times_squared_norms
 
@@ -114,8 +114,8 @@ def eigenvalue_spread(
     _checks.check_positive_integer("subsets", subsets)
     if subsets < 2:
         raise ValueError(f"subsets must be at least 2 to have a spread, got {subsets}.")
-    cut = problems.batch_positions(args, options)
-    examples = problems.checked_number_of_examples(args, options)
+    cut = _problem.batch_positions(args, options)
+    examples = _problem.checked_number_of_examples(args, options)
     size = examples // subsets
     if size == 0:
         raise ValueError(

@@ -11,8 +11,8 @@ import numpy as np
 from hero_jax import _tree
 from hero_jax._typing import Mask, Params
 from hero_jax.quant import fake_quantize
-from hero_jax.quant.options import GridOptions, check_choices
-from hero_jax.quant.tree import make_plan
+from hero_jax.quant._options import GridOptions, check_choices
+from hero_jax.quant._tree import make_plan
 
 
 class Errors(NamedTuple):

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 
 from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Params
-from hero_jax.curvature import lanczos, progress
-from hero_jax.curvature import problem as problems
-from hero_jax.curvature.eigenvalues import only
-from hero_jax.curvature.problem import Options, Problem
+from hero_jax.curvature import _lanczos, _problem, _progress
+from hero_jax.curvature._eigenvalues import only
+from hero_jax.curvature._problem import Options, Problem
 from hero_jax.mixed_precision._errors import Errors, positions
 from hero_jax.mixed_precision._result import Sensitivity
 
@@ -71,13 +70,13 @@ def quadratic(
       Dong et al., `HAWQ-V2 <https://arxiv.org/abs/1911.03852>`_, 2020, Lemma 1, before
       the mean over directions is taken.
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     where = positions(errors, params)
     _checks.check_bool("first_order", first_order)
     _checks.check_bool("pairwise", pairwise)
     total = len(where) * len(errors.choices) * problem.num_batches(args)
     compiled = _programs.compiled(_forms, problem, where)
-    slopes, forms = progress.listen(
+    slopes, forms = _progress.listen(
         options.get("progress"),
         total,
         compiled,
@@ -113,7 +112,7 @@ def _forms(
         leaves = jax.tree.leaves(tree)
         dtype = _tree.widest_dtype(W)
         rows = [
-            jax.vmap(lanczos.vdot, in_axes=(0, None))(d, leaves[i])
+            jax.vmap(_lanczos.vdot, in_axes=(0, None))(d, leaves[i])
             for i, d in zip(where, errors, strict=True)
         ]
         return jnp.stack([row.astype(dtype) for row in rows])

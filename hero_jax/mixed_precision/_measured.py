@@ -10,9 +10,8 @@ import numpy as np
 
 from hero_jax import _programs, _tree
 from hero_jax._typing import Params
-from hero_jax.curvature import problem as problems
-from hero_jax.curvature import progress
-from hero_jax.curvature.problem import Options, Problem
+from hero_jax.curvature import _problem, _progress
+from hero_jax.curvature._problem import Options, Problem
 from hero_jax.mixed_precision._errors import Errors, positions
 from hero_jax.mixed_precision._frontier import Frontier
 from hero_jax.mixed_precision._result import Sensitivity
@@ -61,7 +60,7 @@ def measured(
       >>> print(f"{found.layers['kernel'][0]:.2f}")
       -0.09
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     where = positions(errors, params)
     layers, choices = len(where), len(errors.choices)
     alone = np.full((layers, choices, layers), FLOAT, np.int32)
@@ -69,7 +68,7 @@ def measured(
         alone[i, :, i] = range(choices)
     columns = np.concatenate([[[FLOAT] * layers], alone.reshape(-1, layers)])
     compiled = _programs.compiled(_losses, problem, where)
-    losses = progress.listen(
+    losses = _progress.listen(
         options.get("progress"),
         len(columns),
         compiled,
@@ -135,7 +134,7 @@ def greedy_frontier(
       The rivals of HAWQ-V2 that need no Hessian; see also Cai et al., `ZeroQ
       <https://arxiv.org/abs/2001.00281>`_, 2020, whose frontier measures layers alone.
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     where = positions(errors, params)
     layers, choices = len(where), len(errors.choices)
     ascending = np.argsort(errors.choices)
@@ -197,7 +196,7 @@ def _losses(
             moved[i] = leaves[i] + error.astype(leaves[i].dtype)
         loss = problem.mean_loss(jax.tree.unflatten(structure, moved), args)
         if problem.reports:
-            progress.tick_after(loss)
+            _progress.tick_after(loss)
         return loss
 
     shape = jax.eval_shape(loss_of, columns[0])

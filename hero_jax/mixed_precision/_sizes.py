@@ -8,8 +8,8 @@ import jax
 
 from hero_jax import _tree
 from hero_jax._typing import Mask, Params
-from hero_jax.quant.options import GridOptions, check_choices
-from hero_jax.quant.tree import is_quantized, quantize, size_in_bytes
+from hero_jax.quant._options import GridOptions, check_choices
+from hero_jax.quant._tree import is_quantized, quantize, size_in_bytes
 
 
 class LayerSize(NamedTuple):

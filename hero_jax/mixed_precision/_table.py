@@ -9,8 +9,8 @@ import numpy as np
 
 from hero_jax import _checks
 from hero_jax.mixed_precision._sizes import LayerSize
-from hero_jax.quant.options import check_choices
-from hero_jax.quant.packing import packed_size
+from hero_jax.quant._options import check_choices
+from hero_jax.quant._packing import packed_size
 
 Unit = Literal["average_bits", "bytes"]
 UNITS = ("average_bits", "bytes")

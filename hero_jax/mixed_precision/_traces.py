@@ -7,7 +7,7 @@ import chex
 
 from hero_jax import curvature
 from hero_jax._typing import Params
-from hero_jax.curvature.problem import Options
+from hero_jax.curvature._problem import Options
 from hero_jax.mixed_precision._errors import Errors, mask_of
 from hero_jax.mixed_precision._result import Sensitivity, times_squared_norms
 

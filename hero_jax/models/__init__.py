@@ -24,11 +24,11 @@ except ImportError as error:
     ) from error
 
 from hero_jax import _checks
-from hero_jax.models.convolution import conv_general_dilated
-from hero_jax.models.layers import ConvGeneralDilated
-from hero_jax.models.mobilenet_v2 import MobileNetV2
-from hero_jax.models.resnet import ResNet
-from hero_jax.models.vgg import VGG
+from hero_jax.models._convolution import conv_general_dilated
+from hero_jax.models._layers import ConvGeneralDilated
+from hero_jax.models._mobilenet_v2 import MobileNetV2
+from hero_jax.models._resnet import ResNet
+from hero_jax.models._vgg import VGG
 
 __all__ = ["VGG", "MobileNetV2", "ResNet", "conv_general_dilated", "create"]
 

@@ -1,14 +1,14 @@
 """Post-training quantization: weights to real integers, activations to their levels."""
 
-from hero_jax.quant.activations import quantize_activations
-from hero_jax.quant.array import QuantizedArray, fake_quantize_array, quantize_array
-from hero_jax.quant.error import QuantizationError, quantization_error
-from hero_jax.quant.evaluation import accuracy_against_bits
-from hero_jax.quant.files import QuantFileError, file_size, load, save
-from hero_jax.quant.options import GridOptions
-from hero_jax.quant.packing import PackedArray
-from hero_jax.quant.ranges import ActivationRange, activation_ranges
-from hero_jax.quant.tree import (
+from hero_jax.quant._activations import quantize_activations
+from hero_jax.quant._array import QuantizedArray, fake_quantize_array, quantize_array
+from hero_jax.quant._error import QuantizationError, quantization_error
+from hero_jax.quant._evaluation import accuracy_against_bits
+from hero_jax.quant._files import QuantFileError, file_size, load, save
+from hero_jax.quant._options import GridOptions
+from hero_jax.quant._packing import PackedArray
+from hero_jax.quant._ranges import ActivationRange, activation_ranges
+from hero_jax.quant._tree import (
     dequantize,
     fake_quantize,
     is_quantized,

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hero_jax.models import convolution
+from hero_jax.models import _convolution
 
 DENSE = [
     # height, width, inputs, outputs, kernel, strides, padding
@@ -60,7 +60,7 @@ def both(case):
     kernel = jnp.asarray(rng.normal(size=(*size, inputs // groups, outputs)))
     ours, stock = (
         functools.partial(function, window_strides=strides, padding=padding, **options)
-        for function in (convolution.conv_general_dilated, lax.conv_general_dilated)
+        for function in (_convolution.conv_general_dilated, lax.conv_general_dilated)
     )
     return x, kernel, ours, stock
 
@@ -100,7 +100,7 @@ def loop_nest(case):
     height, width, _, _, size, strides, pads = case
     if isinstance(pads, str):
         pads = lax.padtype_to_pads((height, width), size, strides, pads)
-    return lambda x, kernel: convolution.depthwise(x, kernel, strides, tuple(pads))
+    return lambda x, kernel: _convolution.depthwise(x, kernel, strides, tuple(pads))
 
 
 @pytest.mark.parametrize("case", [DENSE[0], DENSE[2], DEPTHWISE[0]], ids=str)
@@ -143,13 +143,13 @@ def test_serves_flax_layers():
     layer = functools.partial(nn.Conv, 5, (3, 3), strides=2, use_bias=True)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     stock = layer()
-    ours = layer(conv_general_dilated=convolution.conv_general_dilated)
+    ours = layer(conv_general_dilated=_convolution.conv_general_dilated)
     variables = stock.init(jax.random.key(1), x)
     np.testing.assert_allclose(
         ours.apply(variables, x), stock.apply(variables, x), rtol=1e-4, atol=1e-5
     )
     half = layer(
-        dtype=jnp.bfloat16, conv_general_dilated=convolution.conv_general_dilated
+        dtype=jnp.bfloat16, conv_general_dilated=_convolution.conv_general_dilated
     )
     assert half.apply(variables, x).dtype == jnp.bfloat16
 

@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as hnp
 
 from hero_jax.quant import (
     QuantizedArray,
-    blocks,
+    _blocks,
+    _grid,
     fake_quantize_array,
-    grid,
     quantize_array,
 )
 from tests.quant import reference
@@ -79,7 +79,7 @@ def test_half_a_bin_holds_in_every_block(drawn, bits):
     x, options = drawn
     quantized = quantize_array(jnp.asarray(x), bits, **options)
     dataclasses.replace(quantized)  # the checks of construction
-    spread = blocks.spread(quantized.scale, x.shape, quantized.block_shape)
+    spread = _blocks.spread(quantized.scale, x.shape, quantized.block_shape)
     error = np.abs(np.asarray(quantized.dequantize(), np.float64) - x)
     # The rounding of x / scale, of the product, and of the scale times the integer.
     rounding = 4 * 2.0**-23 * np.abs(x)
@@ -101,7 +101,7 @@ def test_bins_of_blocks_are_no_wider_than_those_of_the_whole(drawn, bits):
         return
     # Where a block is all zero, its bins have the width one.
     zero = np.broadcast_to(
-        blocks.reduce_blocks(
+        _blocks.reduce_blocks(
             lambda x, axes: jnp.abs(x).max(axes), jnp.asarray(x), fine.block_shape
         )
         == 0.0,
@@ -170,8 +170,8 @@ def test_a_second_quantization_changes_nothing(drawn, bits):
 def test_levels_stay_where_they_are_on_the_same_grid(bits, scheme):
     x = jax.random.normal(jax.random.key(0), (1000,))
     once = quantize_array(x, bits, scheme=scheme)
-    grids = grid.Grid(once.scale, 0 if once.zero_point is None else once.zero_point)
-    limits = grid.limits(bits, scheme, jnp.float32)
+    grids = _grid.Grid(once.scale, 0 if once.zero_point is None else once.zero_point)
+    limits = _grid.limits(bits, scheme, jnp.float32)
     np.testing.assert_array_equal(
         grids.integers(once.dequantize(), limits), once.values
     )

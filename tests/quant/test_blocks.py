@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hero_jax.quant import blocks
+from hero_jax.quant import _blocks
 from tests.quant import reference
 
 
@@ -22,9 +22,9 @@ def shapes_and_blocks(draw):
 def test_every_block_is_reduced_and_spread_by_itself(drawn):
     shape, block_shape = drawn
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    maxima = blocks.reduce_blocks(jnp.max, jnp.asarray(x), block_shape)
-    assert maxima.shape == blocks.num_blocks(shape, block_shape)
-    spread = np.broadcast_to(blocks.spread(maxima, shape, block_shape), shape)
+    maxima = _blocks.reduce_blocks(jnp.max, jnp.asarray(x), block_shape)
+    assert maxima.shape == _blocks.num_blocks(shape, block_shape)
+    spread = np.broadcast_to(_blocks.spread(maxima, shape, block_shape), shape)
     for index, cut in reference.blocks_of(shape, block_shape):
         assert maxima[index] == x[cut].max()
         assert np.all(spread[cut] == x[cut].max())
@@ -32,17 +32,17 @@ def test_every_block_is_reduced_and_spread_by_itself(drawn):
 
 def test_several_results_per_block():
     x = jnp.arange(10.0).reshape(2, 5)
-    low, high = blocks.reduce_blocks(lambda x, a: (x.min(a), x.max(a)), x, (1, 2))
+    low, high = _blocks.reduce_blocks(lambda x, a: (x.min(a), x.max(a)), x, (1, 2))
     np.testing.assert_array_equal(low, [[0, 2, 4], [5, 7, 9]])
     np.testing.assert_array_equal(high, [[1, 3, 4], [6, 8, 9]])
 
 
 def test_leading_axes_may_come_and_go():
-    assert blocks.num_blocks((7, 4, 6), (4, 1)) == (7, 1, 6)
-    assert blocks.num_blocks((6,), (4, 1)) == (6,)
-    assert blocks.spread(jnp.ones((7, 2, 3)), (7, 4, 6), (2, 2)).shape == (7, 4, 6)
+    assert _blocks.num_blocks((7, 4, 6), (4, 1)) == (7, 1, 6)
+    assert _blocks.num_blocks((6,), (4, 1)) == (6,)
+    assert _blocks.spread(jnp.ones((7, 2, 3)), (7, 4, 6), (2, 2)).shape == (7, 4, 6)
     assert jax.eval_shape(
-        lambda s: blocks.spread(s, (5, 6), (3, 5, 4)), jnp.ones((1, 2))
+        lambda s: _blocks.spread(s, (5, 6), (3, 5, 4)), jnp.ones((1, 2))
     ).shape == (1, 6)
 
 
@@ -63,7 +63,7 @@ def test_leading_axes_may_come_and_go():
     ],
 )
 def test_block_shape_of_a_kernel(axis, group_size, expected):
-    assert blocks.block_shape_of((3, 3, 8, 16), axis, group_size) == expected
+    assert _blocks.block_shape_of((3, 3, 8, 16), axis, group_size) == expected
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_block_shape_of_a_kernel(axis, group_size, expected):
 )
 def test_misuse_is_named(axis, group_size, error, message):
     with pytest.raises(error, match=message):
-        blocks.block_shape_of((3, 4), axis, group_size)
+        _blocks.block_shape_of((3, 4), axis, group_size)
 
 
 def test_an_array_without_axes_has_no_channels():
-    assert blocks.block_shape_of((), None, None) == ()
+    assert _blocks.block_shape_of((), None, None) == ()
     with pytest.raises(ValueError, match="axis must be None for an array without axes"):
-        blocks.block_shape_of((), -1, None)
+        _blocks.block_shape_of((), -1, None)

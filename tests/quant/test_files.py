@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hero_jax import quant
-from hero_jax.quant import PackedArray, QuantFileError, files
+from hero_jax.quant import PackedArray, QuantFileError, _files
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
@@ -189,7 +189,7 @@ def test_files_of_version_1_load(tmp_path):
     text = json.dumps(["dict", [[name, name] for name in sorted(short)]])
     tensors = {k: np.asarray(v).view(f"u{v.itemsize}") for k, v in short.items()}
     metadata = {"format": "hero_jax.quant", "version": "1", "structure": text}
-    metadata["sha256"] = files._checksum(text, tensors)
+    metadata["sha256"] = _files._checksum(text, tensors)
     safetensors_numpy.save_file(tensors, tmp_path / "old", metadata)
     loaded = quant.load(tmp_path / "old")
     assert jax.tree.structure(loaded) == jax.tree.structure(short)
@@ -398,7 +398,7 @@ def rewritten(folder, change, resign=True):
     change(tensors, metadata, kernel)
     metadata["structure"] = json.dumps(described)
     if resign:
-        metadata["sha256"] = files._checksum(metadata["structure"], tensors)
+        metadata["sha256"] = _files._checksum(metadata["structure"], tensors)
     safetensors_numpy.save_file(tensors, path, metadata)
     return path
 
@@ -478,7 +478,7 @@ def test_structures_of_another_kind_are_refused(tmp_path):
     trees = map(json.dumps, (missing, mixed, boolean))
     for text in ("[" * 100_000, "not json", *trees):
         metadata = {"format": "hero_jax.quant", "version": "1", "structure": text}
-        metadata["sha256"] = files._checksum(text, {})
+        metadata["sha256"] = _files._checksum(text, {})
         safetensors_numpy.save_file({}, tmp_path / "deep", metadata)
         with pytest.raises(QuantFileError, match="malformed"):
             quant.load(tmp_path / "deep")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hero_jax.quant import fake_quantize_array, quantize_array
-from hero_jax.quant.blocks import block_shape_of
+from hero_jax.quant._blocks import block_shape_of
 from tests.quant import reference
 
 SCHEMES = ("affine", "symmetric")

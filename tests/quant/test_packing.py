@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hero_jax.quant import PackedArray, QuantizedArray, pack, quantize_array, unpack
-from hero_jax.quant.packing import pack_bits, packed_size, unpack_bits
+from hero_jax.quant._packing import pack_bits, packed_size, unpack_bits
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
 

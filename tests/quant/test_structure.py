@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hero_jax.quant import structure
+from hero_jax.quant import _structure
 
 
 class Pair(NamedTuple):
@@ -40,7 +40,7 @@ def describe(tree):
         leaves[name] = x
         return "leaf"
 
-    return structure.describe(tree, leaf, lambda _: False), leaves
+    return _structure.describe(tree, leaf, lambda _: False), leaves
 
 
 def plain(tree):
@@ -59,7 +59,7 @@ def plain(tree):
 def test_round_trip_through_text(tree):
     description, leaves = describe(tree)
     assert list(leaves.values()) == jax.tree.leaves(tree)
-    again = structure.rebuild(
+    again = _structure.rebuild(
         json.loads(json.dumps(description)), lambda name, _: leaves[name]
     )
     assert plain(again) == plain(tree)
@@ -73,7 +73,7 @@ def test_names_are_paths_and_never_the_same():
 
 def test_named_tuples_of_equal_files_are_of_one_class():
     description, leaves = describe(Pair(1, [2]))
-    one, two = (structure.rebuild(description, lambda n, _: leaves[n]) for _ in "ab")
+    one, two = (_structure.rebuild(description, lambda n, _: leaves[n]) for _ in "ab")
     assert type(one) is type(two)
     assert type(one).__name__ == "Pair"
     assert jax.tree.map(lambda x, y: x + y, one, two).right == [4]
@@ -124,4 +124,4 @@ def test_keys_that_json_does_not_keep_are_named(key):
 )
 def test_malformed_structures_are_refused(bad):
     with pytest.raises((ValueError, TypeError)):
-        structure.rebuild(bad, lambda *_: 0)
+        _structure.rebuild(bad, lambda *_: 0)

@@ -10,10 +10,10 @@ import numpy as np
 
 from hero_jax import _checks, _programs
 from hero_jax._typing import Mask, Params
-from hero_jax.quant.array import fit_levels
-from hero_jax.quant.bits import bits_of_leaves
-from hero_jax.quant.options import GridOptions, Options, check_bits
-from hero_jax.quant.tree import Plan, check_finite, is_quantized, make_plan
+from hero_jax.quant._array import fit_levels
+from hero_jax.quant._bits import bits_of_leaves
+from hero_jax.quant._options import GridOptions, Options, check_bits
+from hero_jax.quant._tree import Plan, check_finite, is_quantized, make_plan
 
 LogitsFn: TypeAlias = Callable[[Params, chex.ArrayTree, chex.Array], chex.Array]
 """`(params, batch_stats, images) -> logits` of evaluation, `[B, num_classes]`."""

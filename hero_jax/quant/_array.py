@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hero_jax import _checks, _tree
-from hero_jax.quant import blocks, grid, nodes
-from hero_jax.quant.options import (
+from hero_jax.quant import _blocks, _grid, _nodes
+from hero_jax.quant._options import (
     GridOptions,
     Options,
     check_bits,
@@ -24,7 +24,7 @@ FLOATS = tuple(map(np.dtype, ("float16", jnp.bfloat16, "float32", "float64")))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class QuantizedArray(nodes.NotAnArray):
+class QuantizedArray(_nodes.NotAnArray):
     """An array stored as integers on uniform grids; a pytree node.
 
     The integers are stored one per byte (or two, above 8 bits), ready for use;
@@ -98,9 +98,9 @@ class QuantizedArray(nodes.NotAnArray):
           ValueError: the blocks do not fit the values any more: both were cut or joined
             along an axis whose indices share a grid.
         """
-        expected = blocks.num_blocks(self.shape, self.block_shape)
+        expected = _blocks.num_blocks(self.shape, self.block_shape)
         check_field("scale", self.scale, expected, self.scale.dtype)
-        grids = grid.Grid(self.scale, self.zero_point)
+        grids = _grid.Grid(self.scale, self.zero_point)
         return _dequantize(self.values, grids, self.dtype, self.block_shape)
 
 
@@ -121,7 +121,7 @@ def check_grids(node: Any, shape: tuple[int, ...]) -> None:
         )
     check_shape("block_shape", node.block_shape, least=1)
     wide = _tree.wide_dtype(node.dtype)
-    expected = blocks.num_blocks(shape, node.block_shape)
+    expected = _blocks.num_blocks(shape, node.block_shape)
     check_field("scale", node.scale, expected, wide)
     if node.zero_point is not None:
         integer = zero_point_dtype(node.dtype)
@@ -175,7 +175,7 @@ def storage_dtype(bits: int, scheme: str) -> np.dtype:
     return np.dtype(f"{sign}int{8 if bits <= 8 else 16}")
 
 
-nodes.register(
+_nodes.register(
     QuantizedArray, ("values", "scale", "zero_point"), "hero_jax.quant.QuantizedArray"
 )
 
@@ -279,25 +279,25 @@ def as_array(name: str, x: chex.Array) -> chex.Array:
 
 def _fit(
     x: chex.Array, bits: chex.Numeric, key: chex.PRNGKey | None, options: Options
-) -> tuple[grid.Grid, grid.Grid, chex.Array]:
+) -> tuple[_grid.Grid, _grid.Grid, chex.Array]:
     """Return the grids, one per block; the same over x; the integers, as floats."""
     x = x.astype(_tree.wide_dtype(x.dtype))
-    fit = grid.fit(bits, options.scheme, options.calibration, options.percent)
-    grids: grid.Grid = jax.lax.stop_gradient(
-        blocks.reduce_blocks(fit, x, options.block_shape)
+    fit = _grid.fit(bits, options.scheme, options.calibration, options.percent)
+    grids: _grid.Grid = jax.lax.stop_gradient(
+        _blocks.reduce_blocks(fit, x, options.block_shape)
     )
     spread = _spread(grids, x.shape, options.block_shape)
-    limits = grid.limits(bits, options.scheme, x.dtype)
+    limits = _grid.limits(bits, options.scheme, x.dtype)
     noise = None if key is None else jax.random.uniform(key, x.shape, x.dtype)
     return grids, spread, spread.integers(x, limits, noise)
 
 
 def _spread(
-    grids: grid.Grid, shape: tuple[int, ...], block_shape: tuple[int, ...]
-) -> grid.Grid:
+    grids: _grid.Grid, shape: tuple[int, ...], block_shape: tuple[int, ...]
+) -> _grid.Grid:
     """Let the grids of the blocks broadcast against the array."""
-    spread: grid.Grid = jax.tree.map(
-        lambda a: blocks.spread(a, shape, block_shape), grids
+    spread: _grid.Grid = jax.tree.map(
+        lambda a: _blocks.spread(a, shape, block_shape), grids
     )
     return spread
 
@@ -309,7 +309,7 @@ def fit_integers(
     key: chex.PRNGKey | None,
     storage: np.dtype,
     options: Options,
-) -> tuple[chex.Array, grid.Grid, chex.Array]:
+) -> tuple[chex.Array, _grid.Grid, chex.Array]:
     """Return integers, grids, and whether all of x is finite.
 
     One program serves all bits of the same storage.
@@ -318,7 +318,7 @@ def fit_integers(
     if zero_point is not None:
         zero_point = zero_point.astype(zero_point_dtype(x.dtype))
     finite = jnp.isfinite(scale).all()
-    return integers.astype(storage), grid.Grid(scale, zero_point), finite
+    return integers.astype(storage), _grid.Grid(scale, zero_point), finite
 
 
 def assemble(
@@ -326,10 +326,10 @@ def assemble(
     bits: int,
     options: Options,
     integers: chex.Array,
-    grids: grid.Grid,
+    grids: _grid.Grid,
 ) -> QuantizedArray:
     """Return the quantized x, given its :func:`fit_integers`."""
-    array: QuantizedArray = nodes.unchecked(
+    array: QuantizedArray = _nodes.unchecked(
         QuantizedArray,
         values=integers,
         scale=grids.scale,
@@ -347,18 +347,18 @@ def fit_levels(
 ) -> tuple[chex.Array, chex.Array]:
     """Return x moved to the levels of its grids, and whether all of x is finite."""
     grids, spread, integers = _fit(x, bits, key, options)
-    levels = grid.narrow(spread.levels(integers), x.dtype)
+    levels = _grid.narrow(spread.levels(integers), x.dtype)
     return levels, jnp.isfinite(grids.scale).all()
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "block_shape"))
 def _dequantize(
     values: chex.Array,
-    grids: grid.Grid,
+    grids: _grid.Grid,
     dtype: np.dtype,
     block_shape: tuple[int, ...],
 ) -> chex.Array:
     wide = grids.scale.dtype
     floats = jax.tree.map(lambda a: a.astype(wide), grids)
     spread = _spread(floats, values.shape, block_shape)
-    return grid.narrow(spread.levels(values.astype(wide)), dtype)
+    return _grid.narrow(spread.levels(values.astype(wide)), dtype)

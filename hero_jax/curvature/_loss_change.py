@@ -9,11 +9,10 @@ import jax.numpy as jnp
 
 from hero_jax import _programs, _tree
 from hero_jax._typing import Mask, Params
-from hero_jax.curvature import lanczos, progress
-from hero_jax.curvature import problem as problems
-from hero_jax.curvature.eigenvalues import check_chosen, only
-from hero_jax.curvature.problem import Options, Problem
-from hero_jax.curvature.product import check_vector
+from hero_jax.curvature import _lanczos, _problem, _progress
+from hero_jax.curvature._eigenvalues import check_chosen, only
+from hero_jax.curvature._problem import Options, Problem
+from hero_jax.curvature._product import check_vector
 
 
 class Change(NamedTuple):
@@ -95,12 +94,12 @@ def loss_change(
     References:
       Dong et al., `HAWQ-V2 <https://arxiv.org/abs/1911.03852>`_, 2020, Lemma 1.
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     check_vector("moved", moved, params)
     chosen = check_chosen(mask, params)
     total = (len(chosen) + 1) * problem.num_batches(args)
     compiled = _programs.compiled(_loss_change, problem, tuple(chosen))
-    whole, layers = progress.listen(
+    whole, layers = _progress.listen(
         options.get("progress"), total, compiled, params, moved, args
     )
     paths = _tree.unique_leaf_paths(params)
@@ -123,7 +122,7 @@ def _loss_change(
     product = problem.product(W, args)
 
     def dot(a: Params, b: Params) -> chex.Array:
-        products = jax.tree.map(lanczos.vdot, a, b)
+        products = jax.tree.map(_lanczos.vdot, a, b)
         dtype = _tree.widest_dtype(products)
         return jnp.stack([x.astype(dtype) for x in jax.tree.leaves(products)]).sum()
 

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax.quant import structure
-from hero_jax.quant.array import FLOATS, QuantizedArray
-from hero_jax.quant.packing import PackedArray, pack_array
-from hero_jax.quant.tree import is_quantized
+from hero_jax.quant import _structure
+from hero_jax.quant._array import FLOATS, QuantizedArray
+from hero_jax.quant._packing import PackedArray, pack_array
+from hero_jax.quant._tree import is_quantized
 
 FORMAT, VERSIONS = "hero_jax.quant", ("1", "2")
 """Version 1 has the floats of `_SHORT` as unsigned integers of their size."""
@@ -129,7 +129,7 @@ def _serialized(tree: chex.ArrayTree) -> bytes:
         return description
 
     text = json.dumps(
-        structure.describe(tree, leaf, is_quantized), separators=(",", ":")
+        _structure.describe(tree, leaf, is_quantized), separators=(",", ":")
     )
     short = any(array.dtype.name in _SHORT.values() for array in tensors.values())
     metadata = {
@@ -182,7 +182,7 @@ def load(
         return leaves[name]
 
     try:
-        tree = structure.rebuild(json.loads(text), leaf)
+        tree = _structure.rebuild(json.loads(text), leaf)
         if tensors:
             raise ValueError(f"no leaf owns the tensors {sorted(tensors)}")
     except _MALFORMED as error:
@@ -372,8 +372,8 @@ def _poured_into(
         wanted[name] = x
         return "leaf"
 
-    expected = structure.describe(like, leaf, is_quantized)
-    if structure.skeleton(expected) != structure.skeleton(description):
+    expected = _structure.describe(like, leaf, is_quantized)
+    if _structure.skeleton(expected) != _structure.skeleton(description):
         only_like, only_file = set(wanted) - set(leaves), set(leaves) - set(wanted)
         raise ValueError(
             "like must have the structure of the file: leaves "

@@ -10,11 +10,10 @@ import numpy as np
 
 from hero_jax import _programs, _tree
 from hero_jax._typing import Mask, Params
-from hero_jax.curvature import lanczos, probes, progress
-from hero_jax.curvature import problem as problems
-from hero_jax.curvature.eigenvalues import check_chosen, only
-from hero_jax.curvature.probes import Estimate
-from hero_jax.curvature.problem import Options, Problem
+from hero_jax.curvature import _lanczos, _probes, _problem, _progress
+from hero_jax.curvature._eigenvalues import check_chosen, only
+from hero_jax.curvature._probes import Estimate
+from hero_jax.curvature._problem import Options, Problem
 
 
 class Trace(NamedTuple):
@@ -97,13 +96,13 @@ def trace(
       a method of variance reduction <https://arxiv.org/abs/1603.05988>`_, 2017; Dong et
       al., `HAWQ-V2 <https://arxiv.org/abs/1911.03852>`_, 2020.
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     sizes = [int(np.size(x)) for x in jax.tree.leaves(params)]
-    probes.check_probes(num_samples, deflation, key, sum(sizes))
+    _probes.check_probes(num_samples, deflation, key, sum(sizes))
     total = (num_samples + deflation) * problem.num_batches(args)
     compiled = _programs.compiled(_trace, problem, num_samples, deflation)
     key = jax.random.key(0) if key is None else key
-    whole, layers = progress.listen(
+    whole, layers = _progress.listen(
         options.get("progress"), total, compiled, params, key, args
     )
     paths = _tree.unique_leaf_paths(params)
@@ -159,15 +158,17 @@ def layer_traces(
       >>> bool(shared.stderr > 1.0), f"{own.value:.0f} +- {own.stderr:.0f}"
       (True, '1 +- 0')
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     chosen = check_chosen(mask, params)
-    probes.check_probes(num_samples, deflation, key, _tree.size(params))
+    _probes.check_probes(num_samples, deflation, key, _tree.size(params))
     total = (num_samples * len(chosen) + deflation) * problem.num_batches(args)
     compiled = _programs.compiled(
         _layer_traces, problem, tuple(chosen), num_samples, deflation
     )
     key = jax.random.key(0) if key is None else key
-    found = progress.listen(options.get("progress"), total, compiled, params, key, args)
+    found = _progress.listen(
+        options.get("progress"), total, compiled, params, key, args
+    )
     paths = _tree.unique_leaf_paths(params)
     estimates = map(Estimate, found.value, found.stderr)
     return {paths[i]: e for i, e in zip(chosen, estimates, strict=True)}
@@ -183,7 +184,7 @@ def _trace(
 ) -> tuple[Estimate, Estimate]:
     """Return the estimates of the whole, and of all leaves in arrays `[leaves]`."""
     W = _tree.widen(params)
-    flat = lanczos.Flat.of(W)
+    flat = _lanczos.Flat.of(W)
     probe_key, start_key = jax.random.split(key)
     keys = jax.random.split(probe_key, num_samples)
 
@@ -191,10 +192,12 @@ def _trace(
         return jax.random.rademacher(keys[j], (flat.size,), flat.dtype)
 
     matvec = flat.matvec(problem.product(W, args))
-    samples, known = probes.samples_per_leaf(
+    samples, known = _probes.samples_per_leaf(
         flat, matvec, draw, num_samples, deflation, start_key
     )
-    return probes.estimate(samples.sum(1), known.sum()), probes.estimate(samples, known)
+    return _probes.estimate(samples.sum(1), known.sum()), _probes.estimate(
+        samples, known
+    )
 
 
 def _layer_traces(
@@ -208,7 +211,7 @@ def _layer_traces(
 ) -> Estimate:
     """Return the estimates of the chosen leaves, in arrays `[leaves]`."""
     W = _tree.widen(params)
-    flat = lanczos.Flat.of(W)
+    flat = _lanczos.Flat.of(W)
     probe_key, start_key = jax.random.split(key)
     count = num_samples * len(chosen)
     keys = jax.random.split(probe_key, count)
@@ -219,9 +222,9 @@ def _layer_traces(
         return flat.flatten(only(layer, flat.unflatten(v)))
 
     matvec = flat.matvec(problem.product(W, args))
-    samples, known = probes.samples_per_leaf(
+    samples, known = _probes.samples_per_leaf(
         flat, matvec, draw, count, deflation, start_key
     )
     rows = samples.reshape(num_samples, len(chosen), -1)
     own = jnp.stack([rows[:, k, i] for k, i in enumerate(chosen)], axis=1)
-    return probes.estimate(own, known[jnp.asarray(chosen)])
+    return _probes.estimate(own, known[jnp.asarray(chosen)])

@@ -12,8 +12,7 @@ from jax import lax
 
 from hero_jax import _autodiff, _checks, _programs, _tree
 from hero_jax._typing import Grads, Params
-from hero_jax.curvature import no_forward_rule
-from hero_jax.curvature import progress as progress_
+from hero_jax.curvature import _no_forward_rule, _progress
 
 Matrix = Literal["hessian", "gauss_newton"]
 Product = Literal["exact", "reverse", "finite_difference"]
@@ -149,7 +148,7 @@ class Problem(NamedTuple):
         def of_batch(batch: Sequence[Any]) -> tuple[chex.Array, Grads]:
             loss, gradient = jax.value_and_grad(self.loss)(params, batch)
             if reports:
-                progress_.tick_after(gradient)
+                _progress.tick_after(gradient)
             return loss, gradient
 
         loss, gradient = self.mean(of_batch, args)
@@ -186,7 +185,7 @@ class Problem(NamedTuple):
 
         def reporting(v: Params) -> Params:
             result = matvec(v)
-            progress_.tick_after(result)
+            _progress.tick_after(result)
             return result
 
         return reporting
@@ -198,15 +197,15 @@ def _hvp(grad_fn: Callable[[Params], Grads], W: Params, hvp: Product) -> MatVec:
         return lambda v: _central_difference(grad_fn, W, v)
     if hvp == "exact":
         _, product, _ = _autodiff.gradient_and_hvp(
-            lambda W: (grad_fn(W), None), W, way_round=no_forward_rule.WAYS_ROUND
+            lambda W: (grad_fn(W), None), W, way_round=_no_forward_rule.WAYS_ROUND
         )
         return product
 
     def matvec(v: Params) -> Params:
-        with no_forward_rule.backwards(grad_fn, W):
+        with _no_forward_rule.backwards(grad_fn, W):
             return pull(v)[0]
 
-    with no_forward_rule.backwards(grad_fn, W):
+    with _no_forward_rule.backwards(grad_fn, W):
         _, pull = jax.vjp(grad_fn, W)
     return matvec
 

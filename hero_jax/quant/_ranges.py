@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hero_jax import _checks, _programs, _tree
-from hero_jax.quant import grid, interception
-from hero_jax.quant.options import GridOptions, resolve
+from hero_jax.quant import _grid, _interception
+from hero_jax.quant._options import GridOptions, resolve
 
 
 class ActivationRange(NamedTuple):
@@ -151,9 +151,9 @@ def _ranges_of_batch(
         x = _tree.widen(x)
         axes = tuple(range(x.ndim))
         ends = (
-            grid.min_max(x, axes, "affine")
+            _grid.min_max(x, axes, "affine")
             if percent is None
-            else grid.percentile(x, axes, "affine", percent)
+            else _grid.percentile(x, axes, "affine", percent)
         )
         finite = jnp.isfinite(x).all()  # a percentile may pass over infinity
         low, high = (jnp.where(finite, e.reshape(()), jnp.nan) for e in ends)
@@ -168,7 +168,7 @@ def _ranges_of_batch(
             size,
         )
 
-    inputs = interception.recorded_inputs(
+    inputs = _interception.recorded_inputs(
         apply_fn, args, lambda module, _: isinstance(module, classes)
     )
     return {path: of_layer(calls) for path, calls in inputs.items()}
@@ -213,7 +213,7 @@ def _batches(
 
 def _classes(layers: type | tuple[type, ...] | None) -> tuple[type, ...]:
     if layers is None:
-        return interception.weight_layers()
+        return _interception.weight_layers()
     classes = layers if isinstance(layers, tuple) else (layers,)
     if not classes or not all(isinstance(c, type) for c in classes):
         raise TypeError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hero_jax import _checks
-from hero_jax.quant import blocks, grid
+from hero_jax.quant import _blocks, _grid
 
 WIDTHS = "an integer from 2 to 8, or 16"
 
@@ -94,10 +94,10 @@ def resolve(shape: tuple[int, ...], options: GridOptions) -> Options:
     scheme = options.get("scheme", "affine")
     calibration = options.get("calibration", "minmax")
     percentile = options.get("percentile")
-    _checks.check_choice("scheme", scheme, grid.SCHEMES)
-    _checks.check_choice("calibration", calibration, grid.CALIBRATIONS)
+    _checks.check_choice("scheme", scheme, _grid.SCHEMES)
+    _checks.check_choice("calibration", calibration, _grid.CALIBRATIONS)
     if percentile is None:
-        percentile = grid.DEFAULT_PERCENT
+        percentile = _grid.DEFAULT_PERCENT
     elif calibration != "percentile":
         raise ValueError(
             f"percentile needs calibration='percentile', got percentile={percentile!r} "
@@ -114,7 +114,7 @@ def resolve(shape: tuple[int, ...], options: GridOptions) -> Options:
         raise ValueError(
             f"percentile must be above 50 and at most 100, got {percentile!r}."
         )
-    block_shape = blocks.block_shape_of(
+    block_shape = _blocks.block_shape_of(
         shape, options.get("axis"), options.get("group_size")
     )
     return Options(scheme, calibration, float(percentile), block_shape)

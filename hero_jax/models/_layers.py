@@ -8,7 +8,7 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hero_jax.models import convolution as on_cpus
+from hero_jax.models import _convolution
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Normal with variance 2 / (k * k * outputs): He et al. 2015."""
@@ -26,7 +26,7 @@ def convolution(
         use_bias=False,
         kernel_init=he_normal,
         dtype=dtype,
-        conv_general_dilated=conv_general_dilated or on_cpus.conv_general_dilated,
+        conv_general_dilated=conv_general_dilated or _convolution.conv_general_dilated,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from hero_jax.curvature import no_forward_rule
+from hero_jax.curvature import _no_forward_rule
 
 
 class _Tally:
@@ -39,7 +39,7 @@ def listen(
     *args: Any,
 ) -> Any:
     """Call a compiled function of arrays and tell the callback how far it is."""
-    with no_forward_rule.forwards_too_late():
+    with _no_forward_rule.forwards_too_late():
         if callback is None or any(
             isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)
         ):

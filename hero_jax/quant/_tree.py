@@ -11,17 +11,17 @@ import numpy as np
 
 from hero_jax import _checks, _tree
 from hero_jax._typing import Mask, Params
-from hero_jax.quant import array
-from hero_jax.quant.array import QuantizedArray
-from hero_jax.quant.bits import Bits, bits_of_leaves
-from hero_jax.quant.options import (
+from hero_jax.quant import _array
+from hero_jax.quant._array import QuantizedArray
+from hero_jax.quant._bits import Bits, bits_of_leaves
+from hero_jax.quant._options import (
     GridOptions,
     Options,
     check_bits,
     check_traceable_bits,
     resolve,
 )
-from hero_jax.quant.packing import PackedArray, pack_array, packed_size
+from hero_jax.quant._packing import PackedArray, pack_array, packed_size
 
 
 def quantize(
@@ -76,11 +76,11 @@ def quantize(
     plan = make_plan(params, bits, mask, key, options, check_bits)
     quantized, flags = [], []
     for x, b, leaf_key, chosen in plan.each(key):
-        storage = array.storage_dtype(b, chosen.scheme)
-        integers, grids, finite = array.fit_integers(
+        storage = _array.storage_dtype(b, chosen.scheme)
+        integers, grids, finite = _array.fit_integers(
             x, np.int32(b), leaf_key, storage, chosen
         )
-        quantized.append(array.assemble(x, b, chosen, integers, grids))
+        quantized.append(_array.assemble(x, b, chosen, integers, grids))
         flags.append(finite)
     check_finite(plan.names, flags)
     return plan.put_back(quantized)
@@ -127,7 +127,7 @@ def fake_quantize(
     levels, flags = [], []
     for x, b, leaf_key, chosen in plan.each(key):
         b = b if isinstance(b, jax.Array) else np.int32(b)
-        rounded, finite = array.fit_levels(x, b, leaf_key, chosen)
+        rounded, finite = _array.fit_levels(x, b, leaf_key, chosen)
         levels.append(rounded)
         flags.append(finite)
     check_finite(plan.names, flags)
@@ -291,7 +291,7 @@ def make_plan(
         try:
             if is_quantized(leaves[i]):
                 raise TypeError("params must not be quantized where mask is True")
-            arrays.append(array.as_array("params", leaves[i]))
+            arrays.append(_array.as_array("params", leaves[i]))
             check(all_bits[i])
             resolved.append(resolve(arrays[-1].shape, options))
         except (TypeError, ValueError) as error:

@@ -10,9 +10,8 @@ import numpy as np
 
 from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Mask, Params
-from hero_jax.curvature import lanczos, progress
-from hero_jax.curvature import problem as problems
-from hero_jax.curvature.problem import Options, Problem
+from hero_jax.curvature import _lanczos, _problem, _progress
+from hero_jax.curvature._problem import Options, Problem
 
 Which = Literal["largest", "smallest", "magnitude"]
 
@@ -79,7 +78,7 @@ def top_eigenvalues(
       Lanczos, `An iteration method for the solution of the eigenvalue problem
       <https://doi.org/10.6028/jres.045.026>`_, 1950.
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     _checks.check_positive_integer("k", k)
     _checks.check_key("key", key, optional=True)
     _checks.check_choice("which", which, ("largest", "smallest", "magnitude"))
@@ -88,7 +87,7 @@ def top_eigenvalues(
     total = (steps + k) * problem.num_batches(args)
     compiled = _programs.compiled(_top_eigenvalues, problem, k, which, steps)
     key = jax.random.key(0) if key is None else key
-    result: Eigenpairs = progress.listen(
+    result: Eigenpairs = _progress.listen(
         options.get("progress"), total, compiled, params, key, args
     )
     return result
@@ -138,7 +137,7 @@ def layer_eigenvalues(
     References:
       Dong et al., `HAWQ <https://arxiv.org/abs/1905.03696>`_, 2019.
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     chosen = check_chosen(mask, params)
     size = _tree.size(params)
     _checks.check_positive_integer("steps", steps)
@@ -147,7 +146,7 @@ def layer_eigenvalues(
     compiled = _programs.compiled(_layer_eigenvalues, problem, tuple(chosen), steps)
     _checks.check_key("key", key, optional=True)
     key = jax.random.key(0) if key is None else key
-    values = progress.listen(
+    values = _progress.listen(
         options.get("progress"), total, compiled, params, key, args
     )
     paths = _tree.unique_leaf_paths(params)
@@ -203,15 +202,15 @@ def _top_eigenvalues(
     args: Sequence[Any],
 ) -> Eigenpairs:
     W = _tree.widen(params)
-    flat = lanczos.Flat.of(W)
+    flat = _lanczos.Flat.of(W)
     matvec = flat.matvec(problem.product(W, args))
     start = jax.random.normal(key, (flat.size,), flat.dtype)
 
     # One loop for the space and the residuals, since the product is what takes minutes
     # to compile.
     def body(
-        i: chex.Array, state: tuple[lanczos.Lanczos, _Pairs, chex.Array]
-    ) -> tuple[lanczos.Lanczos, _Pairs, chex.Array]:
+        i: chex.Array, state: tuple[_lanczos.Lanczos, _Pairs, chex.Array]
+    ) -> tuple[_lanczos.Lanczos, _Pairs, chex.Array]:
         space, top, residuals = state
         j = jnp.maximum(i - steps, 0)
         v = jnp.where(i < steps, space.v, top.vectors[j])
@@ -226,7 +225,7 @@ def _top_eigenvalues(
     zeros = jnp.zeros(k, flat.dtype)
     nothing = _Pairs(zeros, jnp.zeros((k, flat.size), flat.dtype))
     _, top, residuals = jax.lax.fori_loop(
-        0, steps + k, body, (lanczos.Lanczos.begin(start, steps), nothing, zeros)
+        0, steps + k, body, (_lanczos.Lanczos.begin(start, steps), nothing, zeros)
     )
     return Eigenpairs(top.values, jax.vmap(flat.unflatten)(top.vectors), residuals)
 
@@ -236,9 +235,9 @@ class _Pairs(NamedTuple):
     vectors: chex.Array
 
 
-def _outermost(space: lanczos.Krylov, k: int, which: Which) -> _Pairs:
+def _outermost(space: _lanczos.Krylov, k: int, which: Which) -> _Pairs:
     """Return k eigenvalues of the part found, and flat vectors of length 1."""
-    pairs = lanczos.ritz(space)
+    pairs = _lanczos.ritz(space)
     order = {
         "largest": -pairs.values,
         "smallest": pairs.values,
@@ -246,7 +245,7 @@ def _outermost(space: lanczos.Krylov, k: int, which: Which) -> _Pairs:
     }[which]
     chosen = jnp.argsort(jnp.where(pairs.found, order, jnp.inf))[:k]
     values = jnp.where(pairs.found[chosen], pairs.values[chosen], jnp.nan)
-    vectors = lanczos.matmul(pairs.vectors[:, chosen].T, space.basis)
+    vectors = _lanczos.matmul(pairs.vectors[:, chosen].T, space.basis)
     norms = jax.vmap(_tree.norm)(vectors)
     return _Pairs(values, vectors / jnp.where(norms > 0.0, norms, 1.0)[:, None])
 
@@ -260,14 +259,14 @@ def _layer_eigenvalues(
     args: Sequence[Any],
 ) -> chex.Array:
     W = _tree.widen(params)
-    flat = lanczos.Flat.of(W)
+    flat = _lanczos.Flat.of(W)
     product = problem.product(W, args)
     random = flat.unflatten(jax.random.normal(key, (flat.size,), flat.dtype))
 
     def of_layer(position: chex.Array) -> chex.Array:
         block = flat.matvec(lambda v: only(position, product(v)))
         start = flat.flatten(only(position, random))
-        pairs = lanczos.ritz(lanczos.krylov(block, start, steps))
+        pairs = _lanczos.ritz(_lanczos.krylov(block, start, steps))
         return jnp.max(jnp.where(pairs.found, pairs.values, -jnp.inf))
 
     return jax.lax.map(of_layer, jnp.array(chosen))

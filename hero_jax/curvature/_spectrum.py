@@ -9,11 +9,10 @@ import jax.numpy as jnp
 
 from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Params
-from hero_jax.curvature import lanczos, progress
-from hero_jax.curvature import problem as problems
-from hero_jax.curvature.eigenvalues import check_steps
-from hero_jax.curvature.probes import Estimate, deviation
-from hero_jax.curvature.problem import Options, Problem
+from hero_jax.curvature import _lanczos, _problem, _progress
+from hero_jax.curvature._eigenvalues import check_steps
+from hero_jax.curvature._probes import Estimate, deviation
+from hero_jax.curvature._problem import Options, Problem
 
 
 class SpectralDensity(NamedTuple):
@@ -94,7 +93,7 @@ def spectral_density(
       2017; Ghorbani et al., `An investigation into neural net optimization
       <https://arxiv.org/abs/1901.10159>`_, 2019.
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     _checks.check_positive_integer("num_samples", num_samples)
     _checks.check_key("key", key, optional=True)
     size = _tree.size(params)
@@ -102,7 +101,7 @@ def spectral_density(
     total = num_samples * steps * problem.num_batches(args)
     compiled = _programs.compiled(_spectral_density, problem, num_samples, steps)
     key = jax.random.key(0) if key is None else key
-    result: SpectralDensity = progress.listen(
+    result: SpectralDensity = _progress.listen(
         options.get("progress"), total, compiled, params, key, args
     )
     return result
@@ -117,13 +116,13 @@ def _spectral_density(
     args: Sequence[Any],
 ) -> SpectralDensity:
     W = _tree.widen(params)
-    flat = lanczos.Flat.of(W)
+    flat = _lanczos.Flat.of(W)
     matvec = flat.matvec(problem.product(W, args))
 
     def of_probe(key: chex.PRNGKey) -> tuple[chex.Array, chex.Array]:
         # Signs, all of one length: moments then have the variance of Hutchinson.
         start = jax.random.rademacher(key, (flat.size,), flat.dtype)
-        pairs = lanczos.ritz(lanczos.krylov(matvec, start, steps))
+        pairs = _lanczos.ritz(_lanczos.krylov(matvec, start, steps))
         weights = jnp.where(pairs.found, pairs.vectors[0] ** 2, 0.0)
         return jnp.where(pairs.found, pairs.values, 0.0), weights
 
@@ -141,7 +140,7 @@ def _on_grid(
         nodes, weights = probe
         distance = (grid[:, None] - nodes[None, :]) / width
         bells = jnp.exp(-0.5 * distance**2) / (width * (2.0 * jnp.pi) ** 0.5)
-        return lanczos.matmul(bells, weights)
+        return _lanczos.matmul(bells, weights)
 
     return _over_probes(jax.lax.map(of_probe, (density.nodes, density.weights)))
 

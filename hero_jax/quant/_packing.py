@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax.quant import array, nodes
-from hero_jax.quant.array import QuantizedArray
-from hero_jax.quant.blocks import trailing
-from hero_jax.quant.options import check_bits
+from hero_jax.quant import _array, _nodes
+from hero_jax.quant._array import QuantizedArray
+from hero_jax.quant._blocks import trailing
+from hero_jax.quant._options import check_bits
 
 
 def packed_size(size: int, bits: int) -> int:
@@ -37,7 +37,7 @@ def pack_bits(values: chex.Array, bits: int) -> chex.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from hero_jax.quant.packing import pack_bits
+      >>> from hero_jax.quant._packing import pack_bits
       >>> pack_bits(jnp.array([1, 2, 3]), bits=4)
       Array([33,  3], dtype=uint8)
     """
@@ -82,7 +82,7 @@ def _shift_left(x: chex.Array, places: int) -> chex.Array:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PackedArray(nodes.NotAnArray):
+class PackedArray(_nodes.NotAnArray):
     """A :class:`hero_jax.quant.QuantizedArray` whose integers have no gaps.
 
     A pytree node: 4-bit weights take half a byte each in memory, and are unpacked
@@ -110,11 +110,11 @@ class PackedArray(nodes.NotAnArray):
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
-        array.check_shape("row_shape", self.row_shape, least=0)
-        array.check_grids(self, self.shape)
+        _array.check_shape("row_shape", self.row_shape, least=0)
+        _array.check_grids(self, self.shape)
         size = packed_size(math.prod(self.row_shape), self.bits)
         expected = (*self.packed.shape[:-1], size)
-        array.check_field("packed", self.packed, expected, np.dtype(np.uint8))
+        _array.check_field("packed", self.packed, expected, np.dtype(np.uint8))
 
     @property
     def scheme(self) -> str:
@@ -135,9 +135,9 @@ class PackedArray(nodes.NotAnArray):
         values = unsigned.reshape(self.shape)
         if self.zero_point is None:
             values = (values.astype(jnp.int32) - 2 ** (self.bits - 1)).astype(
-                array.storage_dtype(self.bits, self.scheme)
+                _array.storage_dtype(self.bits, self.scheme)
             )
-        unpacked: QuantizedArray = nodes.unchecked(
+        unpacked: QuantizedArray = _nodes.unchecked(
             QuantizedArray,
             values=values,
             scale=self.scale,
@@ -153,7 +153,7 @@ class PackedArray(nodes.NotAnArray):
         return self.unpack().dequantize()
 
 
-nodes.register(
+_nodes.register(
     PackedArray, ("packed", "scale", "zero_point"), "hero_jax.quant.PackedArray"
 )
 
@@ -167,7 +167,7 @@ def pack_array(x: QuantizedArray) -> PackedArray:
     row_shape = x.shape[leading:]
     rows = values.reshape(math.prod(x.shape[:leading]), math.prod(row_shape))
     packed_rows = jax.vmap(lambda row: pack_bits(row, x.bits))(rows)
-    packed: PackedArray = nodes.unchecked(
+    packed: PackedArray = _nodes.unchecked(
         PackedArray,
         packed=packed_rows.reshape(*x.shape[:leading], packed_rows.shape[-1]),
         scale=x.scale,

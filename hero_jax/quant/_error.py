@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from hero_jax import _tree
 from hero_jax._typing import Params
-from hero_jax.quant import structure
-from hero_jax.quant.tree import dequantize
+from hero_jax.quant import _structure
+from hero_jax.quant._tree import dequantize
 
 
 class QuantizationError(NamedTuple):
@@ -54,7 +54,7 @@ def quantization_error(
     restored = dequantize(quantized)
     _tree.check_same_structure("quantized", restored, "params", params)
     errors = map(_compare, jax.tree.leaves(params), jax.tree.leaves(restored))
-    names = structure.Names()
+    names = _structure.Names()
     paths = [names((path,)) for path in _tree.leaf_paths(params)]
     return dict(zip(paths, errors, strict=True))
 

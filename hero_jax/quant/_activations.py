@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from hero_jax import _checks, _tree
-from hero_jax.quant import grid, interception
-from hero_jax.quant.bits import Bits, bits_of_leaves
-from hero_jax.quant.options import check_traceable_bits
-from hero_jax.quant.ranges import ActivationRange, check_ranges
+from hero_jax.quant import _grid, _interception
+from hero_jax.quant._bits import Bits, bits_of_leaves
+from hero_jax.quant._options import check_traceable_bits
+from hero_jax.quant._ranges import ActivationRange, check_ranges
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def quantize_activations(
       Array([0., 0., 3., 3.], dtype=float32)
     """
     _checks.check_callable("apply_fn", apply_fn, "(*args)")
-    _checks.check_choice("scheme", scheme, grid.SCHEMES)
+    _checks.check_choice("scheme", scheme, _grid.SCHEMES)
     check_ranges(ranges)
     widths = _bits_by_path(bits, ranges)
     met: set[str] = set()
@@ -85,7 +85,7 @@ def quantize_activations(
 
     @functools.wraps(apply_fn, updated=())
     def quantized(*args: P.args, **kwargs: P.kwargs) -> T:
-        with interception.inputs_changed(change, token):
+        with _interception.inputs_changed(change, token):
             outputs = apply_fn(*args, **kwargs)
         if missing := sorted(set(ranges) - met):
             raise ValueError(
@@ -106,13 +106,13 @@ def rounded(
     largest = jnp.maximum(jnp.abs(low), jnp.abs(high))
     if scheme == "symmetric":
         low, high = -largest, largest
-    covering = grid.covering((low, high), largest, bits, scheme)
+    covering = _grid.covering((low, high), largest, bits, scheme)
     x_wide = x.astype(wide)
     fixed = lax.stop_gradient(x_wide)
-    levels = covering.levels(covering.integers(fixed, grid.limits(bits, scheme, wide)))
+    levels = covering.levels(covering.integers(fixed, _grid.limits(bits, scheme, wide)))
     # Zero, with the derivative of x: the levels stay exact.
     straight = jnp.where((low <= fixed) & (fixed <= high), x_wide - fixed, 0.0)
-    return grid.narrow(levels + straight, x.dtype)
+    return _grid.narrow(levels + straight, x.dtype)
 
 
 def _bits_by_path(bits: Any, ranges: Mapping[str, Any]) -> dict[str, Any]:

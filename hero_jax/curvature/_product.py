@@ -9,9 +9,8 @@ import jax.numpy as jnp
 
 from hero_jax import _checks, _programs, _tree, perturbation
 from hero_jax._typing import Grads, Params, Perturbation
-from hero_jax.curvature import problem as problems
-from hero_jax.curvature import progress
-from hero_jax.curvature.problem import Options, Problem
+from hero_jax.curvature import _problem, _progress
+from hero_jax.curvature._problem import Options, Problem
 
 
 def hvp(
@@ -50,11 +49,11 @@ def hvp(
       Pearlmutter, `Fast exact multiplication by the Hessian
       <https://doi.org/10.1162/neco.1994.6.1.147>`_, 1994.
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     check_vector("vector", vector, params)
     total = problem.num_batches(args)
     compiled = _programs.compiled(_hvp, problem)
-    return progress.listen(
+    return _progress.listen(
         options.get("progress"), total, compiled, params, vector, args
     )
 
@@ -89,10 +88,10 @@ def loss_and_gradient(
       >>> print(loss, g)
       3.0 3.0
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     total = problem.num_batches(args)
     compiled = _programs.compiled(_loss_and_gradient, problem)
-    loss, g = progress.listen(options.get("progress"), total, compiled, params, args)
+    loss, g = _progress.listen(options.get("progress"), total, compiled, params, args)
     return loss, g
 
 
@@ -144,7 +143,7 @@ def hessian_norm(
     References:
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11, Figure 2a.
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     if h is not None:
         _checks.check_nonnegative("h", h)
         if _checks.is_zero(h):
@@ -163,7 +162,9 @@ def hessian_norm(
         check_vector("direction", z, params)
     compiled = _programs.compiled(_hessian_norm, problem, direction_fn)
     total = problem.num_batches(args) if h is None else 0
-    return progress.listen(options.get("progress"), total, compiled, params, z, h, args)
+    return _progress.listen(
+        options.get("progress"), total, compiled, params, z, h, args
+    )
 
 
 def check_vector(name: str, vector: Params, params: Params) -> None:

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 
 from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Params
-from hero_jax.curvature import problem as problems
-from hero_jax.curvature import progress
-from hero_jax.curvature.problem import Options, Problem
-from hero_jax.curvature.product import check_vector
+from hero_jax.curvature import _problem, _progress
+from hero_jax.curvature._problem import Options, Problem
+from hero_jax.curvature._product import check_vector
 
 _HALVINGS = 20
 
@@ -90,7 +89,7 @@ def smallest_harmful_step(
     References:
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 3, Theorem 3.
     """
-    problem = problems.make(loss_fn, params, args, options)
+    problem = _problem.make(loss_fn, params, args, options)
     check_vector("direction", direction, params)
     for name, value in (("loss_increase", loss_increase), ("max_step", max_step)):
         _checks.check_nonnegative(name, value)
@@ -103,7 +102,7 @@ def smallest_harmful_step(
         _smallest_harmful_step, problem, bool(both_ways), float(growth), num_steps
     )
     total = (num_steps + _HALVINGS) * (2 if both_ways else 1)
-    found: HarmfulStep = progress.listen(
+    found: HarmfulStep = _progress.listen(
         options.get("progress"),
         total,
         compiled,
@@ -138,7 +137,7 @@ def _smallest_harmful_step(
         U = jax.tree.map(lambda w, x: w + t.astype(w.dtype) * x, W, d)
         there = problem.mean_loss(U, args)
         if problem.reports:
-            progress.tick_after(there)
+            _progress.tick_after(there)
         # A loss that is not finite does harm, too.
         return ~(there < limit)
 

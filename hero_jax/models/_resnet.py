@@ -11,7 +11,7 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hero_jax.models.layers import (
+from hero_jax.models._layers import (
     ConvGeneralDilated,
     check_images,
     classifier,

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from hero_jax import _checks
-from hero_jax.curvature import lanczos
-from hero_jax.curvature.eigenvalues import check_steps
+from hero_jax.curvature import _lanczos
+from hero_jax.curvature._eigenvalues import check_steps
 
 
 class Estimate(NamedTuple):
@@ -51,7 +51,7 @@ def estimate(samples: chex.Array, known: chex.Array) -> Estimate:
 
 
 def samples_per_leaf(
-    flat: lanczos.Flat,
+    flat: _lanczos.Flat,
     matvec: Callable[[chex.Array], chex.Array],
     draw: Callable[[chex.Array], chex.Array],
     count: int,
@@ -74,7 +74,7 @@ def samples_per_leaf(
 
     def per_leaf(a: chex.Array, b: chex.Array) -> chex.Array:
         products = jax.tree.map(
-            lambda x, y: lanczos.vdot(x, y).astype(flat.dtype),
+            lambda x, y: _lanczos.vdot(x, y).astype(flat.dtype),
             flat.unflatten(a),
             flat.unflatten(b),
         )
@@ -92,13 +92,13 @@ def samples_per_leaf(
 
     # One loop for the space and the probes, since the product is what takes minutes to
     # compile.
-    def body(space: lanczos.Lanczos, j: chex.Array) -> Any:
+    def body(space: _lanczos.Lanczos, j: chex.Array) -> Any:
         v = jnp.where(j < 0, space.v, draw(jnp.maximum(j, 0)))
         product = matvec(v)
 
         def probed() -> chex.Array:
             Q, T, _ = space.space()
-            known = lanczos.matmul(lanczos.matmul(T, lanczos.matmul(Q, v)), Q)
+            known = _lanczos.matmul(_lanczos.matmul(T, _lanczos.matmul(Q, v)), Q)
             return per_leaf(v, product - known)
 
         return jax.lax.cond(
@@ -106,8 +106,8 @@ def samples_per_leaf(
         )
 
     space, samples = jax.lax.scan(
-        body, lanczos.Lanczos.begin(start, deflation), jnp.arange(-deflation, count)
+        body, _lanczos.Lanczos.begin(start, deflation), jnp.arange(-deflation, count)
     )
     Q, T, _ = space.space()
-    known = jax.lax.map(lambda rows: per_leaf(*rows), (Q, lanczos.matmul(T, Q)))
+    known = jax.lax.map(lambda rows: per_leaf(*rows), (Q, _lanczos.matmul(T, Q)))
     return samples[deflation:], known.sum(0)
