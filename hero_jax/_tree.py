@@ -1,6 +1,5 @@
 """What `optax.tree` lacks: overflow-safe norms, boolean masks, names of leaves."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hero_jax import _frameworks
 from hero_jax._typing import Mask, Params
 
 
@@ -136,17 +136,12 @@ def check_params(name: str, tree: chex.ArrayTree) -> None:
     """Raise unless this is a tree of weights and nothing else: of real arrays."""
     if tree is None:
         raise TypeError(f"{name} must be a tree of arrays, got None.")
-    _check_no_state(name, tree)
-    if all(hasattr(tree, field) for field in ("params", "opt_state", "tx")):
-        raise TypeError(
-            f"{name} must be weights alone, got a {type(tree).__name__}, which holds "
-            "the optimizer's state as well: pass state.params."
-        )
+    _frameworks.check_no_state(name, tree)
+    _frameworks.check_no_train_state(name, tree)
     try:
         check_real(name, tree)
     except TypeError as error:
-        nodes = jax.tree.leaves(tree, is_leaf=_is_equinox)
-        if any(map(_is_equinox, nodes)):
+        if _frameworks.has_equinox_module(tree):
             error.add_note(
                 f"hero_jax: of an Equinox module {name} are the arrays: params, static "
                 "= eqx.partition(model, eqx.is_inexact_array), and the loss calls "
@@ -159,34 +154,7 @@ def check_params(name: str, tree: chex.ArrayTree) -> None:
             f"{name} must have real floating-point arrays as leaves, got quantized "
             f"ones. Pass hero_jax.quant.dequantize({name})."
         ) from None
-    if isinstance(tree, Mapping) and {"params", "batch_stats"} <= {*tree}:
-        raise ValueError(
-            f"{name} must be weights alone, got Flax variables with the collections "
-            f"{sorted(tree)}: BatchNorm's statistics would be perturbed and trained, "
-            "too. Pass variables['params'], and batch_stats as another argument."
-        )
-
-
-def _is_equinox(x: Any) -> bool:
-    """Whether this is a module of Equinox, which need not be installed."""
-    return "equinox" in sys.modules and isinstance(x, sys.modules["equinox"].Module)
-
-
-def _check_no_state(name: str, tree: chex.ArrayTree) -> None:
-    """Raise `ValueError` if Flax NNX variables that are no weights are in the tree."""
-    if "flax.nnx" not in sys.modules:
-        return
-    nnx = sys.modules["flax.nnx"]
-    state = (nnx.BatchStat, nnx.RngState, nnx.Cache, nnx.Intermediate)
-    nodes = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    kinds = sorted({type(x).__name__ for x in nodes if isinstance(x, state)})
-    if kinds:
-        raise ValueError(
-            f"{name} must be weights alone, got Flax NNX variables of the kinds "
-            f"{kinds} beside them, which would be perturbed and trained, too. For a "
-            "gradient, use hero_jax.nnx.hero_value_and_grad; elsewhere pass the "
-            "weights of nnx.split(model, nnx.Param, ...) and merge in the loss."
-        )
+    _frameworks.check_no_collections(name, tree)
 
 
 def check_same_structure(
@@ -208,6 +176,12 @@ def check_same_structure(
                 f"{name} must have the shapes of {like_name}: expected {np.shape(y)} "
                 f"at {path}, got {np.shape(x)}."
             )
+
+
+def check_vector(name: str, vector: chex.ArrayTree, params: Params) -> None:
+    """Raise unless `vector` is a tree of real arrays like `params`."""
+    check_real(name, vector)
+    check_same_structure(name, vector, "params", params)
 
 
 def number_of_examples(args: Mapping[int, chex.ArrayTree]) -> int:
@@ -350,3 +324,10 @@ def resolve_mask(
 def select(mask: chex.ArrayTree, tree: chex.ArrayTree) -> chex.ArrayTree:
     """Replace by zeros the leaves whose `mask` is False."""
     return jax.tree.map(lambda keep, x: x if keep else jnp.zeros_like(x), mask, tree)
+
+
+def only(position: chex.Array, tree: Params) -> Params:
+    """Keep the leaf at a traced position, and put zeros in the place of the others."""
+    leaves, structure = jax.tree.flatten(tree)
+    kept = [jnp.where(position == i, x, 0.0) for i, x in enumerate(leaves)]
+    return jax.tree.unflatten(structure, kept)

@@ -123,8 +123,7 @@ def loss_surface(
                 "landscape.random_direction(key, params), got the string "
                 f"{direction!r}."
             )
-        _tree.check_real(f"directions[{i}]", direction)
-        _tree.check_same_structure(f"directions[{i}]", direction, "params", params)
+        _tree.check_vector(f"directions[{i}]", direction, params)
     axes = [jnp.asarray(x) for x in coordinates]
     for i, axis in enumerate(axes):
         if axis.ndim != 1 or not axis.size:
@@ -256,8 +255,7 @@ def filter_normalized(direction: Params, params: Params, axis: int = -1) -> Para
       Li et al., `Visualizing the loss landscape of neural nets
       <https://arxiv.org/abs/1712.09913>`_, 2018, Section 4.
     """
-    _tree.check_real("direction", direction)
-    _tree.check_same_structure("direction", direction, "params", params)
+    _tree.check_vector("direction", direction, params)
 
     def of_leaf(d: chex.Array, w: chex.Array) -> chex.Array:
         if w.ndim < 2:
@@ -287,8 +285,7 @@ def scaled(direction: Params, params: Params) -> Params:
     Returns:
       `d ||W|| / ||d||`, float32 or wider; zero if d is.
     """
-    _tree.check_real("direction", direction)
-    _tree.check_same_structure("direction", direction, "params", params)
+    _tree.check_vector("direction", direction, params)
     W = _tree.widen(params)
     d = _tree.cast_like(direction, W)
     length = _tree.global_norm(d)

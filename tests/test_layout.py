@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "hero_jax"
 ALLOWED = {
     "_typing": set(),
     "_checks": set(),
-    "_tree": {"_typing"},
+    "_frameworks": set(),
+    "_tree": {"_typing", "_frameworks"},
     "_programs": set(),
     "_autodiff": {"_typing", "_checks", "_tree"},
     "_axis": {"_typing"},
@@ -26,7 +27,7 @@ ALLOWED = {
     "transform": {"_typing", "_checks", "_tree", "_autodiff", "_axis", "gradient"},
     "nnx": {"_checks", "gradient"},
     "bounds": {"_checks"},
-    "quant": {"_typing", "_checks", "_tree", "_programs"},
+    "quant": {"_typing", "_checks", "_frameworks", "_tree", "_programs"},
     "models": {"_checks", "_axis"},
     "curvature": {
         *("_typing", "_checks", "_tree", "_programs", "_autodiff", "perturbation")

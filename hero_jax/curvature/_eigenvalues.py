@@ -83,7 +83,7 @@ def top_eigenvalues(
     _checks.check_key("key", key, optional=True)
     _checks.check_choice("which", which, ("largest", "smallest", "magnitude"))
     size = _tree.size(params)
-    steps = check_steps(steps, 20 + 2 * k, size, least=k)
+    steps = _lanczos.check_steps(steps, 20 + 2 * k, size, least=k)
     total = (steps + k) * problem.num_batches(args)
     compiled = _programs.compiled(_top_eigenvalues, problem, k, which, steps)
     key = jax.random.key(0) if key is None else key
@@ -153,20 +153,6 @@ def layer_eigenvalues(
     return {paths[i]: value for i, value in zip(chosen, values, strict=True)}
 
 
-def check_steps(steps: int | None, default: int, size: int, least: int = 1) -> int:
-    """Return the number of Lanczos steps, at least `least` and at most n."""
-    if least > size:
-        raise ValueError(
-            f"k must be at most the number of weights, {size}, got {least}."
-        )
-    if steps is None:
-        return min(default, size)
-    _checks.check_positive_integer("steps", steps)
-    if not least <= steps <= size:
-        raise ValueError(f"steps must be {least} to {size}, got {steps}.")
-    return int(steps)
-
-
 def check_chosen(mask: Mask | None, params: Params) -> list[int]:
     """Return the positions of the leaves that a mask chooses, at least one."""
     mask = _tree.weights_only if mask is None else mask
@@ -183,13 +169,6 @@ def check_chosen(mask: Mask | None, params: Params) -> list[int]:
             "more dimensions are chosen."
         )
     return chosen
-
-
-def only(position: chex.Array, tree: Params) -> Params:
-    """Keep the leaf at a traced position, and put zeros in the place of the others."""
-    leaves, structure = jax.tree.flatten(tree)
-    kept = [jnp.where(position == i, x, 0.0) for i, x in enumerate(leaves)]
-    return jax.tree.unflatten(structure, kept)
 
 
 def _top_eigenvalues(
@@ -264,8 +243,8 @@ def _layer_eigenvalues(
     random = flat.unflatten(jax.random.normal(key, (flat.size,), flat.dtype))
 
     def of_layer(position: chex.Array) -> chex.Array:
-        block = flat.matvec(lambda v: only(position, product(v)))
-        start = flat.flatten(only(position, random))
+        block = flat.matvec(lambda v: _tree.only(position, product(v)))
+        start = flat.flatten(_tree.only(position, random))
         pairs = _lanczos.ritz(_lanczos.krylov(block, start, steps))
         return jnp.max(jnp.where(pairs.found, pairs.values, -jnp.inf))
 

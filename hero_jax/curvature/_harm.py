@@ -11,7 +11,6 @@ from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Params
 from hero_jax.curvature import _problem, _progress
 from hero_jax.curvature._problem import Options, Problem
-from hero_jax.curvature._product import check_vector
 
 _HALVINGS = 20
 
@@ -90,7 +89,7 @@ def smallest_harmful_step(
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 3, Theorem 3.
     """
     problem = _problem.make(loss_fn, params, args, options)
-    check_vector("direction", direction, params)
+    _tree.check_vector("direction", direction, params)
     for name, value in (("loss_increase", loss_increase), ("max_step", max_step)):
         _checks.check_nonnegative(name, value)
         if _checks.is_zero(value):

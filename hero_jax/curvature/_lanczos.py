@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _tree
+from hero_jax import _checks, _tree
 from hero_jax._typing import Params
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -187,3 +187,17 @@ def ritz(space: Krylov) -> Ritz:
     filled = T / scale + jnp.diag(jnp.where(found, 0.0, 4.0).astype(T.dtype))
     values, vectors = jnp.linalg.eigh(filled)
     return Ritz(scale * values, vectors, jnp.arange(len(found)) < found.sum())
+
+
+def check_steps(steps: int | None, default: int, size: int, least: int = 1) -> int:
+    """Return the number of Lanczos steps, at least `least` and at most n."""
+    if least > size:
+        raise ValueError(
+            f"k must be at most the number of weights, {size}, got {least}."
+        )
+    if steps is None:
+        return min(default, size)
+    _checks.check_positive_integer("steps", steps)
+    if not least <= steps <= size:
+        raise ValueError(f"steps must be {least} to {size}, got {steps}.")
+    return int(steps)

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from hero_jax import _programs, _tree
 from hero_jax._typing import Mask, Params
 from hero_jax.curvature import _lanczos, _problem, _progress
-from hero_jax.curvature._eigenvalues import check_chosen, only
+from hero_jax.curvature._eigenvalues import check_chosen
 from hero_jax.curvature._problem import Options, Problem
-from hero_jax.curvature._product import check_vector
 
 
 class Change(NamedTuple):
@@ -95,7 +94,7 @@ def loss_change(
       Dong et al., `HAWQ-V2 <https://arxiv.org/abs/1911.03852>`_, 2020, Lemma 1.
     """
     problem = _problem.make(loss_fn, params, args, options)
-    check_vector("moved", moved, params)
+    _tree.check_vector("moved", moved, params)
     chosen = check_chosen(mask, params)
     total = (len(chosen) + 1) * problem.num_batches(args)
     compiled = _programs.compiled(_loss_change, problem, tuple(chosen))
@@ -132,5 +131,7 @@ def _loss_change(
             dot(g, d), dot(d, product(d)) / 2.0, problem.mean_loss(U, args) - loss
         )
 
-    layers = jax.lax.map(lambda position: of(only(position, d)), jnp.array(chosen))
+    layers = jax.lax.map(
+        lambda position: of(_tree.only(position, d)), jnp.array(chosen)
+    )
     return of(d), layers

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from hero_jax import _checks
 from hero_jax.curvature import _lanczos
-from hero_jax.curvature._eigenvalues import check_steps
 
 
 class Estimate(NamedTuple):
@@ -39,7 +38,7 @@ def check_probes(num_samples: int, deflation: int, key: Any, size: int) -> None:
         raise ValueError("num_samples must be at least 2 to know an error, got 1.")
     if deflation:
         try:
-            check_steps(deflation, 0, size)
+            _lanczos.check_steps(deflation, 0, size)
         except (TypeError, ValueError) as error:
             raise type(error)(str(error).replace("steps", "deflation", 1)) from None
 

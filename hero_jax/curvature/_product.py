@@ -50,7 +50,7 @@ def hvp(
       <https://doi.org/10.1162/neco.1994.6.1.147>`_, 1994.
     """
     problem = _problem.make(loss_fn, params, args, options)
-    check_vector("vector", vector, params)
+    _tree.check_vector("vector", vector, params)
     total = problem.num_batches(args)
     compiled = _programs.compiled(_hvp, problem)
     return _progress.listen(
@@ -159,18 +159,12 @@ def hessian_norm(
         direction_fn = perturbation.resolve(direction)
     else:
         z = direction
-        check_vector("direction", z, params)
+        _tree.check_vector("direction", z, params)
     compiled = _programs.compiled(_hessian_norm, problem, direction_fn)
     total = problem.num_batches(args) if h is None else 0
     return _progress.listen(
         options.get("progress"), total, compiled, params, z, h, args
     )
-
-
-def check_vector(name: str, vector: Params, params: Params) -> None:
-    """Raise unless `vector` is a tree of real arrays like `params`."""
-    _tree.check_real(name, vector)
-    _tree.check_same_structure(name, vector, "params", params)
 
 
 def _loss_and_gradient(
@@ -197,7 +191,7 @@ def _hessian_norm(
     if direction_fn is not None:
         _, g = problem.loss_and_gradient(W, args)
         z = direction_fn(W, g)
-        check_vector("the direction's result", z, params)
+        _tree.check_vector("the direction's result", z, params)
     z = _tree.cast_like(z, W)
     if h is None:
         return _tree.global_norm(problem.product(W, args)(z))

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Params
 from hero_jax.curvature import _lanczos, _problem, _progress
-from hero_jax.curvature._eigenvalues import check_steps
 from hero_jax.curvature._probes import Estimate, deviation
 from hero_jax.curvature._problem import Options, Problem
 
@@ -97,7 +96,7 @@ def spectral_density(
     _checks.check_positive_integer("num_samples", num_samples)
     _checks.check_key("key", key, optional=True)
     size = _tree.size(params)
-    steps = check_steps(steps, 40, size)
+    steps = _lanczos.check_steps(steps, 40, size)
     total = num_samples * steps * problem.num_batches(args)
     compiled = _programs.compiled(_spectral_density, problem, num_samples, steps)
     key = jax.random.key(0) if key is None else key

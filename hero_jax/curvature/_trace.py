@@ -11,7 +11,7 @@ import numpy as np
 from hero_jax import _programs, _tree
 from hero_jax._typing import Mask, Params
 from hero_jax.curvature import _lanczos, _probes, _problem, _progress
-from hero_jax.curvature._eigenvalues import check_chosen, only
+from hero_jax.curvature._eigenvalues import check_chosen
 from hero_jax.curvature._probes import Estimate
 from hero_jax.curvature._problem import Options, Problem
 
@@ -219,7 +219,7 @@ def _layer_traces(
     def draw(j: chex.Array) -> chex.Array:
         v = jax.random.rademacher(keys[j], (flat.size,), flat.dtype)
         layer = jnp.asarray(chosen)[j % len(chosen)]
-        return flat.flatten(only(layer, flat.unflatten(v)))
+        return flat.flatten(_tree.only(layer, flat.unflatten(v)))
 
     matvec = flat.matvec(problem.product(W, args))
     samples, known = _probes.samples_per_leaf(

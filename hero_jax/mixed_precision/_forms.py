@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Params
 from hero_jax.curvature import _lanczos, _problem, _progress
-from hero_jax.curvature._eigenvalues import only
 from hero_jax.curvature._problem import Options, Problem
 from hero_jax.mixed_precision._errors import Errors, positions
 from hero_jax.mixed_precision._result import Sensitivity
@@ -147,4 +146,4 @@ def moved_by(
     for i, d in zip(where, errors, strict=True):
         leaves[i] = d[choice].astype(leaves[i].dtype)
     position = jnp.asarray(where)[layer]
-    return only(position, jax.tree.unflatten(structure, leaves))
+    return _tree.only(position, jax.tree.unflatten(structure, leaves))

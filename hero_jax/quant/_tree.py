@@ -1,6 +1,5 @@
 """Quantization of a parameter pytree, leaf by leaf."""
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Unpack
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _checks, _tree
+from hero_jax import _checks, _frameworks, _tree
 from hero_jax._typing import Mask, Params
 from hero_jax.quant import _array
 from hero_jax.quant._array import QuantizedArray
@@ -266,7 +265,7 @@ def make_plan(
 ) -> Plan:
     """Check all arguments and pick out the leaves."""
     _checks.check_key("key", key, optional=True)
-    _check_untied(params)
+    _frameworks.check_untied("params", params)
     leaves, structure = jax.tree.flatten(params, is_leaf=is_quantized)
     # One leaf for each, also for those that were quantized before.
     flat = jax.tree.unflatten(structure, range(len(leaves)))
@@ -305,26 +304,6 @@ def make_plan(
         [all_bits[i] for i in where],
         tuple(resolved),
     )
-
-
-def _check_untied(params: chex.ArrayTree) -> None:
-    """Raise `ValueError` if NNX modules share a variable, which would become two."""
-    if "flax.nnx" not in sys.modules:
-        return
-    variable = sys.modules["flax.nnx"].Variable
-    seen: dict[int, str] = {}
-    nodes = jax.tree_util.tree_leaves_with_path(
-        params, is_leaf=lambda x: isinstance(x, variable)
-    )
-    for path, x in nodes:
-        name = jax.tree_util.keystr(path)
-        if isinstance(x, variable) and seen.setdefault(id(x), name) != name:
-            raise ValueError(
-                "params must not have one Flax NNX variable in two places, which would "
-                f"be two variables when quantized: got it at {seen[id(x)]} and {name}. "
-                "Pass nnx.state(model), which has it once; nnx.update or nnx.merge "
-                "takes the dequantized state."
-            )
 
 
 def _check_no_optimizer(flat: chex.ArrayTree, where: list[int]) -> None:
