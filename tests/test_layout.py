@@ -16,6 +16,7 @@ ALLOWED = {
     "_frameworks": set(),
     "_tree": {"_typing", "_frameworks"},
     "_programs": set(),
+    "_batches": set(),
     "_autodiff": {"_typing", "_checks", "_tree"},
     "_axis": {"_typing"},
     "_loss": {"_typing", "_checks", "_tree", "_axis"},
@@ -27,14 +28,15 @@ ALLOWED = {
     "transform": {"_typing", "_checks", "_tree", "_autodiff", "_axis", "gradient"},
     "nnx": {"_checks", "gradient"},
     "bounds": {"_checks"},
-    "quant": {"_typing", "_checks", "_frameworks", "_tree", "_programs"},
+    "quant": {*("_typing", "_checks", "_frameworks", "_tree", "_programs", "_batches")},
     "models": {"_checks", "_axis"},
     "curvature": {
-        *("_typing", "_checks", "_tree", "_programs", "_autodiff", "perturbation")
+        *("_typing", "_checks", "_tree", "_programs", "_batches", "_autodiff"),
+        "perturbation",
     },
     "landscape": {"_typing", "_checks", "_tree", "_programs", "curvature"},
     "mixed_precision": {
-        *("_typing", "_checks", "_tree", "_programs", "curvature", "quant")
+        *("_typing", "_checks", "_tree", "_programs", "_batches", "curvature", "quant")
     },
 }
 CORE_PACKAGES = {"jax", "optax", "chex", "numpy", "hero_jax"}

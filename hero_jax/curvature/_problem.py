@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hero_jax import _autodiff, _checks, _programs, _tree
+from hero_jax import _autodiff, _batches, _checks, _programs, _tree
 from hero_jax._typing import Grads, Params
 from hero_jax.curvature import _no_forward_rule, _progress
 
@@ -37,8 +37,9 @@ class Options(TypedDict, total=False):
         over them; all by default. The memory is then that of one batch, and the mean
         over all examples is exact, also if the last batch is smaller. Every product
         computes the gradient again, which those over a single batch share.
-      batch_argnums: positions of the arguments of `loss_fn` that have a leading axis of
-        examples, `params` being at 0; all others by default. Only with `batch_size`.
+      batch_argnums: positions of the arguments of `loss_fn` whose arrays have a leading
+        axis of examples, as `argnums` counts them in JAX; all but `params`, which are
+        at 0, by default. For `batch_size`.
       progress: `(done, total)`, called on the host whenever a batch has been through a
         product. Nothing is told from inside of `jax.jit`.
     """
@@ -98,43 +99,30 @@ class Problem(NamedTuple):
         self, function: Callable[[Sequence[Any]], Any], args: Sequence[Any]
     ) -> Any:
         """Average a function of a batch over all examples, one batch at a time."""
-        batch_size = self.batch_size
-        if batch_size is None or self.num_batches(args) == 1:
+        if self.batch_size is None or self.num_batches(args) == 1:
             return function(args)
-        size = number_of_examples(args, self.batch_argnums)
-        whole, left = divmod(size, batch_size)
+        all_args, where = [None, *args], self.batch_argnums  # params come first
+        size = _batches.number_of_examples(all_args, where)
+        parts, rest = _batches.cut(all_args, where, self.batch_size)
 
-        def weighted(count: int, part: Callable[[chex.Array], chex.Array]) -> Any:
+        def weighted(examples: list[Any]) -> Any:
+            share = jax.tree.leaves(examples)[0].shape[0] / size
+            batch = _batches.replaced(all_args, where, examples)[1:]
             return jax.tree.map(
-                lambda x: x * jnp.asarray(count / size, x.dtype),
-                function(self._replaced(args, part)),
+                lambda x: x * jnp.asarray(share, x.dtype), function(batch)
             )
 
-        def body(total: Any, k: chex.Array) -> tuple[Any, None]:
-            start = k * batch_size
-            of_batch = weighted(
-                batch_size,
-                lambda x: lax.dynamic_slice_in_dim(x, start, batch_size),
-            )
-            return jax.tree.map(jnp.add, total, of_batch), None
+        def body(total: Any, part: list[Any]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, weighted(part)), None
 
-        last = whole * batch_size
-        if left:
-            total = weighted(left, lambda x: x[last:])
-        else:
-            shapes = jax.eval_shape(lambda: weighted(1, lambda x: x[:batch_size]))
+        if rest is None:
+            shapes = jax.eval_shape(
+                lambda: weighted(jax.tree.map(lambda x: x[0], parts))
+            )
             total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return lax.scan(body, total, jnp.arange(whole))[0]
-
-    def _replaced(
-        self, args: Sequence[Any], part: Callable[[chex.Array], chex.Array]
-    ) -> list[Any]:
-        return [
-            jax.tree.map(lambda x: part(jnp.asarray(x)), arg)
-            if position in self.batch_argnums
-            else arg
-            for position, arg in enumerate(args, start=1)
-        ]
+        else:
+            total = weighted(rest)
+        return lax.scan(body, total, parts)[0]
 
     def mean_loss(self, params: Params, args: Sequence[Any]) -> chex.Array:
         """Return the loss over all examples."""
@@ -171,7 +159,7 @@ class Problem(NamedTuple):
         """Return how many batches there are."""
         if self.batch_size is None:
             return 1
-        size = number_of_examples(args, self.batch_argnums)
+        size = _batches.number_of_examples([None, *args], self.batch_argnums)
         return math.ceil(size / self.batch_size)
 
     def _product_of_batch(self, params: Params, args: Sequence[Any]) -> MatVec:
@@ -276,8 +264,6 @@ def make(
     if progress is not None:
         _checks.check_callable("progress", progress, "(done, total)")
     batch_size = options.get("batch_size")
-    if options.get("batch_argnums") is not None and batch_size is None:
-        raise ValueError("batch_argnums goes with batch_size, which is None.")
     problem = Problem(
         loss_fn,
         has_aux,
@@ -289,38 +275,13 @@ def make(
     )
     if batch_size is not None:
         _checks.check_positive_integer("batch_size", batch_size)
-        checked_number_of_examples(args, options)
+        problem.num_batches(args)
     return problem
 
 
 def batch_positions(args: Sequence[Any], options: Options) -> tuple[int, ...]:
-    """Return the positions of the arguments that count examples."""
+    """Return the positions of the examples, `params` being at 0."""
     batch_argnums = options.get("batch_argnums")
     if batch_argnums is None:
-        return tuple(range(1, len(args) + 1))
-    if isinstance(batch_argnums, int):
-        return (batch_argnums,)
-    return tuple(batch_argnums)
-
-
-def checked_number_of_examples(args: Sequence[Any], options: Options) -> int:
-    """Return how many examples there are, or raise and say which arguments count."""
-    try:
-        return number_of_examples(args, batch_positions(args, options))
-    except ValueError as error:
-        if options.get("batch_argnums") is not None:
-            raise
-        raise ValueError(
-            f"{error} Without batch_argnums those are all arguments behind params."
-        ) from None
-
-
-def number_of_examples(args: Sequence[Any], batch_argnums: Sequence[int]) -> int:
-    """Return the length of the leading axis that these arguments share."""
-    for position in batch_argnums:
-        if not 1 <= position <= len(args):
-            raise ValueError(
-                "batch_argnums must be positions of the arguments behind params, 1 to "
-                f"{len(args)}, got {position}."
-            )
-    return _tree.number_of_examples({k: args[k - 1] for k in batch_argnums})
+        batch_argnums = (*range(1, len(args) + 1),)
+    return _batches.positions(batch_argnums, len(args) + 1, weights=(0,))

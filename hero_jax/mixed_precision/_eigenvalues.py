@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from hero_jax import _checks, curvature
+from hero_jax import _batches, _checks, curvature
 from hero_jax._typing import Params
 from hero_jax.curvature import _problem
 from hero_jax.curvature._probes import deviation
@@ -95,8 +95,7 @@ def eigenvalue_spread(
       subsets: number of parts, at least 2.
       steps: products with the Hessian for each layer and part.
       key: of the start vectors; `jax.random.key(0)` by default.
-      **options: see :class:`hero_jax.curvature.Options`. `batch_argnums` may be given
-        without `batch_size`.
+      **options: see :class:`hero_jax.curvature.Options`.
 
     Returns:
       Sensitivities, and the standard error of `|mean lambda|`, times `||d_i||^2 / 2`.
@@ -114,28 +113,22 @@ def eigenvalue_spread(
     _checks.check_positive_integer("subsets", subsets)
     if subsets < 2:
         raise ValueError(f"subsets must be at least 2 to have a spread, got {subsets}.")
-    cut = _problem.batch_positions(args, options)
-    examples = _problem.checked_number_of_examples(args, options)
+    all_args, where = [None, *args], _problem.batch_positions(args, options)
+    examples = _batches.number_of_examples(all_args, where)
     size = examples // subsets
     if size == 0:
         raise ValueError(
             f"subsets must be at most the number of examples, got {subsets} for "
             f"{examples}."
         )
-    if options.get("batch_size") is None:
-        options = {**options, "batch_argnums": None}
+    parts, _ = _batches.cut(all_args, where, size)
     found = []
     for k in range(subsets):
-        part = [
-            jax.tree.map(lambda x, k=k: x[k * size : (k + 1) * size], arg)
-            if position in cut
-            else arg
-            for position, arg in enumerate(args, start=1)
-        ]
+        part = jax.tree.map(lambda x, k=k: x[k], parts)
         values = curvature.layer_eigenvalues(
             loss_fn,
             params,
-            *part,
+            *_batches.replaced(all_args, where, part)[1:],
             mask=mask,
             steps=steps,
             key=key,

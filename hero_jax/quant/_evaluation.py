@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _checks, _programs
+from hero_jax import _batches, _checks, _programs
 from hero_jax._typing import Mask, Params
 from hero_jax.quant._array import fit_levels
 from hero_jax.quant._bits import bits_of_leaves
@@ -113,17 +113,10 @@ def accuracy_against_bits(
             "stats_fn and calibration_images are given together or not at all, got "
             f"only {'stats_fn' if stats_fn is not None else 'calibration_images'}."
         )
+    if num_images == 0:
+        raise ValueError("images must be at least one, got none.")
     batch_size = num_images if batch_size is None else batch_size
-    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
-        raise TypeError(
-            "batch_size must be an integer, "
-            f"got {type(batch_size).__name__}: {batch_size!r}."
-        )
-    if batch_size < 1 or num_images < 1:
-        raise ValueError(
-            f"images and batch_size must be at least 1, got {num_images} images and "
-            f"batch_size={batch_size}."
-        )
+    _checks.check_positive_integer("batch_size", batch_size)
     plan = make_plan(params, MAX_BITS, mask, None, options, check_bits)
     check_finite(plan.names, [jnp.isfinite(x).all() for x in plan.arrays])
     program = _Program(int(batch_size), tuple(plan.where), plan.options)
@@ -213,8 +206,10 @@ def _in_batches(
     missing = -len(labels) % batch_size
     real = jnp.arange(len(labels) + missing) < len(labels)
 
-    def batched(x: chex.Array) -> chex.Array:
-        padded = jnp.pad(x, [(0, len(real) - len(x))] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(-1, batch_size, *x.shape[1:])
+    def padded(x: chex.Array) -> chex.Array:
+        return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
 
-    return batched(images), batched(labels), batched(real)
+    (images, labels, real), _ = _batches.cut(
+        (padded(images), padded(labels), real), (0, 1, 2), batch_size
+    )
+    return images, labels, real

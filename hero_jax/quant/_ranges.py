@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _checks, _programs, _tree
+from hero_jax import _batches, _checks, _programs, _tree
 from hero_jax.quant import _grid, _interception
 from hero_jax.quant._options import GridOptions, resolve
 
@@ -35,7 +35,7 @@ def activation_ranges(
     *args: Any,
     layers: type | tuple[type, ...] | None = None,
     batch_size: int | None = None,
-    batch_argnums: int | Sequence[int] | None = None,
+    batch_argnums: int | Sequence[int] = -1,
     calibration: str = "minmax",
     percentile: float | None = None,
 ) -> dict[str, ActivationRange]:
@@ -52,8 +52,9 @@ def activation_ranges(
       layers: classes of modules whose inputs count; by default those of Flax Linen that
         own a kernel: Conv, ConvTranspose, ConvLocal, Dense, DenseGeneral and Einsum.
       batch_size: number of examples that go through `apply_fn` at once; all by default.
-      batch_argnums: positions of the arguments of `apply_fn` that have a leading axis
-        of examples, counted from 0; the last by default. Only with `batch_size`.
+      batch_argnums: positions of the arguments of `apply_fn` whose arrays have a
+        leading axis of examples, as `argnums` counts them in JAX; the last by default.
+        For `batch_size`.
       calibration: "minmax", the least and largest entry of all examples, or
         "percentile", which leaves out the outermost entries: the mean over the batches,
         weighted by their numbers of examples, of each batch's percentiles.
@@ -95,7 +96,7 @@ def activation_ranges(
     classes = _classes(layers)
     ranges_of_batch = _programs.compiled(_ranges_of_batch, apply_fn, classes, percent)
     counts, ranges = [], []
-    for count, batch in _batches(args, batch_size, batch_argnums):
+    for count, batch in _in_batches(args, batch_size, batch_argnums):
         counts.append(count)
         # Waiting for each keeps the memory at that of one batch.
         ranges.append(jax.device_get(ranges_of_batch(batch)))
@@ -174,41 +175,24 @@ def _ranges_of_batch(
     return {path: of_layer(calls) for path, calls in inputs.items()}
 
 
-def _batches(
+def _in_batches(
     args: Sequence[Any],
     batch_size: int | None,
-    batch_argnums: int | Sequence[int] | None,
-) -> Iterator[tuple[int, list[Any]]]:
+    batch_argnums: int | Sequence[int],
+) -> Iterator[tuple[int, Sequence[Any]]]:
     """Yield the number of examples and the arguments of one batch after another."""
     if batch_size is None:
-        if batch_argnums is not None:
-            raise ValueError("batch_argnums goes with batch_size, which is None.")
-        yield 1, list(args)
+        yield 1, args
         return
     _checks.check_positive_integer("batch_size", batch_size)
-    if batch_argnums is None:
-        batch_argnums = len(args) - 1
-    positions: Sequence[Any] = (
-        batch_argnums if isinstance(batch_argnums, Sequence) else (batch_argnums,)
-    )
-    for k in positions:
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
-            raise TypeError(
-                f"batch_argnums must be an integer or several, got {batch_argnums!r}."
-            )
-        if not 0 <= k < len(args):
-            raise ValueError(
-                "batch_argnums must be positions of the arguments of apply_fn, 0 to "
-                f"{len(args) - 1}, got {k}."
-            )
-    size = _tree.number_of_examples({k: args[k] for k in positions})
-    for start in range(0, size, batch_size):
-        stop = min(start + batch_size, size)
-        cut = functools.partial(jax.tree.map, lambda x, a=start, b=stop: x[a:b])
-        yield (
-            stop - start,
-            [cut(arg) if k in positions else arg for k, arg in enumerate(args)],
-        )
+    where = _batches.positions(batch_argnums, len(args))
+    parts, rest = _batches.cut(args, where, batch_size)
+    size = _batches.number_of_examples(args, where)
+    for k in range(size // batch_size):
+        part = jax.tree.map(lambda x, k=k: x[k], parts)
+        yield batch_size, _batches.replaced(args, where, part)
+    if rest is not None:
+        yield size % batch_size, _batches.replaced(args, where, rest)
 
 
 def _classes(layers: type | tuple[type, ...] | None) -> tuple[type, ...]:

@@ -391,14 +391,17 @@ def unseen(transform):
         ),
         ({"layers": (nn.BatchNorm,)}, ValueError, r"classes BatchNorm: it called none"),
         ({"layers": "Conv"}, TypeError, r"layers must be a tuple of classes"),
-        ({"batch_argnums": 1}, ValueError, r"batch_argnums goes with batch_size"),
         ({"batch_size": 0}, ValueError, r"batch_size must be an integer >= 1, got 0"),
         (
             {"batch_size": 4, "batch_argnums": 2},
-            ValueError,
-            r"arguments of apply_fn, 0 to 1, got 2",
+            TypeError,
+            r"asks for positional argument 2, which was not given: got 2",
         ),
-        ({"batch_size": 4, "batch_argnums": (0, 1)}, ValueError, r"same number of ex"),
+        (
+            {"batch_size": 4, "batch_argnums": (0, 1)},
+            ValueError,
+            r"have the same number",
+        ),
         ({"calibration": "mse"}, ValueError, r"calibration must be one of \['minmax"),
         ({"percentile": 99.0}, ValueError, r"percentile needs calibration='percenti"),
         (

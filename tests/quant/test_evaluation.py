@@ -299,9 +299,13 @@ def test_programs_live_as_long_as_the_function_and_no_longer(kind):
         (
             {"batch_size": 0},
             ValueError,
-            r"batch_size must be at least 1, .*batch_size=0",
+            r"batch_size must be an integer >= 1, got 0",
         ),
-        ({"batch_size": 10.0}, TypeError, r"batch_size must be an integer, got float"),
+        (
+            {"batch_size": 10.0},
+            TypeError,
+            r"batch_size must be an integer >= 1, got float",
+        ),
         ({"images": 1.0}, ValueError, r"images must have a first axis"),
         ({"key": 1}, TypeError, r"unknown option 'key'; allowed are scheme"),
         ({"axis": "x"}, TypeError, r"axis must be an integer or a tuple"),

@@ -1,0 +1,113 @@
+"""Which arguments hold examples, and how they are cut into batches.
+
+`batch_argnums` are the positions of the arguments whose arrays have a leading axis of
+examples, among the arguments of the user's function, as `argnums` counts them in JAX.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+
+def check_argnums(batch_argnums: Any) -> tuple[int, ...]:
+    """Return the positions as the user gave them, in a tuple, or raise `TypeError`."""
+    several = isinstance(batch_argnums, (list, tuple))
+    found = tuple(batch_argnums) if several else (batch_argnums,)
+    for k in found:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
+            raise TypeError(
+                "batch_argnums must name the arguments that are examples by their "
+                f"positions, an integer or several, got {batch_argnums!r}."
+            )
+    return found
+
+
+def positions(
+    batch_argnums: Any, num_args: int, weights: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """Return the positions of the examples, counted from 0.
+
+    Args:
+      batch_argnums: as the user gave them.
+      num_args: how many positional arguments there are.
+      weights: positions of the weights, which cannot be examples.
+
+    Raises:
+      TypeError: they are no positions, or that of an argument that was not given.
+      ValueError: they name the weights.
+    """
+    found = check_argnums(batch_argnums)
+    for k in found:
+        if not -num_args <= k < num_args:
+            raise TypeError(
+                f"batch_argnums asks for positional argument {k}, which was not "
+                f"given: got {num_args} positional arguments. Pass the examples by "
+                "position."
+            )
+    found = tuple(int(k) % num_args for k in found)
+    if {k % num_args for k in weights} & {*found}:
+        at = weights[0] if len(weights) == 1 else tuple(weights)
+        raise ValueError(
+            f"batch_argnums must not name the weights, which are at argnums={at}, "
+            f"got {batch_argnums}."
+        )
+    return found
+
+
+def number_of_examples(args: Sequence[Any], where: Sequence[int]) -> int:
+    """Return the length of the leading axis that all examples share.
+
+    Raises:
+      ValueError: a leaf is a scalar, or the lengths differ or are zero.
+    """
+    sizes = set()
+    for k in where:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(args[k]):
+            if np.ndim(leaf) == 0:
+                raise ValueError(
+                    f"argument {k}{jax.tree_util.keystr(path)} must have a leading "
+                    "axis of examples, or be left out of batch_argnums, got a scalar."
+                )
+            sizes.add(np.shape(leaf)[0])
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            f"the arguments {tuple(where)}, which are examples by batch_argnums, must "
+            f"have the same number of them, at least one, got {sorted(sizes)}."
+        )
+    return int(sizes.pop())
+
+
+def cut(
+    args: Sequence[Any], where: Sequence[int], size: int
+) -> tuple[list[chex.ArrayTree], list[chex.ArrayTree] | None]:
+    """Cut the examples among the arguments into parts of a size.
+
+    Args:
+      args: the arguments.
+      where: positions of those that are examples, n of them.
+      size: examples of a part.
+
+    Returns:
+      Trees of arrays `[n // size, size, ...]`, one for each position, as `lax.map` and
+      `lax.scan` take them; and of `[n % size, ...]`, or None if nothing is left over.
+    """
+    examples = [args[k] for k in where]
+    parts, left = divmod(number_of_examples(args, where), size)
+    whole = jax.tree.map(
+        lambda x: x[: parts * size].reshape(parts, size, *x.shape[1:]), examples
+    )
+    rest = jax.tree.map(lambda x: x[parts * size :], examples) if left else None
+    return whole, rest
+
+
+def replaced(
+    args: Sequence[Any], where: Sequence[int], examples: Sequence[Any]
+) -> list[Any]:
+    """Return the arguments with other examples in the place of theirs."""
+    changed = list(args)
+    for k, part in zip(where, examples, strict=True):
+        changed[k] = part
+    return changed
