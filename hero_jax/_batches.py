@@ -96,10 +96,11 @@ def cut(
     """
     examples = [args[k] for k in where]
     parts, left = divmod(number_of_examples(args, where), size)
-    whole = jax.tree.map(
-        lambda x: x[: parts * size].reshape(parts, size, *x.shape[1:]), examples
-    )
-    rest = jax.tree.map(lambda x: x[parts * size :], examples) if left else None
+    rest = None
+    if left:
+        rest = jax.tree.map(lambda x: x[-left:], examples)
+        examples = jax.tree.map(lambda x: x[:-left], examples)
+    whole = jax.tree.map(lambda x: x.reshape(parts, size, *x.shape[1:]), examples)
     return whole, rest
 
 
