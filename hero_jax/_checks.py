@@ -124,20 +124,6 @@ def check_argnums(argnums: Any) -> None:
         raise ValueError(f"argnums must differ from each other, got {argnums!r}.")
 
 
-def positions(name: str, value: Any) -> tuple[int, ...]:
-    """Return positions of arguments that are examples, given as one or as several."""
-    several = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    for k in several:
-        if isinstance(k, bool) or not isinstance(k, int):
-            raise TypeError(
-                f"{name} must name the arguments that are examples by their positions, "
-                f"an integer or several, got {value!r}."
-            )
-        if k < 0:
-            raise ValueError(f"{name} must be >= 0, got {value!r}.")
-    return several
-
-
 def loss_and_aux(name: str, value: Any, has_aux: bool) -> tuple[Any, Any]:
     """Return loss and auxiliary output of what a loss function returned.
 

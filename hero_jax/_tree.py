@@ -1,6 +1,6 @@
 """What `optax.tree` lacks: overflow-safe norms, boolean masks, names of leaves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -182,32 +182,6 @@ def check_vector(name: str, vector: chex.ArrayTree, params: Params) -> None:
     """Raise unless `vector` is a tree of real arrays like `params`."""
     check_real(name, vector)
     check_same_structure(name, vector, "params", params)
-
-
-def number_of_examples(args: Mapping[int, chex.ArrayTree]) -> int:
-    """Return the length of the leading axis that all leaves share.
-
-    Args:
-      args: trees by their positions among the arguments, as `batch_argnums` named them.
-
-    Raises:
-      ValueError: a leaf is a scalar, or the lengths differ or are zero.
-    """
-    sizes = set()
-    for position, tree in args.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if np.ndim(leaf) == 0:
-                raise ValueError(
-                    f"argument {position}{jax.tree_util.keystr(path)} must have a "
-                    "leading axis of examples, as batch_argnums says, got a scalar."
-                )
-            sizes.add(np.shape(leaf)[0])
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(
-            "the arguments named by batch_argnums must have the same number of "
-            f"examples, at least one, got {sorted(sizes)}."
-        )
-    return int(sizes.pop())
 
 
 def weights_only(params: Params) -> chex.ArrayTree:

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hero_jax import _axis, _checks, _tree
+from hero_jax import _axis, _batches, _checks, _tree
 from hero_jax._typing import AxisName
 
 __all__ = ["averaged", "in_parts"]
@@ -79,30 +79,31 @@ def in_parts(
     """
     _checks.check_callable("value_and_grad", value_and_grad, _SIGNATURE)
     _checks.check_positive_integer("size", size)
-    positions = _checks.positions("batch_argnums", batch_argnums)
+    _batches.check_argnums(batch_argnums)
     around: Any = getattr(value_and_grad, "around", None)
     if around is not None:  # modules change: not in here, but around this
-        return around(functools.partial(in_parts, size=size, batch_argnums=positions))  # type: ignore[no-any-return]
+        return around(  # type: ignore[no-any-return]
+            functools.partial(in_parts, size=size, batch_argnums=batch_argnums)
+        )
 
     @functools.wraps(value_and_grad)
     def in_turns(*args: Any, **kwargs: Any) -> Any:
-        batch = [_batch(args, k) for k in positions]
-        examples = _tree.number_of_examples(dict(zip(positions, batch, strict=True)))
-        if examples % size:
+        where = _batches.positions(batch_argnums, len(args))
+        _check_not_sharded(args, where)
+        stacked, rest = _batches.cut(args, where, size)
+        if rest is not None:
+            examples = _batches.number_of_examples(args, where)
             raise ValueError(f"size must divide the {examples} examples, got {size}.")
-        count = examples // size
+        count = _batches.number_of_examples(args, where) // size
 
         def of_part(part: Sequence[Any]) -> tuple[Any, Any]:
-            replaced = dict(enumerate(args)) | dict(zip(positions, part, strict=True))
-            return _without_aux(value_and_grad(*replaced.values(), **kwargs), has_aux)
+            results = value_and_grad(*_batches.replaced(args, where, part), **kwargs)
+            return _without_aux(results, has_aux)
 
         def add(total: Any, part: Sequence[Any]) -> tuple[Any, Any]:
             result, auxiliary = of_part(part)
             return jax.tree.map(jnp.add, total, _tree.widen(result)), auxiliary
 
-        stacked = jax.tree.map(
-            lambda x: jnp.reshape(x, (count, size, *np.shape(x)[1:])), batch
-        )
         like, _ = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], stacked))
         total, auxiliary = lax.scan(add, jax.tree.map(_zeros, like), stacked)
         mean = jax.tree.map(lambda x: x / jnp.asarray(count, x.dtype), total)
@@ -169,21 +170,15 @@ def averaged(
 _SIGNATURE = "(params, *args, **kwargs) -> (value, gradient)"
 
 
-def _batch(args: Sequence[Any], position: int) -> Any:
-    if position >= len(args):
-        raise TypeError(
-            f"batch_argnums asks for positional argument {position}, which was not "
-            f"given: got {len(args)} positional arguments. Pass the examples by "
-            "position."
-        )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(args[position]):
-        if _axis.is_sharded(leaf):
-            raise ValueError(
-                "in_parts takes the parts of a batch in turns, but argument "
-                f"{position}{jax.tree_util.keystr(path)} is sharded over Explicit "
-                f"axes, {jax.typeof(leaf)}: use jax.shard_map, with averaged."
-            )
-    return args[position]
+def _check_not_sharded(args: Sequence[Any], where: Sequence[int]) -> None:
+    for k in where:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(args[k]):
+            if _axis.is_sharded(leaf):
+                raise ValueError(
+                    "in_parts takes the parts of a batch in turns, but argument "
+                    f"{k}{jax.tree_util.keystr(path)} is sharded over Explicit axes, "
+                    f"{jax.typeof(leaf)}: use jax.shard_map, with averaged."
+                )
 
 
 def _without_aux(results: Any, has_aux: bool) -> tuple[Any, Any]:

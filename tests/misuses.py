@@ -850,7 +850,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
                 params, x, y
             ),
             ValueError,
-            ("must have the same number of examples", "got ["),
+            ("must have the same number of them", "got ["),
             "Name the arguments behind them.",
         ),
     ),

@@ -20,7 +20,7 @@ ALLOWED = {
     "_autodiff": {"_typing", "_checks", "_tree"},
     "_axis": {"_typing"},
     "_loss": {"_typing", "_checks", "_tree", "_axis"},
-    "parts": {"_typing", "_checks", "_tree", "_axis"},
+    "parts": {"_typing", "_checks", "_tree", "_axis", "_batches"},
     "perturbation": {"_typing", "_checks", "_tree"},
     "gradient": {"_typing", "_checks", "_tree", "_autodiff", "_loss", "perturbation"},
     "family": {"_typing", "_checks", "_tree", "_autodiff", "_loss", "perturbation"},
