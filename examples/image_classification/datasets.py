@@ -119,7 +119,10 @@ class TfdsFiles:
 
     def read(self, index: int) -> tuple[bytes, int]:
         """Return an encoded image and its label."""
-        record = self._source[index]
+        try:
+            record = self._source[index]
+        except Exception as error:  # whatever damaged files make ArrayRecord raise
+            raise OSError(str(error).splitlines()[0]) from error
         return record["image"], int(record["label"])
 
     def name(self, index: int) -> str:
@@ -432,6 +435,9 @@ def _tfds(name: str, data_dir: Path | None, download: bool) -> Dataset:
             f"no data set {name!r}: not 'digits', not an .npz file or a folder that "
             f"exists, and TensorFlow Datasets says: {reason}"
         ) from None
+    except Exception as error:  # whatever a damaged description makes it raise
+        reason = str(error).splitlines()[0]
+        raise DatasetError(f"data set {name!r} cannot be opened: {reason}") from None
     if download:
         try:
             builder.download_and_prepare()

@@ -1,6 +1,7 @@
 """Data sets from files of every kind, good and bad."""
 
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -275,6 +276,26 @@ def test_empty_classes_are_named(folder):
 def test_a_folder_of_prepared_data_sets_is_not_one_of_images(tfds_folder, monkeypatch):
     monkeypatch.chdir(tfds_folder)
     assert datasets.load("cifar10", data_dir=tfds_folder).num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        ("dataset_info.json", "'cifar10' cannot be opened: .*Failed to load JSON"),
+        (
+            "cifar10-train.*",
+            r"train\[0\] cannot be decoded: ArrayRecord file should be",
+        ),
+    ],
+)
+def test_damaged_prepared_data_sets_are_named(damaged, message, tfds_folder, tmp_path):
+    shutil.copytree(tfds_folder, tmp_path, dirs_exist_ok=True)
+    (path,) = (tmp_path / "cifar10" / "3.0.2").glob(damaged)
+    path.write_bytes(b"")
+    with pytest.raises(DatasetError, match=message):
+        input_pipeline.create(
+            Config(dataset="cifar10", batch_size=2), data_dir=tmp_path
+        )
 
 
 def write_split(folder, split, sizes_and_modes):
