@@ -182,8 +182,10 @@ class Checkpoints:
         except Exception as error:  # of the file system or of orbax's thread
             self.check_there()
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if len(reason) > 300:  # the cause stands behind long names of files
+                reason = f"{reason[:60]} ... {reason[-200:]}"
             raise CheckpointError(
-                f"cannot write a checkpoint to {self.folder}: {reason[:300]}. The last "
+                f"cannot write a checkpoint to {self.folder}: {reason}. The last "
                 f"complete one is {self.latest()}."
             ) from error
         self.check_there()
