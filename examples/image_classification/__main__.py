@@ -1,8 +1,6 @@
 """The command line; see the package's docstring, or `--help`."""
 
 import dataclasses
-import io
-import os
 import signal
 import sys
 import traceback
@@ -19,7 +17,7 @@ from .checkpoints import CheckpointError
 from .config import Config
 from .datasets import DatasetError
 from .devices import DevicesError, divide_host
-from .logbook import tell
+from .logbook import prepare_streams, tell
 from .loop import STOPPED, RunError, Stopped
 from .run import Options, run
 
@@ -67,10 +65,7 @@ def named(arguments: Sequence[str]) -> tuple[str, Config, list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status, `STOPPED` if it was asked to stop."""
-    _open_standard_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # ‖ is not in every encoding
+    prepare_streams()
     try:
         config, options = parse(sys.argv[1:] if arguments is None else arguments)
     except (FileNotFoundError, TypeError, ValueError) as error:
@@ -105,13 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _failed(1)
     return 0
-
-
-def _open_standard_streams() -> None:
-    """Let no other file take the number of a standard stream that is closed."""
-    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(opened)
 
 
 def _failed(status: int) -> int:

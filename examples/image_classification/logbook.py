@@ -184,6 +184,21 @@ class Events:
             self._file.close()
 
 
+def prepare_streams(errors: str = "replace") -> None:
+    """Let no character, and no closed standard stream, end or damage a run.
+
+    Args:
+      errors: what becomes of characters that the encoding lacks, such as ‖.
+    """
+    # No other file is to take the number of a stream that is closed.
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
 def say(text: str, quiet: bool = False) -> None:
     """Print a line, above the progress bar if there is one; nothing if quiet."""
     if quiet or sys.stdout is None:

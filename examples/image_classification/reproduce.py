@@ -26,7 +26,6 @@ but NumPy and Pillow, from `--dataset`: an `.npz` file or a folder of mosaics.
 """
 
 import argparse
-import io
 import math
 import os
 import signal
@@ -41,7 +40,7 @@ import jax
 from .checkpoints import CheckpointError
 from .datasets import DatasetError
 from .devices import DevicesError, divide_host
-from .logbook import say
+from .logbook import prepare_streams, say
 from .loop import STOPPED, RunError, Signals
 from .reproduction import report
 from .reproduction.entries import Entry, Row, Scale, entries
@@ -110,9 +109,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     start = time.monotonic()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    prepare_streams()
     given = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         divide_host(given.host_devices)

@@ -24,7 +24,9 @@ from .logbook import plot, say, tell
 from .loop import RunError, Signals, Training
 from .pipeline import Pipeline
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, CURVES = "weights.safetensors", "curves.png"
+_NOT_DRAWN = (OSError, RunError, KeyError, TypeError)
+"""The disk is for reading alone; somebody else is at it; the result is damaged."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,9 @@ def run(
         record = hosts.of_first(record)
         if record is not None:
             say(f"finished already: {out / 'result.json'}", options.quiet or not first)
+            if first and not (out / CURVES).exists():  # it was killed as it drew
+                with contextlib.suppress(*_NOT_DRAWN), locked(out):
+                    _draw(record, out, quiet=True)
             return dict(record)
         hosts.check_same("the config", f"{configs.dumps(config)} {options.parallel}")
         with hosts.together():
@@ -224,20 +229,24 @@ def _write(
     say(f"wrote {out / 'result.json'}", quiet)
     if results.installed("safetensors", WEIGHTS, quiet):
         try:
-            hero_jax.quant.save(out / WEIGHTS, variables)
             results.write_json(out / "weights.json", record["network"])
+            hero_jax.quant.save(out / WEIGHTS, variables)
         except OSError as error:
             raise RunError(
                 f"{out / WEIGHTS} cannot be written ({error}), but the result is. The "
                 "same command writes it from the latest checkpoint."
             ) from error
-    if results.installed("matplotlib", "curves.png", quiet):
+    _draw(record, out, quiet)
+
+
+def _draw(record: dict[str, Any], out: Path, quiet: bool) -> None:
+    if results.installed("matplotlib", CURVES, quiet):
         config = record["config"]
         dataset = Path(config["dataset"]).name
         title = f"{config['model']} on {dataset}, {config['method']}"
         rows, accuracy = record["epochs"], record["accuracy_by_bits"]
         try:
-            plot(rows, accuracy, title, out / "curves.png")
+            plot(rows, accuracy, title, out / CURVES)
         except OSError as error:
             tell(f"the picture is not written: {error}")
 

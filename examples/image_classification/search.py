@@ -16,7 +16,7 @@ from . import datasets, devices, grid, heat_maps, input_pipeline, results, sweep
 from .array_pipeline import ArrayPipeline
 from .config import Config
 from .grid import Grid, Row, Run
-from .logbook import Progress, say
+from .logbook import Progress, say, tell
 from .loop import RunError, Stopped
 from .many_runs import ManyRuns, Together
 from .run import check_folder, locked, read
@@ -188,8 +188,11 @@ def _search(
             f"the data are not those of {path}: bring them back, or begin again with "
             "another --out."
         )
-    runs, rows = tried.runs(), earlier["runs"]
-    done = {grid.run_of(row) for row in rows}
+    try:
+        runs, rows = tried.runs(), [*earlier["runs"]]
+        done = {grid.run_of(row) for row in rows}
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error!r}): delete it.") from None
     size, chunks = _chunks(runs, done, options)
     record = {
         "environment": results.environment() if chunks else earlier["environment"],
@@ -212,7 +215,10 @@ def _search(
     say(f"wrote {path}", options.quiet)
     if results.installed("matplotlib", "sweep.png", options.quiet):
         picture = out / "sweep.png"
-        heat_maps.plot(tried, record["settings"], record["best"], title, picture)
+        try:
+            heat_maps.plot(tried, record["settings"], record["best"], title, picture)
+        except OSError as error:
+            tell(f"the picture is not written: {error}")
     return record
 
 

@@ -34,7 +34,7 @@ import tyro
 from .__main__ import ERRORS, named
 from .config import Config
 from .grid import OF_METHOD, Grid, plain, settings_of
-from .logbook import say
+from .logbook import prepare_streams, say
 from .loop import STOPPED, Stopped
 from .search import Options, in_words, measure, percent, sweep
 
@@ -147,6 +147,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Grid, Options]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
+    prepare_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         config, given, options = parse(arguments)

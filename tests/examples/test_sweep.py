@@ -1,6 +1,7 @@
 """Sweeps: each run against the ordinary one, what is compiled, kept and chosen."""
 
 import dataclasses
+import errno
 import json
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from examples.image_classification import __main__ as command
+from examples.image_classification import config as configs
 from examples.image_classification import (
     grid,
     input_pipeline,
@@ -20,6 +22,7 @@ from examples.image_classification import (
 )
 from examples.image_classification.config import Config
 from examples.image_classification.grid import Grid, Run
+from examples.image_classification.loop import RunError
 from examples.image_classification.many_runs import ManyRuns
 from examples.image_classification.run import Options as RunOptions
 from examples.image_classification.run import run
@@ -408,6 +411,28 @@ def test_the_best_setting_is_told_with_all_that_it_depends_on(
         assert line.startswith(f"{name} {best:g} is the largest that was tried: ")
     _, found = command.parse(shlex.split(lines[-1])[3:])
     assert found.out.parent == tmp_path
+
+
+def test_no_room_for_the_picture_does_not_matter(tmp_path, capsys, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "sweep.png")
+
+    result = many_runs.Result(1.0, 1.0, {"32": 0.5, "4": 0.5})
+    monkeypatch.setattr(ManyRuns, "train", lambda _, runs, __: [result] * len(runs))
+    monkeypatch.setattr(search.heat_maps, "plot", no_room)
+    arguments = [*ARGUMENTS, "--h", "1", "--gamma", "0.1", "--out", str(tmp_path)]
+    assert sweep.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "picture is not written: [Errno 28] No space left" in printed.err
+    assert printed.out.splitlines()[-1].startswith("python -m examples")
+
+
+@pytest.mark.parametrize("damaged", ["{}", '{"runs": 1}', '{"runs": [1]}'])
+def test_a_damaged_record_is_named(damaged, tmp_path):
+    (tmp_path / "config.toml").write_text(configs.dumps(CONFIG))
+    (tmp_path / "sweep.json").write_text(damaged)
+    with pytest.raises(RunError, match=r"sweep.json is damaged .*: delete it"):
+        search.sweep(CONFIG, GRID, options(tmp_path))
 
 
 def test_test_images_are_not_used(tmp_path):

@@ -309,7 +309,7 @@ def test_standard_streams_may_be_closed(tmp_path, monkeypatch):
     before = os.dup(0)
     try:
         os.close(0)
-        command._open_standard_streams()
+        logbook.prepare_streams()
         assert os.path.samestat(os.fstat(0), Path(os.devnull).stat())
     finally:
         os.dup2(before, 0)
@@ -374,17 +374,26 @@ def test_a_folder_that_is_moved_or_deleted_ends_the_run(
 def test_the_result_is_written_first(unfinished, whole, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(quant, "save", no_space)
-        (unfinished / "weights.safetensors").unlink()
+        for name in ("weights.safetensors", "weights.json"):
+            (unfinished / name).unlink()
         message = r"weights.safetensors cannot be written .*, but the result is"
         with pytest.raises(loop.RunError, match=message):
             run(CONFIG, options(unfinished, quiet=False))
     assert (unfinished / "result.json").exists()
     assert "test accuracy: float" in capsys.readouterr().out
     # Without weights it is not finished, as long as they can be had.
-    monkeypatch.setattr(run_module, "plot", no_space)
-    run(CONFIG, options(unfinished))
+    assert (unfinished / "weights.json").exists(), "weights are the end of it"
+    (unfinished / "curves.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "plot", no_space)
+        run(CONFIG, options(unfinished))
     assert_same_result(unfinished, whole)
     assert "the picture is not written: [Errno 28]" in capsys.readouterr().err
+    # Nor is the picture lost, of which a killed process has left a half.
+    (unfinished / ".curves.png.77.png").write_text("half")
+    run(CONFIG, options(unfinished))
+    assert (unfinished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not (unfinished / ".curves.png.77.png").exists()
     (unfinished / "weights.safetensors").unlink()
     shutil.rmtree(unfinished / "checkpoints")
     run(CONFIG, options(unfinished, quiet=False))
