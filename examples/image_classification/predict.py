@@ -29,6 +29,7 @@ import hero_jax
 
 from . import datasets, mosaics, photographs
 from .datasets import Arrays, DatasetError
+from .logbook import prepare_streams, tell
 from .pipeline import Facts, standardized
 
 BATCH = 100
@@ -54,6 +55,9 @@ class Network:
             told = json.loads((run / "weights.json").read_text(encoding="utf-8"))
             self._variables = hero_jax.quant.load(run / "weights.safetensors")
             self.facts = Facts(**{name: told[name] for name in Facts._fields})
+            height, width, channels = self.facts.image_shape
+            factor = self.facts.downsample
+            self._shape = (height * factor, width * factor, channels)
             model = hero_jax.models.create(
                 told["model"],
                 num_classes=len(self.facts.classes),
@@ -68,9 +72,6 @@ class Network:
             raise DatasetError(
                 f"weights.safetensors or weights.json in {run} is damaged: {error!r}"
             ) from None
-        height, width, channels = self.facts.image_shape
-        factor = self.facts.downsample
-        self._shape = (height * factor, width * factor, channels)
 
         def probabilities(variables: Any, images: chex.Array) -> chex.Array:
             images = standardized(images, self.facts.mean, self.facts.std)
@@ -78,6 +79,16 @@ class Network:
             return jax.nn.softmax(jnp.asarray(logits, jnp.float32))
 
         self._probabilities = jax.jit(probabilities)
+        shape = (1, height, width, channels)
+        try:
+            jax.eval_shape(
+                probabilities, self._variables, jax.ShapeDtypeStruct(shape, np.uint8)
+            )
+        except Exception as error:  # whatever Flax and JAX raise
+            reason = str(error).splitlines()[0]
+            raise DatasetError(
+                f"weights.safetensors and weights.json in {run} do not fit: {reason}"
+            ) from None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the probability of every class, float32 `[B, K]`.
@@ -148,7 +159,7 @@ def images_of(
         try:
             image = network.prepared(read())
         except photographs.UNREADABLE as error:
-            print(f"left out: {title}: {error}", file=sys.stderr)
+            tell(f"left out: {title}: {error}")
             continue
         some = True
         yield title, image
@@ -173,15 +184,16 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names may be no UTF-8
+    prepare_streams("backslashreplace")  # names may be no UTF-8
     command = tyro.cli(
         Command,
         prog="python -m examples.image_classification.predict",
         description=__doc__,
         args=arguments,
     )
+    if not command.images:
+        tell("error: name IMAGES, too: files, folders or data sets.")
+        return 2
     try:
         network = Network(command.run)
         for name in command.images:
@@ -192,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     label = int(row.argmax())
                     print(title, network.facts.classes[label], row[label], sep="\t")
     except (DatasetError, ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 1
     return 0
 

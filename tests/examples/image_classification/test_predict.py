@@ -181,8 +181,14 @@ def test_what_is_wrong_is_said_in_a_line(capsys):
     config = dataclasses.replace(CONFIG, dataset="mine.npz")
     run(config, Options(out=RUN, devices=1, quiet=True))
     Image.fromarray(x[0, :7]).save("low.png")
-    shutil.copytree(RUN, "runs/damaged")
-    Path("runs/damaged/weights.json").write_text('{"classes": []}')
+    told = json.loads((RUN / "weights.json").read_text())
+    for folder, facts in (
+        ("damaged", {"classes": []}),
+        ("flat", told | {"image_shape": [8, 8]}),
+        ("others", told | {"image_shape": [8, 9, 3]}),
+    ):
+        shutil.copytree(RUN, Path("runs", folder))
+        Path("runs", folder, "weights.json").write_text(json.dumps(facts))
     for folder, name, message in (
         (RUN, "nowhere.png", "no images that can be read in nowhere.png"),
         (RUN, "low.png", "must have 8x8 pixels, 3 channels, as in training, got 8x7"),
@@ -190,9 +196,13 @@ def test_what_is_wrong_is_said_in_a_line(capsys):
         (RUN, "nothing.npz", "no file nothing.npz"),
         ("runs/unfinished", "low.png", "must be the folder of a finished run, with"),
         ("runs/damaged", "low.png", "weights.json in runs/damaged is damaged"),
+        ("runs/flat", "low.png", "weights.json in runs/flat is damaged"),
+        ("runs/others", "low.png", "weights.json in runs/others do not fit"),
     ):
         assert predict.main([str(folder), name]) == 1
         out, error = capsys.readouterr()
         assert not out
         assert message in error
         assert error.splitlines()[-1].startswith("error: ")
+    assert predict.main([str(RUN)]) == 2
+    assert "name IMAGES, too" in capsys.readouterr().err
