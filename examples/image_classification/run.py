@@ -18,6 +18,7 @@ import hero_jax
 from . import config as configs
 from . import devices as devices_of
 from . import evaluate, hosts, input_pipeline, results
+from .checkpoints import CheckpointError
 from .config import Config
 from .devices import Parallel
 from .logbook import plot, say, tell
@@ -167,7 +168,8 @@ def _train_and_test(
         training = Training(config, pipeline, out, options.keep, quiet, stopped)
     if devices.count > 1:
         say(_in_words(config, options, devices.count), quiet)
-    with contextlib.closing(training):
+    with contextlib.ExitStack() as stack:
+        stack.callback(training.close)
         record, variables = _tested(config, pipeline, training, options)
         accuracy = record["accuracy_by_bits"].items()
         words = (
@@ -178,6 +180,13 @@ def _train_and_test(
         if first:
             training.check_there()
             _write(record, variables, out, quiet)
+        stack.pop_all()
+    try:
+        training.close()
+    except CheckpointError as error:
+        if not (out / WEIGHTS).exists():
+            raise
+        tell(f"{error} The run is finished, and does not need it.")
     return record
 
 

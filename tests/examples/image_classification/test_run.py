@@ -400,6 +400,26 @@ def test_the_result_is_written_first(unfinished, whole, monkeypatch, capsys):
     assert "finished already" in capsys.readouterr().out
 
 
+def test_the_last_checkpoint_is_not_needed_once_there_are_weights(
+    unfinished, whole, monkeypatch, capsys
+):
+    close = Checkpoints.close
+
+    def no_room(self):
+        close(self)
+        raise CheckpointError("no room for a checkpoint.")
+
+    monkeypatch.setattr(Checkpoints, "close", no_room)
+    run(CONFIG, options(unfinished))
+    assert_same_result(unfinished, whole)
+    assert "no room for a checkpoint. The run is finished" in capsys.readouterr().err
+    for name in ("result.json", "weights.safetensors"):
+        (unfinished / name).unlink()
+    monkeypatch.setattr(results, "installed", lambda *_: False)
+    with pytest.raises(CheckpointError, match="no room"):
+        run(CONFIG, options(unfinished))
+
+
 def test_two_processes_do_not_share_a_folder(unfinished):
     with (unfinished / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
