@@ -104,8 +104,9 @@ _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial|\..+(\.\w+)\.\d+\1")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text, whole or not at all."""
-    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    """Write text, whole or not at all; names that are not UTF-8 become escapes."""
+    data = text.encode(errors="backslashreplace")
+    replace_file(path, lambda partial: partial.write_bytes(data))
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

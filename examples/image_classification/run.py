@@ -20,6 +20,7 @@ from . import devices as devices_of
 from . import evaluate, hosts, input_pipeline, results
 from .checkpoints import CheckpointError
 from .config import Config
+from .datasets import printable
 from .devices import Parallel
 from .logbook import plot, say, tell
 from .loop import RunError, Signals, Training
@@ -310,6 +311,9 @@ def _finished(out: Path) -> dict[str, Any] | None:
 
 def check_folder(out: Path, config: Config) -> None:
     """Make the folder, or check that it is one of this config."""
+    place = str(out.absolute())
+    if printable(place) != place:  # Orbax cannot write there
+        raise RunError(f"the name of out must be UTF-8, got '{printable(place)}'.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out) as file:

@@ -273,6 +273,18 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     assert order == [(tmp_path / "a.txt").stat().st_ino, "replaced"]
 
 
+def test_names_that_are_not_utf8(tmp_path, monkeypatch):
+    """In a command they do not matter; Orbax cannot write to such a folder."""
+    name = os.fsdecode(b"caf\xe9")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "--data-dir", name])
+    path = tmp_path / "a.json"
+    results.write_json(path, results.environment())
+    assert json.loads(path.read_text())["command"] == f"python --data-dir '{name}'"
+    with pytest.raises(loop.RunError, match=r"out must be UTF-8, got '.*/caf\\xe9'"):
+        run(CONFIG, options(tmp_path / name))
+    assert [*tmp_path.iterdir()] == [path]
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     path = tmp_path / "a.png"
     with pytest.raises(OSError, match=rf"No space left on device: '{path}'"):
