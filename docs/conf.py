@@ -1,12 +1,8 @@
 """Configuration of Sphinx; `docs/development.md` has the command."""
 
-import __future__
-
-import importlib.machinery
 import re
 import shutil
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -65,35 +61,6 @@ STANDARD = r"collections\.abc|numpy|os|pathlib|typing"
 PACKAGES = "chex|flax|jax|nn|np|optax"
 VARIABLES = r"~?(hero_jax\.[\w.]*\.)?(Outputs|P|T)"
 nitpick_ignore_regex = [("py:.*", rf"({STANDARD}|{PACKAGES})\..*|{VARIABLES}")]
-
-
-class AsWritten(importlib.machinery.SourceFileLoader):
-    """Loads a module whose annotations stay as they are written.
-
-    Evaluated, `chex.Numeric` would be a union of six types in every signature.
-    """
-
-    def get_code(self, fullname: str) -> types.CodeType:
-        """Compile the source, past the cache, which is for all others."""
-        path = self.get_filename(fullname)
-        flags = __future__.annotations.compiler_flag
-        return compile(self.get_data(path), path, "exec", flags, dont_inherit=True)
-
-
-class Finder(importlib.machinery.PathFinder):
-    """Finds the modules of this package only."""
-
-    @classmethod
-    def find_spec(
-        cls, fullname: str, path: Any = None, target: Any = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        """Return where a module is, and how it is loaded."""
-        if fullname.partition(".")[0] != "hero_jax":
-            return None
-        spec = super().find_spec(fullname, path, target)
-        if spec is not None and spec.origin is not None:
-            spec.loader = AsWritten(fullname, spec.origin)
-        return spec
 
 
 def without_fields(
@@ -172,7 +139,6 @@ def setup(app: Any) -> None:
 
     inspect.TypeAliasForwardRef.__repr__ = lambda alias: alias.name  # in unions
     sys.path.insert(0, str(HERE.parent))
-    sys.meta_path.insert(0, Finder)
     fetch_pages()
     app.connect("autodoc-process-docstring", types_as_written)
     app.connect("autodoc-process-signature", short_signature)

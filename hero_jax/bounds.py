@@ -7,6 +7,8 @@ bounds. Both are written as `2c / (a + sqrt(a^2 + b))`, which equals the paper's
 and `g = 0`.
 """
 
+from __future__ import annotations
+
 import chex
 import jax.numpy as jnp
 

@@ -20,6 +20,8 @@ error of a quantization, `quant.fake_quantize(params, 4)` less `params`.
 True
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack

@@ -1,5 +1,7 @@
 """The generalization gap of a run: training accuracy less test accuracy (Figure 2b)."""
 
+from __future__ import annotations
+
 import csv
 import math
 import statistics

@@ -1,5 +1,7 @@
 """Largest eigenvalues of the Hessian, whole or of one layer, by Lanczos."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Unpack
 

@@ -1,5 +1,7 @@
 """How far one can go in a direction before the loss has risen: Theorem 3, measured."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 

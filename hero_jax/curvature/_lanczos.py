@@ -1,5 +1,7 @@
 """Lanczos tridiagonalization of a matrix that is given by its product with trees."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -64,7 +66,7 @@ class Flat(NamedTuple):
     unflatten: Callable[[chex.Array], Params]
 
     @classmethod
-    def of(cls, like: Params) -> "Flat":
+    def of(cls, like: Params) -> Flat:
         """Describe trees like this one."""
         leaves, structure = jax.tree.flatten(like)
         dtype = _tree.widest_dtype(like)
@@ -112,14 +114,14 @@ class Lanczos(NamedTuple):
     v: chex.Array
 
     @classmethod
-    def begin(cls, start: chex.Array, steps: int) -> "Lanczos":
+    def begin(cls, start: chex.Array, steps: int) -> Lanczos:
         """Prepare m steps from a vector that is not zero."""
         zeros = jnp.zeros(steps, start.dtype)
         basis = jnp.zeros((steps, start.size), start.dtype)
         v = start / _tree.norm(start)
         return cls(jnp.zeros((), jnp.int32), basis, zeros, zeros, v)
 
-    def after(self, product: chex.Array) -> "Lanczos":
+    def after(self, product: chex.Array) -> Lanczos:
         """Go on with the product of the matrix and v.
 
         The length is taken out before anything is squared: the matrix may have any

@@ -1,5 +1,7 @@
 """What moving the weights does to the loss: predicted to second order, and measured."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 

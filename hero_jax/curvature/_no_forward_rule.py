@@ -1,5 +1,7 @@
 """What to tell where the gradient of a loss cannot be differentiated."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Iterator
 

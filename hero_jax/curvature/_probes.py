@@ -1,5 +1,7 @@
 """Means over random probes of the matrix, with standard errors."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """What is differentiated: a loss, over which examples, and which matrix of it."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

@@ -1,5 +1,7 @@
 """Products with the Hessian, and the norm of one along HERO's direction."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 

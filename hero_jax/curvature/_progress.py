@@ -1,5 +1,7 @@
 """Telling the host, from inside a compiled program, how far it has got."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

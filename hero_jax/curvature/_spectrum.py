@@ -1,5 +1,7 @@
 """Density of the Hessian's eigenvalues, by stochastic Lanczos quadrature."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 

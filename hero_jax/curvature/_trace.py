@@ -1,5 +1,7 @@
 """Trace of the Hessian, whole and of every layer, with standard errors."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 

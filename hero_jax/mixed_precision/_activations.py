@@ -4,6 +4,8 @@ The offsets play the part of the weights: whatever :mod:`hero_jax.curvature` say
 loss in its weights, it says of this one in its activations.
 """
 
+from __future__ import annotations
+
 import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -12,6 +12,8 @@ knapsack,
 with interactions I if there are any: Omega and I are what the sensitivities measure.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 
 import chex

@@ -1,5 +1,7 @@
 """Sensitivity by the largest eigenvalue of a layer's Hessian: HAWQ and Q-BERT."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, Unpack
 

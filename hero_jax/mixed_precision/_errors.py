@@ -1,5 +1,7 @@
 """What each number of bits does to each layer."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import NamedTuple, Unpack
 

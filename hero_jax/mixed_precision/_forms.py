@@ -1,5 +1,7 @@
 """Sensitivity by the quadratic form along the real error, and between layers."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 

@@ -1,5 +1,7 @@
 """The best allocations of all sizes at once."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Sensitivity as it is: the loss, with layers quantized."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 

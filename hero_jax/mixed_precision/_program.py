@@ -1,5 +1,7 @@
 """The integer program of mixed precision: a multiple-choice knapsack, with pairs."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Sensitivity of layers to their precision, as every measure reports it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

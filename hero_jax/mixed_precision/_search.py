@@ -1,5 +1,7 @@
 """The smallest model that is accurate enough, by bisection on the frontier."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """How many bytes each layer takes at each precision."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, Unpack

@@ -1,5 +1,7 @@
 """The problem of mixed precision in arrays, and its solutions in dicts."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -65,7 +67,7 @@ class Table(NamedTuple):
         sizes: Mapping[str, int | LayerSize],
         choices: Sequence[int],
         unit: Unit,
-    ) -> "Table":
+    ) -> Table:
         """Check the arguments and put them into arrays."""
         _checks.check_choice("unit", unit, UNITS)
         given = check_choices(choices)

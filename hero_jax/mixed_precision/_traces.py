@@ -1,5 +1,7 @@
 """Sensitivity by the average trace of a layer's Hessian: HAWQ-V2."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, Unpack
 

@@ -11,6 +11,8 @@
 ['batch_stats', 'params']
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

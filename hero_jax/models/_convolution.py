@@ -25,6 +25,8 @@ and forward-over-reverse Hessian-vector products work, `jax.jvp` of the loss its
 not. Create a model with `conv_general_dilated=jax.lax.conv_general_dilated` for that.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 import operator

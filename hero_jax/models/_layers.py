@@ -1,5 +1,7 @@
 """Layers that the networks share."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any

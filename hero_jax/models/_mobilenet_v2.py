@@ -8,6 +8,8 @@ References:
   Bottlenecks. CVPR 2018.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

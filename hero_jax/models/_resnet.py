@@ -4,6 +4,8 @@ References:
   He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition. CVPR 2016.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -5,6 +5,8 @@ References:
   Recognition. ICLR 2015.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import chex

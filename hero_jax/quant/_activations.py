@@ -4,6 +4,8 @@ The activation of a layer is its input. Its range is found once, on calibration 
 from then on the input is rounded to the levels of a fixed grid over that range.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar

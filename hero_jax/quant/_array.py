@@ -1,5 +1,7 @@
 """One array as integers on a uniform grid, or on one grid per block."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math

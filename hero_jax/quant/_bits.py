@@ -1,5 +1,7 @@
 """Which leaf gets how many bits: one number, a tree, or patterns of paths."""
 
+from __future__ import annotations
+
 import fnmatch
 from collections.abc import Mapping
 from typing import Any, TypeAlias

@@ -6,6 +6,8 @@ and `scan` over layers do) keeps its block shape. Where an axis is no multiple o
 block, the last block is smaller.
 """
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any

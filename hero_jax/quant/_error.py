@@ -1,5 +1,7 @@
 """How far quantization moves the weights, leaf by leaf."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import chex

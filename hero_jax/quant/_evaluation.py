@@ -1,5 +1,7 @@
 """Accuracy of a classifier against the number of bits of its weights (Figure 1)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, Unpack
 

@@ -5,6 +5,8 @@ not quantized. Its metadata hold the structure of the tree as JSON and a checksu
 all of it. Nothing in a file is executed when it is read.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import hashlib

@@ -19,6 +19,8 @@ Every entry inside the range moves by at most half a bin. Everything here comput
 the floats of x, in which the integers involved are exact, and `bits` may be traced.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """The inputs of a Flax model's layers, seen and changed from outside of the model."""
 
+from __future__ import annotations
+
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence

@@ -1,5 +1,7 @@
 """Dataclasses as pytree nodes that are checked when made, not when rebuilt."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from typing import Any, NoReturn

@@ -1,5 +1,7 @@
 """What can be chosen about a grid, and the checks of it."""
 
+from __future__ import annotations
+
 import operator
 from typing import Any, NamedTuple, TypedDict
 

@@ -4,6 +4,8 @@ Value k of an array, counted row by row, takes the bits from `k * bits` on, the 
 significant first, as `numpy.packbits(..., bitorder="little")` orders them.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math

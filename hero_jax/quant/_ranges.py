@@ -1,5 +1,7 @@
 """The ranges of the inputs of a Flax Linen model's layers, on calibration data."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

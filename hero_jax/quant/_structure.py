@@ -8,6 +8,8 @@ whatever a given function makes of it, a JSON string or object:
 Leaves go by their paths, `conv/0`; traversal is in the order of `jax.tree.leaves`.
 """
 
+from __future__ import annotations
+
 import collections
 import weakref
 from collections.abc import Callable, Iterable, Mapping

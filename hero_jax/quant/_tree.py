@@ -1,5 +1,7 @@
 """Quantization of a parameter pytree, leaf by leaf."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Unpack
 
