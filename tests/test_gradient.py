@@ -769,6 +769,21 @@ def test_a_loss_without_forward_mode_has_a_way_round(case):
         assert jnp.isfinite(found[1]).all()
 
 
+@pytest.mark.usefixtures("x64")
+def test_cure_has_a_way_round_for_inputs_without_forward_mode():
+    w, x = jnp.array([1.0, -2.0]), jnp.array([[2.0, 0.5], [0.3, 1.0], [1.0, -1.0]])
+
+    def cure(power, **options):
+        loss = lambda w, x: jnp.mean(power(x @ w))
+        return hero_jax.cure_value_and_grad(loss, h=0.5, gamma=0.1, **options)(w, x)
+
+    with pytest.raises(TypeError, match="custom_vjp") as caught:
+        cure(fourth_power)
+    assert "Pass difference_step=3e-3" in " ".join(notes_of(caught.value))
+    # A difference over a step errs by the step times the third derivative.
+    float64_close(cure(fourth_power, difference_step=1e-6), cure(lambda x: x**4), 1e-4)
+
+
 def test_a_fault_of_the_loss_is_not_called_a_lack_of_forward_mode():
     def broken(_):
         raise TypeError("mine")
