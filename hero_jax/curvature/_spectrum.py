@@ -30,7 +30,8 @@ class SpectralDensity(NamedTuple):
 
     def moment(self, power: int) -> Estimate:
         """Estimate the mean of so high a power of the eigenvalues, `tr(H^p) / n`."""
-        return _over_probes(jnp.sum(self.weights * self.nodes**power, axis=1))
+        samples = jnp.sum(self.weights * self.nodes**power, axis=-1)
+        return _over_probes(jnp.moveaxis(samples, -1, 0))  # several after `jax.vmap`
 
     def on_grid(self, grid: chex.Array, width: chex.Numeric) -> Estimate:
         """Smooth by Gaussians of standard deviation `width`.
@@ -45,7 +46,10 @@ class SpectralDensity(NamedTuple):
         """
         if not isinstance(width, jax.core.Tracer) and not width > 0.0:
             raise ValueError(f"width must be above 0, got {width}.")
-        result: Estimate = _on_grid(self, grid, width)
+        on_grid = _on_grid
+        for _ in self.nodes.shape[:-2]:  # of `jax.vmap`
+            on_grid = jax.vmap(on_grid, in_axes=(0, None, None))
+        result: Estimate = on_grid(self, grid, width)
         return result
 
 

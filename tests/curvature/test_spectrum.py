@@ -32,6 +32,24 @@ def test_moments_are_those_of_the_eigenvalues(dense, batch_size):
         assert moment.stderr < 0.2 * abs(expected) + 1e-12
 
 
+def test_several_densities_after_vmap():
+    w, grid = jnp.array([1.0, 2.0, 3.0]), jnp.linspace(0.0, 70.0, 4)
+    density = lambda key: curvature.spectral_density(
+        lambda w: jnp.sum(w**4), w, key=key, num_samples=2, steps=2
+    )
+    keys = jax.random.split(jax.random.key(0), 5)
+    for read in (lambda x: x.moment(1), lambda x: x.on_grid(grid, 5.0)):
+        found = read(jax.vmap(density)(keys))
+        expected = [read(density(key)) for key in keys]
+        for each in ("value", "stderr"):
+            np.testing.assert_allclose(
+                getattr(found, each),
+                [getattr(x, each) for x in expected],
+                rtol=1e-9,
+                atol=1e-15,
+            )
+
+
 def test_the_measure_of_one_probe_is_exact_with_all_steps(dense):
     """Gauss quadrature with n nodes has the eigenvalues themselves."""
     density = curvature.spectral_density(
