@@ -201,7 +201,7 @@ def of_function(name: str, mask: Any, params: Params) -> Any:
     """Return what a mask that is a function makes of `params`; else the mask itself.
 
     Raises:
-      TypeError: it returned one bool for several leaves, as if called for each.
+      TypeError: it returned no tree, as if called for each leaf, or nothing at all.
     """
     if not is_function_of(mask, params):
         return mask
@@ -213,12 +213,13 @@ def of_function(name: str, mask: Any, params: Params) -> Any:
             f"look at each leaf: {_EACH_LEAF}; by path: {_EACH_PATH}."
         )
         raise
-    if isinstance(found, (bool, np.bool_)) and not jax.tree_util.all_leaves([params]):
+    is_tree = found is not None and not jax.tree_util.all_leaves([found])
+    if not is_tree and not jax.tree_util.all_leaves([params]):
         raise TypeError(
             f"{name} must return a tree of booleans like params, got {found} from "
             f"{name}(params), which is called with the whole tree. To look at each "
-            f"leaf: {_EACH_LEAF}; by path: {_EACH_PATH}. {name}={bool(found)}, no "
-            "function, is for all leaves alike."
+            f"leaf: {_EACH_LEAF}; by path: {_EACH_PATH}. {name}=True or False, "
+            "no function, is for all leaves alike."
         )
     return found
 

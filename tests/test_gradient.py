@@ -639,8 +639,13 @@ def test_a_mask_function_is_called_with_the_whole_tree():
         hero_jax.hero_value_and_grad(loss, h=0.5, gamma=0.1, penalty_mask=mask)(params)
 
     by_path = r"penalty_mask\(params\).*whole tree.*x\.ndim >= 2.*tree_map_with_path"
-    with pytest.raises(TypeError, match=f"got False from {by_path}"):
-        run(lambda path: "kernel" in path)
+    for mask, got in (
+        (lambda path: "kernel" in path, "False"),
+        (lambda x: jnp.array(True), "True"),
+        (lambda params: None, "None"),
+    ):
+        with pytest.raises(TypeError, match=f"got {got} from {by_path}"):
+            run(mask)
     with pytest.raises(AttributeError, match="ndim") as caught:
         run(lambda x: x.ndim > 1)
     notes = " ".join(caught.value.__notes__)

@@ -285,7 +285,7 @@ def make_plan(
         check(bits)
     all_bits = bits_of_leaves(bits, flat, chosen)
     where = [i for i, keep in enumerate(chosen) if keep]
-    _check_no_optimizer(flat, where)
+    _check_no_optimizer(params, where)
     names = _tree.leaf_names(flat)
     arrays, resolved = [], []
     for i in where:
@@ -308,16 +308,27 @@ def make_plan(
     )
 
 
-def _check_no_optimizer(flat: chex.ArrayTree, where: list[int]) -> None:
+def _check_no_optimizer(params: chex.ArrayTree, where: list[int]) -> None:
     """Raise `ValueError` if a chosen leaf belongs to the state of an optimizer."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(flat)]
+
+    def is_state(x: Any) -> bool:
+        return hasattr(x, "_fields") and type(x).__module__.startswith("optax.")
+
+    states = jax.tree.map(
+        lambda x: jax.tree.map(lambda _: is_state(x), x, is_leaf=is_quantized),
+        params,
+        is_leaf=lambda x: is_state(x) or is_quantized(x),
+    )
+    found = jax.tree_util.tree_leaves_with_path(states)
     for i in where:
-        keys = [jax.tree_util.keystr((key,), simple=True) for key in paths[i]]
-        if "opt_state" in keys:
+        path, in_state = found[i]
+        # The state of an nnx.Optimizer has the names alone.
+        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        if in_state or "opt_state" in names:
             raise ValueError(
-                "params must be weights alone, got the state of an optimizer beside "
-                f"them, {jax.tree_util.keystr(paths[i])}, which would be quantized, "
-                "too. Pass state.params."
+                "params must be weights alone, got the state of an optimizer, at "
+                f"{jax.tree_util.keystr(path)}, which would be quantized, too. Pass "
+                "the weights, such as state.params."
             )
 
 

@@ -252,11 +252,18 @@ def test_shared_variables_are_not_untied():
 def test_the_state_of_an_optimizer_is_refused():
     optax = pytest.importorskip("optax")
     weights = {"w": jnp.ones((3, 4)), "b": jnp.zeros(4)}
-    state = {"params": weights, "opt_state": optax.adam(0.1).init(weights)}
-    with pytest.raises(
-        ValueError, match=r"weights alone.*\['opt_state'\].*state\.para"
+    moments = optax.adam(0.1).init(weights)
+    state = {"params": weights, "opt_state": moments}
+    # An nnx.Optimizer has the name, and none of the classes.
+    like_nnx = {"opt_state": {"0": {"mu": weights}}}
+    for tree, at in (
+        (state, r"\['opt_state'\]\[0\]\.mu\['w'\]"),
+        ({"model": weights, "optimizer": moments}, r"\['optimizer'\]"),
+        (moments, r"\[0\]\.mu"),
+        (like_nnx, r"\['opt_state'\]"),
     ):
-        quant.quantize(state, 4)
+        with pytest.raises(ValueError, match=rf"weights alone.* at {at}.*state\.para"):
+            quant.quantize(tree, 4)
     mask = jax.tree.map(lambda _: False, state)
     chosen = {**mask, "params": {"w": True, "b": False}}
     only = quant.quantize(state, 4, mask=chosen)
