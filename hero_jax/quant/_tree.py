@@ -328,7 +328,7 @@ def _check_no_optimizer(params: chex.ArrayTree, where: list[int]) -> None:
             raise ValueError(
                 "params must be weights alone, got the state of an optimizer, at "
                 f"{jax.tree_util.keystr(path)}, which would be quantized, too. Pass "
-                "the weights, such as state.params."
+                "state.params."
             )
 
 
