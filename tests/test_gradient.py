@@ -784,9 +784,13 @@ def test_cure_has_a_way_round_for_inputs_without_forward_mode():
 
     with pytest.raises(TypeError, match="custom_vjp") as caught:
         cure(fourth_power)
-    assert "Pass difference_step=3e-3" in " ".join(notes_of(caught.value))
+    assert "Pass hvp=hero_jax.FiniteDifference()" in " ".join(notes_of(caught.value))
     # A difference over a step errs by the step times the third derivative.
-    float64_close(cure(fourth_power, difference_step=1e-6), cure(lambda x: x**4), 1e-4)
+    float64_close(
+        cure(fourth_power, hvp=hero_jax.FiniteDifference(1e-6)),
+        cure(lambda x: x**4),
+        1e-4,
+    )
 
 
 def test_a_fault_of_the_loss_is_not_called_a_lack_of_forward_mode():

@@ -11,8 +11,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from hero_jax import _autodiff, _checks, _tree
+from hero_jax._autodiff import FiniteDifference
 
 __all__ = ["cure_value_and_grad"]
 
@@ -24,7 +26,7 @@ def cure_value_and_grad(
     input_argnum: int = 1,
     h: chex.Numeric,
     gamma: chex.Numeric,
-    difference_step: chex.Numeric | None = None,
+    hvp: str | FiniteDifference = "exact",
     has_aux: bool = False,
 ) -> Callable[..., Any]:
     r"""Evaluate a loss and its gradient with a penalty on the curvature in the inputs.
@@ -56,10 +58,9 @@ def cure_value_and_grad(
         traced scalar. The paper increases it to 1.5 for images in [0, 1].
       gamma: strength of the penalty, at least 0; likewise. For S times the loss
         `gamma / S` does the same.
-      difference_step: above 0: take these derivatives by a difference, whose step has
-        this length in units of the inputs' norm. For losses without forward mode, such
-        as some with a `custom_vjp` or a callback inside; 3e-3 suits smooth ones in
-        float32. Default: exact.
+      hvp: how to compute these derivatives: "exact", or
+        :class:`hero_jax.FiniteDifference`, in units of the inputs' norm, for losses
+        without forward mode.
       has_aux: whether `loss_fn` returns a pair `(loss, aux)`.
 
     Returns:
@@ -71,8 +72,8 @@ def cure_value_and_grad(
 
     Raises:
       TypeError: an argument has the wrong type, is missing, or x is of integers.
-      ValueError: h or gamma is negative, the step not positive, one of them is not a
-        scalar, the two positions are one, or x has no axis of examples.
+      ValueError: h or gamma is negative or not a scalar, the two positions are one, or
+        x has no axis of examples.
 
     Example:
       >>> import jax.numpy as jnp
@@ -91,8 +92,7 @@ def cure_value_and_grad(
     _checks.check_callable("loss_fn", loss_fn, "(params, x, *args, **kwargs) -> loss")
     _checks.check_nonnegative("h", h)
     _checks.check_nonnegative("gamma", gamma)
-    if difference_step is not None:
-        _checks.check_positive("difference_step", difference_step)
+    product = _autodiff.resolve(hvp)
     for name, position in (("argnums", argnums), ("input_argnum", input_argnum)):
         if isinstance(position, bool) or not isinstance(position, int) or position < 0:
             raise TypeError(f"{name} must be an integer >= 0, got {position!r}.")
@@ -125,13 +125,7 @@ def cure_value_and_grad(
             return in_weights, (value, in_inputs)
 
         def linearized(x: chex.ArrayTree) -> tuple[Any, Callable[..., Any], Any]:
-            if difference_step is None:
-                way_round = "Pass difference_step=3e-3, for a difference of gradients."
-                return _autodiff.gradient_and_hvp(grads_at, x, way_round=way_round)
-            everywhere = jax.tree.map(lambda _: True, x)
-            return _autodiff.gradient_and_difference(
-                grads_at, x, everywhere, difference_step
-            )
+            return product(grads_at, x, jax.tree.map(lambda _: True, x))
 
         def returned(value: Any, grads: Any) -> Any:
             loss, auxiliary = value
@@ -141,21 +135,13 @@ def cure_value_and_grad(
             g, (value, _) = grads_at(x)
             return returned(value, g)
         g, along_at_x, (value, clean) = linearized(x)
-        ahead = jax.tree.map(
-            lambda x, z: x + jnp.asarray(h, x.dtype) * z, x, _signs_over_norm(clean)
-        )
+        ahead = optax.tree.add(x, _tree.scale(h, _signs_over_norm(clean)))
         _, along_ahead, (_, perturbed) = linearized(ahead)
-        v = jax.tree.map(jnp.subtract, perturbed, clean)
-
+        v = optax.tree.sub(perturbed, clean)
         # L is a mean, so grad_x of an example's loss is B times that of L.
-        factor = 2 * jnp.asarray(gamma) * examples
-        grads = jax.tree.map(
-            lambda g, a, b: g + factor.astype(g.dtype) * (a - b),
-            g,
-            along_ahead(v),
-            along_at_x(v),
-        )
-        return returned(value, grads)
+        penalty = optax.tree.sub(along_ahead(v), along_at_x(v))
+        penalty = _tree.scale(2 * jnp.asarray(gamma) * examples, penalty)
+        return returned(value, optax.tree.add(g, penalty))
 
     return value_and_grad
 
