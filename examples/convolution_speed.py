@@ -11,7 +11,7 @@ on the machine can only add to it.
 Inside the loop a step depends on the one before, so that none is left out, and hands
 its whole result on, so that XLA cannot merge what follows with the convolution (a sum
 over all of it would be part of ours, never of the stock one). On another backend than
-the CPU both columns are the same function.
+the CPU both columns are the same program.
 """
 
 import argparse

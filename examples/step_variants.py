@@ -14,6 +14,7 @@ from jax import lax
 
 import hero_jax
 from hero_jax import models
+from hero_jax.models.convolution import convolution_p
 
 HERO = functools.partial(hero_jax.hero_value_and_grad, h=1.0)
 GAMMA = 0.1
@@ -175,7 +176,7 @@ def _checkpointed(policy: Callable[..., Any]) -> Callable[..., Step]:
 
 
 def _products_saved(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive in (lax.conv_general_dilated_p, lax.dot_general_p)
+    return primitive in (convolution_p, lax.conv_general_dilated_p, lax.dot_general_p)
 
 
 METHODS = {

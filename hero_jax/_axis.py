@@ -56,15 +56,22 @@ def own(tree: chex.ArrayTree, axis_name: AxisName) -> chex.ArrayTree:
         return tree
     tracked = varying(lax.axis_index(axis_name))  # empty but for shard_map's checks
 
-    def copy(x: chex.Array) -> chex.Array:
-        axes = tuple(sorted(tracked - varying(x), key=str))
-        if not axes:
-            return x
-        if hasattr(lax, "pcast"):
-            return lax.pcast(x, axes, to="varying")
-        return lax.pvary(x, axes)  # type: ignore[attr-defined]  # of jax 0.7
+    return jax.tree.map(lambda x: _vary(x, tracked), tree)
 
-    return jax.tree.map(copy, tree)
+
+def alike(*arrays: chex.Array) -> list[chex.Array]:
+    """Let all vary over the axes over which one does, as operands of a primitive do."""
+    axes = frozenset[Hashable]().union(*map(varying, arrays))
+    return [_vary(x, axes) for x in arrays]
+
+
+def _vary(x: chex.Array, axes: frozenset[Hashable]) -> chex.Array:
+    new = tuple(sorted(axes - varying(x), key=str))
+    if not new:
+        return x
+    if hasattr(lax, "pcast"):
+        return lax.pcast(x, new, to="varying")
+    return lax.pvary(x, new)  # type: ignore[attr-defined]  # of jax 0.7
 
 
 def mean(tree: chex.ArrayTree, axis_name: AxisName) -> chex.ArrayTree:

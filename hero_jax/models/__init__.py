@@ -70,8 +70,8 @@ def create(
       dtype: in which it computes, such as bfloat16; parameters, statistics and logits
         are float32.
       conv_general_dilated: the convolution; :func:`conv_general_dilated` of this
-        package if None, which is fast on CPUs. :func:`jax.lax.conv_general_dilated`
-        makes `jax.jvp` of the loss itself work there, too.
+        package if None, which is fast on CPUs and elsewhere
+        :func:`jax.lax.conv_general_dilated`.
       axis_name: axis of the surrounding `pmap` or `shard_map` over which BatchNorm
         averages its statistics; every device has its own if None. Under `jit` of
         sharded arrays they are those of the whole batch without it.

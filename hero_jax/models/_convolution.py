@@ -1,35 +1,25 @@
 r"""Two-dimensional convolutions that are fast on CPUs, also inside loops.
 
-XLA's CPU backend computes some convolutions by slow code: the weight gradient inside
-a loop primitive, depthwise ones, the input gradient of a strided one, and those of
-images smaller than the kernel. Outputs and gradients are here other formulations of the
-same sums:
+A convolution is one of three bilinear functions, the derivatives of
 
-- depthwise: a convolution with two more axes, of length one, which XLA compiles as a
-  plain loop nest; the weight gradient is a sum of products per place of the kernel;
-- other outputs: the stock convolution; where the kernel is larger than the images, a
-  sum of k x k matrix products;
-- input gradient: the convolution with the kernel turned around, in XLA's canonical
-  order of axes; of a strided, 1x1 or small layer that sum of matrix products;
-- weight gradient: the convolution of the inputs, as `[C, H, W, B]`, with the output
-  gradients, as `[H, W, B, O]`; of a 1x1 layer a matrix product. The inputs are kept
-  from being computed again.
+    T(x, k, dy) = sum(dy * conv(x, k))
 
-Where the default backend is another, for arguments not mentioned here (dilation, other
-groups, other layouts), and for arrays sharded over `Explicit` axes,
-:func:`jax.lax.conv_general_dilated` does the work. The
-choice is made when a function is traced and changes its speed alone.
+with respect to `dy` (the outputs), `x` (the input gradient) and `k` (the weight
+gradient); the derivatives of each are the other two. One JAX primitive,
+`convolution_p`, is all three, so that derivatives of any order, forwards and backwards,
+consist of them. The platform that a program is compiled for decides how they are
+computed, whichever machine compiles it: on CPUs by the formulations of
+:mod:`hero_jax.models._convolution_on_cpu`, elsewhere as
+:func:`jax.lax.conv_general_dilated` and its gradients are.
 
-The convolutions have derivatives of their own (`jax.custom_vjp`): gradients
-and forward-over-reverse Hessian-vector products work, `jax.jvp` of the loss itself does
-not. Create a model with `conv_general_dilated=jax.lax.conv_general_dilated` for that.
+For arguments not mentioned here (dilation, other groups, other layouts), and for arrays
+sharded over `Explicit` axes, the stock function does the work. All that changes speed
+alone.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,15 +27,20 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from hero_jax import _axis
+from hero_jax.models import _convolution_on_cpu
+from hero_jax.models._convolution_on_cpu import (
+    LAYOUT,
+    Formulation,
+    Layer,
+    transposed,
+)
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
-Pair = tuple[int, int]
-
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-_PARTS = 8  # of a batch, added up in one loop
-_LANES = 16  # of a product with the identity, as narrow as is fast
+_X, _KERNEL, _DY = range(3)  # the arguments of T
+_Levels = tuple[tuple[int | None, int | None], ...]
 
 
 def conv_general_dilated(
@@ -89,16 +84,19 @@ def conv_general_dilated(
         feature_group_count=feature_group_count,
         **kwargs,
     )
-    if jax.default_backend() != "cpu" or lhs.ndim != 4:
+    if lhs.ndim != 4:
         return stock()
     if _axis.is_sharded(lhs) or _axis.is_sharded(rhs):
         return stock()  # a matrix product must be told how to shard its result
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    channels = lhs.shape[-1]
+    depthwise = feature_group_count == channels == rhs.shape[-1] and channels > 1
     plain = (
-        numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
+        numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
         and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
         and all(value is None for value in kwargs.values())
         and lhs.dtype == rhs.dtype
+        and (depthwise or feature_group_count == 1)
     )
     if not plain:
         return stock()
@@ -106,234 +104,140 @@ def conv_general_dilated(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
-    pads = (pads[0], pads[1])
-    channels = lhs.shape[-1]
-    if feature_group_count == channels == rhs.shape[-1] and channels > 1:
-        # XLA's own loops are fast for all but doubles.
-        if lhs.dtype == jnp.float64:
-            return sum_over_places(operator.mul, lhs, rhs, strides, pads)
-        return depthwise(lhs, rhs, strides, pads)
-    if feature_group_count != 1:
-        return stock()
-    return dense(lhs, rhs, strides, pads)
-
-
-def shifted(x: chex.Array, size: Pair, strides: Pair, pads: Pads) -> list[chex.Array]:
-    """Return the inputs that each place of the kernel sees, row by row.
-
-    Args:
-      x: `[B, H, W, C]`.
-      size: of the kernel.
-      strides: along both axes.
-      pads: zeros before and after, along both axes.
-
-    Returns:
-      As many arrays `[B, H', W', C]` as the kernel has places.
-    """
-    zero = lax.full((), 0, x.dtype)
-    padded = lax.pad(x, zero, [(0, 0, 0), (*pads[0], 0), (*pads[1], 0), (0, 0, 0)])
-    rows, columns = (
-        (padded.shape[1 + i] - size[i]) // strides[i] * strides[i] + 1 for i in (0, 1)
+    layer = Layer(
+        tuple(lhs.shape),
+        tuple(rhs.shape),
+        strides,
+        (pads[0], pads[1]),
+        feature_group_count,
+        jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
     )
-    return [
-        padded[:, i : i + rows : strides[0], j : j + columns : strides[1]]
-        for i in range(size[0])
-        for j in range(size[1])
-    ]
+    lhs, rhs = _axis.alike(jnp.asarray(lhs), jnp.asarray(rhs))
+    return convolution_p.bind(lhs, rhs, wanted=_DY, layer=layer, levels=())
 
 
-def sum_over_places(
-    multiply: Callable[[chex.Array, chex.Array], chex.Array],
-    x: chex.Array,
-    kernel: chex.Array,
-    strides: Pair,
-    pads: Pads,
-) -> chex.Array:
-    """Convolve as a sum of products of inputs and weights, one per place of the kernel.
+convolution_p = Primitive("convolution")
+"""A derivative of T.
 
-    Matrix products make a dense convolution, elementwise ones a depthwise one.
-    """
-    weights = kernel.reshape(-1, *kernel.shape[2:])
-    seen = shifted(x, kernel.shape[:2], strides, pads)
-    products = [multiply(places, w) for places, w in zip(seen, weights, strict=True)]
-    return sum(products[1:], products[0])
+Its operands are two of T's three arguments, in their order. Parameters:
+  wanted: with respect to which argument, the third.
+  layer: the convolution.
+  levels: for each `jax.vmap` around it, innermost first, the mapped axes of both
+    operands: 0 or None.
+"""
 
 
-matrix_products = functools.partial(sum_over_places, operator.matmul)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def dense(x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads) -> chex.Array:
-    """Convolve by the stock function, with gradients that are fast on CPUs."""
-    return _output(x, kernel, strides, pads)
-
-
-def _output(x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads) -> chex.Array:
-    if _is_slow(x, kernel):
-        return matrix_products(x, kernel, strides, pads)
-    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
-
-
-def _is_slow(x: chex.Array, kernel: chex.Array) -> bool:
-    """Whether XLA's library leaves a convolution to plain loops.
-
-    It takes no doubles, and no kernel larger than the images, whatever the pads.
-    """
-    size = kernel.shape[:2]
-    no_double = size == (1, 1) and x.dtype == jnp.float64
-    return no_double or any(h < k for h, k in zip(x.shape[1:3], size, strict=True))
-
-
-def _forward(
-    x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads
-) -> tuple[chex.Array, tuple[chex.Array, chex.Array]]:
-    return _output(x, kernel, strides, pads), (x, kernel)
-
-
-def _backward(
-    strides: Pair, pads: Pads, saved: tuple[chex.Array, chex.Array], dy: chex.Array
-) -> tuple[chex.Array, chex.Array]:
-    x, kernel = saved
-    if max(strides) > 1 or kernel.shape[:2] == (1, 1) or _is_slow(dy, kernel):
-        _, transpose = jax.vjp(lambda x: matrix_products(x, kernel, strides, pads), x)
-        (dx,) = transpose(dy)
-    else:
-        dx = lax.conv_general_dilated(
-            dy,
-            kernel[::-1, ::-1].swapaxes(2, 3),
-            (1, 1),
-            _outer_pads(x, kernel, strides, pads, dy),
-            dimension_numbers=_LAYOUT,
-        )
-    return dx, _kernel_gradient(x, kernel.shape, strides, pads, dy)
-
-
-def _outer_pads(
-    x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads, dy: chex.Array
-) -> Pads:
-    """Return the zeros around `dy` that make its convolution as large as `x`."""
-
-    def along(axis: int) -> tuple[int, int]:
-        size = kernel.shape[axis]
-        spread = (dy.shape[1 + axis] - 1) * strides[axis] + 1
-        before = size - 1 - pads[axis][0]
-        return before, x.shape[1 + axis] + size - 1 - spread - before
-
-    return along(0), along(1)
-
-
-def _kernel_gradient(
-    x: chex.Array, shape: Sequence[int], strides: Pair, pads: Pads, dy: chex.Array
-) -> chex.Array:
-    """Convolve the inputs with the output gradients, summing over the batch."""
-    if tuple(shape[:2]) == (1, 1):
-        # Of two axes each: XLA is slow at a product that sums over several.
-        (seen,) = shifted(x, (1, 1), strides, pads)
-        return (_rows(seen).T @ _rows(dy)).reshape(shape)
-    outer = []
-    for i in (0, 1):
-        seen = (dy.shape[1 + i] - 1) * strides[i] + shape[i]  # of the padded input
-        low = pads[i][0]
-        outer.append((low, seen - x.shape[1 + i] - low))
-    gradient = lax.conv_general_dilated(
-        _written_out(x).transpose(3, 1, 2, 0),
-        dy.transpose(1, 2, 0, 3),
-        (1, 1),
-        outer,
-        rhs_dilation=strides,
-        dimension_numbers=_LAYOUT,
+def _output(layer: Layer, x: chex.Array, kernel: chex.Array) -> chex.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        layer.strides,
+        layer.pads,
+        dimension_numbers=LAYOUT,
+        feature_group_count=layer.groups,
     )
-    return gradient.transpose(1, 2, 0, 3)
 
 
-def _written_out(x: chex.Array) -> chex.Array:
-    """Return the same finite numbers as a result that XLA cannot fuse with others.
-
-    The inputs of a layer are normalized and rectified outputs of others. XLA computes
-    them again within the transposition, from all that they were made of and in an order
-    that misses the cache: ten times the time of a transposition of what is there. It
-    removes optimization barriers too early to prevent that. What is not finite spreads
-    to its neighbours.
-    """
-    if x.size % _LANES:
-        return x
-    identity = jnp.eye(_LANES, dtype=x.dtype)
-    rows = x.reshape(-1, _LANES)
-    return jnp.dot(rows, identity, precision=lax.Precision.HIGHEST).reshape(x.shape)
+def _input_gradient(layer: Layer, kernel: chex.Array, dy: chex.Array) -> chex.Array:
+    return transposed(lambda x: _output(layer, x, kernel), layer.inputs, dy)
 
 
-def _rows(x: chex.Array) -> chex.Array:
-    return x.reshape(-1, x.shape[-1])
+def _kernel_gradient(layer: Layer, x: chex.Array, dy: chex.Array) -> chex.Array:
+    return transposed(lambda kernel: _output(layer, x, kernel), layer.kernel, dy)
 
 
-dense.defvjp(_forward, _backward)
+def _function(
+    formulation: Callable[[Layer, Any], Formulation],
+) -> Callable[..., chex.Array]:
+    """Return what the primitive computes where layers are formulated like that."""
+
+    def function(
+        a: chex.Array, b: chex.Array, *, wanted: int, layer: Layer, levels: _Levels
+    ) -> chex.Array:
+        compute = functools.partial(formulation(layer, a.dtype)[wanted], layer)
+        for axes in levels:
+            compute = jax.vmap(compute, in_axes=axes)
+        with jax.default_matmul_precision(layer.precision):
+            return compute(a, b)
+
+    return function
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise(
-    x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads
+_STOCK = Formulation(_input_gradient, _kernel_gradient, _output)
+_stock = _function(lambda *_: _STOCK)
+_on_cpu = _function(_convolution_on_cpu.fastest)
+
+
+@functools.lru_cache(maxsize=1024)
+def _type(a: Any, b: Any, **params: Any) -> Any:
+    return jax.make_jaxpr(functools.partial(_stock, **params))(a, b).out_avals[0]
+
+
+@functools.partial(jax.jit, static_argnames=("wanted", "layer", "levels"))
+def _compiled(a: chex.Array, b: chex.Array, **params: Any) -> chex.Array:
+    return convolution_p.bind(a, b, **params)
+
+
+def _run(a: chex.Array, b: chex.Array, **params: Any) -> chex.Array:
+    with jax.disable_jit(False):
+        return _compiled(a, b, **params)
+
+
+def _transpose(
+    place: int,
+    cotangent: chex.Array,
+    a: chex.Array,
+    b: chex.Array,
+    *,
+    wanted: int,
+    layer: Layer,
+    levels: _Levels,
 ) -> chex.Array:
-    """Convolve every channel with a kernel of its own, `[k, k, 1, C]`."""
-    return _loop_nest(x, kernel, strides, pads)
+    """Return the gradient with respect to the operand at that place, 0 or 1.
 
-
-def _loop_nest(
-    x: chex.Array,
-    kernel: chex.Array,
-    strides: Pair,
-    pads: Pads,
-    dilation: Pair = (1, 1),
-) -> chex.Array:
-    """Convolve per channel by the code that XLA generates, not by its library's.
-
-    Of the two the library is slower by far where every channel is a group, and it
-    takes up to three spatial axes: with four, XLA must write the loops itself, and
-    vectorizes them over the channels.
+    The cotangent takes the part in T of what was wanted, and is mapped at all levels.
     """
-    y = lax.conv_general_dilated(
-        x[:, :, :, None, None],
-        kernel[:, :, None, None],
-        (*strides, 1, 1),
-        (*pads, (0, 0), (0, 0)),
-        lhs_dilation=(*dilation, 1, 1),
-        dimension_numbers=lax.ConvDimensionNumbers(
-            (0, 5, 1, 2, 3, 4), (5, 4, 0, 1, 2, 3), (0, 5, 1, 2, 3, 4)
-        ),
-        feature_group_count=x.shape[-1],
+    arguments = [argument for argument in (_X, _KERNEL, _DY) if argument != wanted]
+    other = 1 - place
+    known = ((a, b)[other], [axes[other] for axes in levels])
+    given = (cotangent, [0] * len(levels))
+    first, second = (known, given) if arguments[other] < wanted else (given, known)
+    gradient = convolution_p.bind(
+        first[0],
+        second[0],
+        wanted=arguments[place],
+        layer=layer,
+        levels=tuple(zip(first[1], second[1], strict=True)),
     )
-    return y[:, :, :, 0, 0]
+    shared = [i for i, axes in enumerate(reversed(levels)) if axes[place] is None]
+    return gradient.sum(shared) if shared else gradient
 
 
-def _depthwise_forward(
-    x: chex.Array, kernel: chex.Array, strides: Pair, pads: Pads
-) -> tuple[chex.Array, tuple[chex.Array, chex.Array]]:
-    return _loop_nest(x, kernel, strides, pads), (x, kernel)
+def _batch(
+    operands: Sequence[chex.Array],
+    axes: Sequence[int | None],
+    *,
+    levels: _Levels,
+    **params: Any,
+) -> tuple[chex.Array, int]:
+    """Map over the first axes, one level further out."""
+    a, b = (
+        x if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(operands, axes, strict=True)
+    )
+    first, second = (None if axis is None else 0 for axis in axes)
+    return convolution_p.bind(a, b, levels=(*levels, (first, second)), **params), 0
 
 
-def _depthwise_backward(
-    strides: Pair, pads: Pads, saved: tuple[chex.Array, chex.Array], dy: chex.Array
-) -> tuple[chex.Array, chex.Array]:
-    x, kernel = saved
-    outer = _outer_pads(x, kernel, strides, pads, dy)
-    dx = _loop_nest(dy, kernel[::-1, ::-1], (1, 1), outer, strides)
-    sums = [
-        _channel_sums(place, dy)
-        for place in shifted(x, kernel.shape[:2], strides, pads)
-    ]
-    return dx, jnp.stack(sums).reshape(kernel.shape)
-
-
-def _channel_sums(x: chex.Array, dy: chex.Array) -> chex.Array:
-    """Return the sums per channel of `x * dy`, of slices `x` of a larger array.
-
-    A reduction would have XLA write out every slice. A sum of several products is one
-    loop over the slices instead, and leaves little for the matrix product to add up.
-    """
-    count = math.gcd(len(x), _PARTS)
-    parts = zip(jnp.split(x, count), jnp.split(dy, count), strict=True)
-    products = [a * b for a, b in parts]
-    rows = _rows(sum(products[1:], products[0]))
-    return jnp.ones((1, len(rows)), rows.dtype) @ rows
-
-
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+convolution_p.def_impl(_run)
+convolution_p.def_abstract_eval(_type)
+ad.defbilinear(
+    convolution_p,
+    functools.partial(_transpose, 0),
+    functools.partial(_transpose, 1),
+)
+batching.primitive_batchers[convolution_p] = _batch
+mlir.register_lowering(convolution_p, mlir.lower_fun(_stock, multiple_results=False))
+mlir.register_lowering(
+    convolution_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu"
+)

@@ -1,9 +1,12 @@
 """The formulations for CPUs against the stock convolution, in double precision."""
 
+import collections
 import functools
+import re
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hero_jax.models import _convolution
+from hero_jax.models import _convolution_on_cpu as on_cpu
+from hero_jax.models import _convolution as convolution
 
 DENSE = [
     # height, width, inputs, outputs, kernel, strides, padding
@@ -78,29 +82,45 @@ def test_values_gradients_and_hessian_vector_products(case):
         def loss(x, kernel):
             return jnp.sum(jnp.tanh(conv(x, kernel)) ** 2)
 
+        def along(x, kernel):
+            return sum(map(jnp.vdot, gradient(x, kernel), (dx, dkernel)))
+
         gradient = jax.grad(loss, (0, 1))
         product = jax.jvp(gradient, (x, kernel), (dx, dkernel))[1]
         _, linear = jax.linearize(gradient, x, kernel)
-        return conv(x, kernel), gradient(x, kernel), product, linear(dx, dkernel)
+        forward = jax.jvp(loss, (x, kernel), (dx, dkernel))[1]
+        backward = jax.grad(along, (0, 1))(x, kernel)
+        return (
+            *(conv(x, kernel), gradient(x, kernel), product, linear(dx, dkernel)),
+            *(forward, backward),
+        )
 
     derivatives = jax.jit(derivatives, static_argnums=0)
     arguments = (x, kernel, dx, dkernel)
-    expected = derivatives(stock, *arguments)
-    formulations = [ours, loop_nest(case)] if case in DEPTHWISE else [ours]
-    for formulation in formulations:
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10),
-            derivatives(formulation, *arguments),
-            expected,
-        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10),
+        derivatives(ours, *arguments),
+        derivatives(stock, *arguments),
+    )
 
 
-def loop_nest(case):
-    """What depthwise layers are in all dtypes but the one of this test."""
-    height, width, _, _, size, strides, pads = case
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+def test_loop_nests_in_double_precision(case):
+    """What depthwise layers are in all dtypes but doubles."""
+    x, kernel, _, stock = both(case)
+    *_, strides, pads = case
     if isinstance(pads, str):
-        pads = lax.padtype_to_pads((height, width), size, strides, pads)
-    return lambda x, kernel: _convolution.depthwise(x, kernel, strides, tuple(pads))
+        pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, pads)
+    layer = on_cpu.Layer(x.shape, kernel.shape, strides, tuple(pads), case[2], None)
+    assert on_cpu.fastest(layer, jnp.float32) is on_cpu.DEPTHWISE
+    y, vjp = jax.vjp(stock, x, kernel)
+    dy = jnp.asarray(np.random.default_rng(1).normal(size=y.shape))
+    dx, dkernel = vjp(dy)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+    close(on_cpu.DEPTHWISE.output(layer, x, kernel), y)
+    close(on_cpu.DEPTHWISE.input_gradient(layer, kernel, dy), dx)
+    close(on_cpu.DEPTHWISE.kernel_gradient(layer, x, dy), dkernel)
 
 
 @pytest.mark.parametrize("case", [DENSE[0], DENSE[2], DEPTHWISE[0]], ids=str)
@@ -118,25 +138,118 @@ def test_works_inside_scan_and_vmap(case):
     np.testing.assert_allclose(scanned, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (1, 2)], ids=str)
+@pytest.mark.parametrize("case", [DENSE[2], DEPTHWISE[1]], ids=str)
+def test_differentiates_what_is_mapped_twice(case, axes):
+    """The gradient with respect to what is not mapped is a sum over what is."""
+    x, kernel, ours, stock = both(case)
+
+    def stacked(array, axis, factors):
+        if axis is None:
+            return array
+        return jnp.stack([f * array for f in factors], axis)
+
+    x, kernel = (
+        stacked(a, axis, (1.0, -0.5)) for a, axis in zip((x, kernel), axes, strict=True)
+    )
+    kernel = stacked(kernel, 0, (1.0, 0.3, 0.7))
+
+    def derivatives(conv):
+        def loss(x, kernel):
+            mapped = jax.vmap(jax.vmap(conv, axes), (None, 0))
+            return jnp.sum(jnp.sin(mapped(x, kernel)))
+
+        gradient = jax.grad(loss, (0, 1))
+        return gradient(x, kernel), jax.jvp(gradient, (x, kernel), (x, kernel))[1]
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10),
+        jax.jit(lambda: derivatives(ours))(),
+        jax.jit(lambda: derivatives(stock))(),
+    )
+
+
+def program(platform, conv, x, kernel):
+    """Export a gradient and a Hessian-vector product, as text."""
+
+    def derivatives(x, kernel):
+        gradient = jax.grad(lambda x, kernel: jnp.sum(conv(x, kernel) ** 2), (0, 1))
+        return jax.jvp(gradient, (x, kernel), (x, kernel))
+
+    exported = jax.export.export(jax.jit(derivatives), platforms=[platform])
+    return exported(x, kernel).mlir_module()
+
+
+def operations(program):
+    """Count them by kind, convolutions with all that they are.
+
+    But for rearrangements of the kernel, which are written for each of its uses.
+    """
+    program = re.sub(r" loc\(.*?\)|%[0-9a-z_#]+", "", program)
+    kinds = re.findall(r"stablehlo\.(convolution\(.*|\w+)", program)
+    rearrangements = ("reverse", "reshape", "transpose")
+    return collections.Counter(kind for kind in kinds if kind not in rearrangements)
+
+
+@pytest.mark.parametrize("case", [*DENSE[:3], DENSE[7], DEPTHWISE[1]], ids=str)
+def test_the_platform_that_is_compiled_for_decides(case):
+    """Programs for others are those of the stock convolution."""
+    x, kernel, ours, stock = both(case)
+    for platform in ("tpu", "cuda", "rocm"):
+        actual = operations(program(platform, ours, x, kernel))
+        assert actual == operations(program(platform, stock, x, kernel))
+    on_cpus = program("cpu", ours, x, kernel)
+    assert operations(on_cpus) != actual
+    assert "stablehlo.case" not in on_cpus
+    assert "call @" not in on_cpus
+
+
+def test_one_program_for_several_platforms_and_any_batch():
+    x, kernel, ours, stock = both(DENSE[0])
+    x = x.astype(jnp.float32)
+    kernel = kernel.astype(jnp.float32)
+    any_batch = jax.ShapeDtypeStruct(
+        (*jax.export.symbolic_shape("n"), *x.shape[1:]), x.dtype
+    )
+    exported = jax.export.export(jax.jit(ours), platforms=["cpu", "tpu"])
+    served = jax.export.deserialize(exported(any_batch, kernel).serialize())
+    np.testing.assert_allclose(
+        jax.jit(served.call)(x, kernel), stock(x, kernel), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_keeps_the_precision_that_is_asked_for_around_it():
+    """Elsewhere than on CPUs it matters; there it is decided before the lowering."""
+    x, kernel, ours, _ = both(DENSE[0])
+
+    def precise(x, kernel):
+        with jax.default_matmul_precision("highest"):
+            return ours(x, kernel)
+
+    for conv in (precise, ours):
+        text = program("tpu", conv, x, kernel)
+        convolutions = text.count("stablehlo.convolution")
+        assert text.count("HIGHEST") == 2 * convolutions * (conv is precise)
+
+
 def test_no_slow_convolution_is_left():
     """Of 3 x 3, 1 x 1, strided and depthwise layers: what XLA would be given."""
     small = SMALLER_THAN_THE_KERNEL[:1]
     for case in DENSE[:3] + DENSE[6:8] + DEPTHWISE[:2] + small:
         x, kernel, ours, _ = both(case)
-        text = str(
-            jax.make_jaxpr(
-                jax.grad(lambda x, k, f=ours: jnp.sum(f(x, k) ** 2), (0, 1))
-            )(x, kernel)
-        )
-        convolutions = text.count("conv_general_dilated[")
+        gradient = jax.jit(jax.grad(lambda x, k, f=ours: jnp.sum(f(x, k) ** 2), (0, 1)))
+        text = jax.export.export(gradient, platforms=["cpu"])(x, kernel).mlir_module()
+        convolutions = text.count("stablehlo.convolution")
         if case in DEPTHWISE:  # with four spatial axes, for which there is no library
-            assert convolutions == text.count("feature_group_count=6") == 2
-            assert text.count("lhs_spec=(0, 5, 1, 2, 3, 4)") == 2
+            assert convolutions == text.count("feature_group_count = 6") == 2
+            assert text.count("dim_numbers = [b, 0, 1, 2, 3, f]") == 2
         else:
             products = (case[4] == (1, 1)) + (max(case[4]) == 1 or max(case[5]) > 1)
             products += 2 * (case in small)
             assert convolutions == 3 - products
-            assert "lhs_dilation=(2" not in text  # a gradient spread out with zeros
+            spread = re.findall(r"lhs_dilate = \[(.*?)\]", text)
+            assert all(dilation == "1, 1" for dilation in spread)  # with zeros
 
 
 def test_serves_flax_layers():
@@ -172,3 +285,22 @@ def test_batches_sharded_over_explicit_axes(case):
         )
     for one, two in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_sums_over_the_devices_that_share_a_kernel():
+    """Inside of shard_map JAX does so for what it knows to be the same everywhere."""
+    x, kernel, ours, _ = both(DENSE[0])
+    gradient = jax.grad(lambda x, k: jnp.sum(jnp.sin(ours(x, k))), (0, 1))
+    grid = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    specs = {"in_specs": (P("data"), P()), "out_specs": (P("data"), P())}
+    mapped = jax.jit(jax.shard_map(gradient, mesh=grid, **specs))
+    for one, two in zip(mapped(x, kernel), gradient(x, kernel), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-12, atol=1e-12)
+
+
+def test_runs_without_jit():
+    x, kernel, ours, stock = both(DENSE[0])
+    with jax.disable_jit():
+        actual = ours(x, kernel)
+    np.testing.assert_allclose(actual, stock(x, kernel), rtol=1e-5, atol=1e-5)
