@@ -166,7 +166,7 @@ def test_differentiates_what_is_mapped_twice(case, axes):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10),
         jax.jit(lambda: derivatives(ours))(),
-        jax.jit(lambda: derivatives(stock))(),
+        derivatives(stock),  # compiled by jaxlib 0.7.0 as a whole it is wrong
     )
 
 
