@@ -14,7 +14,7 @@ from jax import lax
 
 import hero_jax
 from hero_jax import models
-from hero_jax.models.convolution import convolution_p
+from hero_jax.models import convolution_p
 
 HERO = functools.partial(hero_jax.hero_value_and_grad, h=1.0)
 GAMMA = 0.1

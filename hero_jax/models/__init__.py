@@ -27,6 +27,7 @@ except ImportError as error:
 
 from hero_jax import _checks
 from hero_jax.models._convolution import conv_general_dilated
+from hero_jax.models._convolution import convolution_p as convolution_p
 from hero_jax.models._layers import ConvGeneralDilated
 from hero_jax.models._mobilenet_v2 import MobileNetV2
 from hero_jax.models._resnet import ResNet
