@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from hero_jax import models
 from hero_jax.models import _convolution_on_cpu as on_cpu
 
 DENSE = [
@@ -63,7 +64,7 @@ def both(case):
     kernel = jnp.asarray(rng.normal(size=(*size, inputs // groups, outputs)))
     ours, stock = (
         functools.partial(function, window_strides=strides, padding=padding, **options)
-        for function in (convolution.conv_general_dilated, lax.conv_general_dilated)
+        for function in (models.conv_general_dilated, lax.conv_general_dilated)
     )
     return x, kernel, ours, stock
 
@@ -255,14 +256,12 @@ def test_serves_flax_layers():
     layer = functools.partial(nn.Conv, 5, (3, 3), strides=2, use_bias=True)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     stock = layer()
-    ours = layer(conv_general_dilated=convolution.conv_general_dilated)
+    ours = layer(conv_general_dilated=models.conv_general_dilated)
     variables = stock.init(jax.random.key(1), x)
     np.testing.assert_allclose(
         ours.apply(variables, x), stock.apply(variables, x), rtol=1e-4, atol=1e-5
     )
-    half = layer(
-        dtype=jnp.bfloat16, conv_general_dilated=convolution.conv_general_dilated
-    )
+    half = layer(dtype=jnp.bfloat16, conv_general_dilated=models.conv_general_dilated)
     assert half.apply(variables, x).dtype == jnp.bfloat16
 
 
