@@ -74,8 +74,9 @@ def number_of_examples(args: Sequence[Any], where: Sequence[int]) -> int:
             sizes.add(np.shape(leaf)[0])
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
-            f"the arguments {tuple(where)}, which are examples by batch_argnums, must "
-            f"have the same number of them, at least one, got {sorted(sizes)}."
+            f"the arguments {tuple(where)}, which batch_argnums or its default takes "
+            "for examples, must have the same number of them, at least one, got "
+            f"{sorted(sizes)}."
         )
     return int(sizes.pop())
 
