@@ -159,28 +159,7 @@ def hero(
         **extra_args: Any,
     ) -> tuple[Grads, HeroState]:
         del extra_args
-        if not isinstance(state, HeroState):
-            raise TypeError(
-                "state must be the HeroState that init(params) of this very optimizer "
-                f"made, got {type(state).__name__}: has another one made it?"
-            )
-        if params is None:
-            raise ValueError(
-                "hero needs the weights: tx.update(grads, state, params, grad_fn=...)."
-            )
-        if grad_fn is None:
-            raise ValueError(
-                "hero needs grad_fn, the gradient of the loss as a function of the "
-                "weights: tx.update(grads, state, params, grad_fn=grad_fn), with "
-                "grad_fn = jax.grad(lambda params: loss_fn(params, batch)). Where it "
-                "cannot be passed, as by Flax's TrainState.apply_gradients, use "
-                "hero_jax.hero_value_and_grad."
-            )
-        _checks.check_callable("grad_fn", grad_fn, "params -> grads")
-        if hvp_grad_fn is not None:
-            _checks.check_callable("hvp_grad_fn", hvp_grad_fn, "params -> grads")
-        _tree.check_params("params", params)
-        _tree.check_same_structure("grads", updates, "params", params)
+        _check_update(updates, state, params, grad_fn, hvp_grad_fn)
         g = updates
         if axis_name is not None:
             _axis.size(axis_name)  # raises where there is no such axis
@@ -188,7 +167,9 @@ def hero(
             _axis.check_own("grads", updates, axis_name)
             g = _axis.mean(_tree.widen(updates), axis_name)
 
-        def without_loss(function: GradFn) -> Any:
+        def without_loss(function: Any) -> Any:
+            if function is None:
+                return None
             hinted = _with_hint(function, params)
             if axis_name is not None:
                 hinted = _mean_of(hinted, axis_name)
@@ -203,7 +184,7 @@ def hero(
                 h=_at("h", h, state.count),
                 gamma=gamma,
                 settings=settings,
-                hvp_grad_fn=None if hvp_grad_fn is None else without_loss(hvp_grad_fn),
+                hvp_grad_fn=without_loss(hvp_grad_fn),
             )
 
         if callable(gamma):
@@ -217,6 +198,37 @@ def hero(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_update(
+    updates: Grads,
+    state: Any,
+    params: Params | None,
+    grad_fn: GradFn | None,
+    hvp_grad_fn: GradFn | None,
+) -> None:
+    if not isinstance(state, HeroState):
+        raise TypeError(
+            "state must be the HeroState that init(params) of this very optimizer "
+            f"made, got {type(state).__name__}: has another one made it?"
+        )
+    if params is None:
+        raise ValueError(
+            "hero needs the weights: tx.update(grads, state, params, grad_fn=...)."
+        )
+    if grad_fn is None:
+        raise ValueError(
+            "hero needs grad_fn, the gradient of the loss as a function of the "
+            "weights: tx.update(grads, state, params, grad_fn=grad_fn), with "
+            "grad_fn = jax.grad(lambda params: loss_fn(params, batch)). Where it "
+            "cannot be passed, as by Flax's TrainState.apply_gradients, use "
+            "hero_jax.hero_value_and_grad."
+        )
+    _checks.check_callable("grad_fn", grad_fn, "params -> grads")
+    if hvp_grad_fn is not None:
+        _checks.check_callable("hvp_grad_fn", hvp_grad_fn, "params -> grads")
+    _tree.check_params("params", params)
+    _tree.check_same_structure("grads", updates, "params", params)
 
 
 def _at(
