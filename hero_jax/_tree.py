@@ -1,6 +1,7 @@
 """What `optax.tree` lacks: overflow-safe norms, boolean masks, names of leaves."""
 
-from collections.abc import Sequence
+import fnmatch
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -92,7 +93,9 @@ def leaf_names(tree: chex.ArrayTree) -> list[str]:
     ]
 
 
-def leaf_paths(tree: chex.ArrayTree) -> list[str]:
+def leaf_paths(
+    tree: chex.ArrayTree, is_leaf: Callable[[Any], bool] | None = None
+) -> list[str]:
     """Return the path of every leaf, as in `dense/kernel`.
 
     Flax's boxes around an array, `nnx.Param` and `nn.Partitioned`, do not count.
@@ -102,8 +105,14 @@ def leaf_paths(tree: chex.ArrayTree) -> list[str]:
         jax.tree_util.keystr(
             path[:-1] if path and path[-1] == box else path, simple=True, separator="/"
         )
-        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf)
     ]
+
+
+def path_matches(path: str, pattern: str) -> bool:
+    """Whether a leaf is this one, in this subtree, or fits a pattern with stars."""
+    inside = path == pattern or path.startswith(f"{pattern}/")
+    return inside or fnmatch.fnmatchcase(path, pattern)
 
 
 def unique_leaf_paths(tree: chex.ArrayTree) -> list[str]:
@@ -232,7 +241,11 @@ _EACH_PATH = (
 
 
 def resolve_mask(
-    name: str, mask: Mask | None, params: Params, needed_for: str | None = None
+    name: str,
+    mask: Mask | None,
+    params: Params,
+    needed_for: str | None = None,
+    default: Mask | None = None,
 ) -> chex.ArrayTree:
     """Return `mask` as a tree with one Python bool per leaf of `params`.
 
@@ -240,10 +253,11 @@ def resolve_mask(
       name: what the argument is called, for the errors.
       mask: tree of booleans with the structure of `params` or a prefix of it
         (`True` alone selects everything), or a function of `params` returning one;
-        `None` selects everything.
+        `None` is for the default.
       params: the tree to be masked.
       needed_for: an argument that does nothing unless a leaf is selected. A mask
         spelled out as a tree may select nothing all the same.
+      default: function that selects kernels and embeddings, or `None`: everything.
 
     Returns:
       Tree of Python bools with the structure of `params`.
@@ -253,8 +267,9 @@ def resolve_mask(
         selects nothing where something is needed.
       TypeError: a leaf is not a concrete boolean.
     """
+    by_default = mask is None
+    mask = default if by_default else mask
     by_function = is_function_of(mask, params)
-    default = mask is weights_only
     mask = True if mask is None else of_function(name, mask, params)
 
     def as_bool(path: Any, leaf: Any) -> bool:
@@ -285,9 +300,9 @@ def resolve_mask(
     leaves = jax.tree.leaves(resolved)
     if needed_for and by_function and leaves and not any(leaves):
         shapes = sorted({np.shape(x) for x in jax.tree.leaves(params)})
-        which = (
-            "by default those of two or more dimensions" if default else "a function"
-        )
+        which = "a function"
+        if by_default:
+            which = "by default kernels and embeddings, of two or more dimensions"
         raise ValueError(
             f"{needed_for} must have leaves to act on, and {name} ({which}) selects "
             f"none of params, which have the shapes {shapes}. Pass {name}=True to "

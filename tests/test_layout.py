@@ -21,20 +21,29 @@ ALLOWED = {
     "_axis": {"_typing"},
     "_loss": {"_typing", "_checks", "_tree", "_axis"},
     "parts": {"_typing", "_checks", "_tree", "_axis", "_batches"},
-    "perturbation": {"_typing", "_checks", "_tree"},
-    "gradient": {"_typing", "_checks", "_tree", "_autodiff", "_loss", "perturbation"},
+    "leaves": {"_typing", "_checks", "_tree"},
+    "perturbation": {"_typing", "_checks", "_tree", "leaves"},
+    "gradient": {
+        *("_typing", "_checks", "_tree", "_autodiff", "_loss", "leaves"),
+        "perturbation",
+    },
     "family": {"_typing", "_checks", "_tree", "_autodiff", "_loss", "perturbation"},
     "schedules": {"_checks"},
-    "transform": {"_typing", "_checks", "_tree", "_autodiff", "_axis", "gradient"},
+    "transform": {
+        *("_typing", "_checks", "_tree", "_autodiff", "_axis", "leaves", "gradient")
+    },
     "nnx": {"_checks", "gradient"},
     "bounds": {"_checks"},
-    "quant": {*("_typing", "_checks", "_frameworks", "_tree", "_programs", "_batches")},
+    "quant": {
+        *("_typing", "_checks", "_frameworks", "_tree", "_programs", "_batches"),
+        "leaves",
+    },
     "models": {"_checks", "_axis"},
     "curvature": {
         *("_typing", "_checks", "_tree", "_programs", "_batches", "_autodiff"),
-        "perturbation",
+        *("leaves", "perturbation"),
     },
-    "landscape": {"_typing", "_checks", "_tree", "_programs", "curvature"},
+    "landscape": {"_typing", "_checks", "_tree", "_programs", "leaves", "curvature"},
     "mixed_precision": {
         *("_typing", "_checks", "_tree", "_programs", "_batches", "curvature", "quant")
     },

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hero_jax import _tree
+from hero_jax import _tree, leaves
 
 
 @settings(deadline=None)
@@ -45,7 +45,11 @@ def test_mask_may_be_a_prefix_a_function_or_missing():
     everything = {"a": {"x": True, "y": True}, "b": True}
     assert resolve(None) == resolve(True) == everything
     assert resolve({"a": True, "b": np.False_}) == {**everything, "b": False}
-    assert resolve(_tree.weights_only) == {"a": {"x": False, "y": True}, "b": False}
+    two_axes = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
+    assert resolve(two_axes) == {"a": {"x": False, "y": True}, "b": False}
+    assert _tree.resolve_mask("mask", None, params, default=two_axes) == resolve(
+        two_axes
+    )
 
 
 def test_names_are_paths():
@@ -80,6 +84,6 @@ def test_mask_may_be_a_tree_that_can_be_called():
     params = Module(jnp.ones((2, 2)), jnp.ones(2))
     mask = _tree.resolve_mask("mask", Module(True, False), params)
     assert jax.tree.leaves(mask) == [True, False]
-    mask = _tree.resolve_mask("mask", _tree.weights_only, params)
+    mask = _tree.resolve_mask("mask", leaves.weights, params)
     assert jax.tree.leaves(mask) == [True, False]
-    assert _tree.resolve_mask("mask", _tree.weights_only, params.w) is True
+    assert _tree.resolve_mask("mask", leaves.weights, params.w) is True

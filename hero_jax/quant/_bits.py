@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -55,11 +54,6 @@ def _is_pattern_mapping(bits: Any) -> bool:
     )
 
 
-def _matches(path: str, pattern: str) -> bool:
-    inside = path == pattern or path.startswith(f"{pattern}/")
-    return inside or fnmatch.fnmatchcase(path, pattern)
-
-
 def _match(
     patterns: Mapping[str, int], params: Params, chosen: list[bool]
 ) -> list[int | None]:
@@ -68,7 +62,7 @@ def _match(
     names = _tree.unique_leaf_paths(params)
     paths = _tree.leaf_paths(params)
     for name, path, keep in zip(names, paths, chosen, strict=True):
-        matching = [p for p in patterns if keep and _matches(path, p)]
+        matching = [p for p in patterns if keep and _tree.path_matches(path, p)]
         if keep and name in patterns:  # whatever pattern it may look like
             matching = [name, *matching]
         used.update(matching)
