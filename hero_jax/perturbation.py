@@ -24,6 +24,7 @@ each, and HERO's gradient is the mean over them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -33,6 +34,7 @@ import optax
 
 from hero_jax import _checks, _tree
 from hero_jax._typing import Directions, Grads, Params, Perturbation
+from hero_jax.leaves import Overrides, describe, per_layer
 
 __all__ = ["adaptive", "gradient", "hutchinson", "layerwise", "normalized"]
 
@@ -41,7 +43,7 @@ _SAMPLERS = {"normal": jax.random.normal, "rademacher": jax.random.rademacher}
 _BY_NAME: dict[str, Perturbation] = {}
 
 
-def _by_name(direction: Perturbation) -> Perturbation:
+def _by_name(direction: Callable[..., Params]) -> Callable[..., Params]:
     """Let a direction go by its name, and explain the call that cannot work."""
     name = direction.__name__
 
@@ -66,7 +68,7 @@ def _by_name(direction: Perturbation) -> Perturbation:
 
 
 @_by_name
-def layerwise(params: Params, grads: Grads) -> Params:
+def layerwise(params: Params, grads: Grads, leaves: Overrides | None = None) -> Params:
     r"""Perturb each tensor by its own scale: the paper's direction.
 
     .. math::
@@ -74,11 +76,14 @@ def layerwise(params: Params, grads: Grads) -> Params:
         z^i = \frac{(W^i)^2}{\|W^i\|_2} \, \frac{g^i}{\|g^i\|_2}
 
     with the square taken elementwise. Every tensor moves, however small its share of
-    the gradient, and large weights move most.
+    the gradient, and large weights move most. A stack of layers, as under `nn.scan`, is
+    as many tensors.
 
     Args:
       params: weights `W`, a tree of real arrays.
       grads: gradient `g` at `W`, same structure and shapes.
+      leaves: which leading axes are layers, where :mod:`hero_jax.leaves` does not see
+        it.
 
     Returns:
       `z`, same structure and shapes, float32 or wider.
@@ -97,7 +102,12 @@ def layerwise(params: Params, grads: Grads) -> Params:
     def direction(W: chex.Array, g: chex.Array) -> chex.Array:
         return W * _over_norm(W, _tree.norm(W)) * _over_norm(g, _tree.norm(g))
 
-    return jax.tree.map(direction, _tree.widen(params), _tree.widen(grads))
+    return jax.tree.map(
+        lambda leaf, W, g: per_layer(direction, leaf)(W, g),
+        describe(params, leaves),
+        _tree.widen(params),
+        _tree.widen(grads),
+    )
 
 
 @_by_name
@@ -259,8 +269,15 @@ def hutchinson(key: chex.PRNGKey, distribution: str = "normal") -> Perturbation:
     return random
 
 
-def resolve(perturbation: str | Perturbation) -> Perturbation:
-    """Return the direction that goes by this name, or the function itself."""
+def resolve(
+    perturbation: str | Perturbation, leaves: Overrides | None = None
+) -> Perturbation:
+    """Return the direction that goes by this name, or the function itself.
+
+    Eq. 11 is told which leaves are stacks of layers.
+    """
+    if leaves is not None and perturbation in ("layerwise", layerwise):
+        return functools.partial(layerwise, leaves=leaves)
     if perturbation == "hutchinson":
         raise ValueError(
             "perturbation='hutchinson' lacks a key: pass "
@@ -277,13 +294,15 @@ def resolve(perturbation: str | Perturbation) -> Perturbation:
     return perturbation
 
 
-def resolve_all(perturbation: Directions) -> tuple[Perturbation, ...]:
+def resolve_all(
+    perturbation: Directions, leaves: Overrides | None = None
+) -> tuple[Perturbation, ...]:
     """Return the directions, of which there may be one or several."""
     if not isinstance(perturbation, (list, tuple)):
-        return (resolve(perturbation),)  # type: ignore[arg-type]  # no sequence
+        return (resolve(perturbation, leaves),)  # type: ignore[arg-type]  # one
     if not perturbation:
         raise ValueError("perturbation must name at least one direction, got none.")
-    return tuple(map(resolve, perturbation))
+    return tuple(resolve(direction, leaves) for direction in perturbation)
 
 
 def along(
