@@ -193,11 +193,6 @@ def check_vector(name: str, vector: chex.ArrayTree, params: Params) -> None:
     check_same_structure(name, vector, "params", params)
 
 
-def weights_only(params: Params) -> chex.ArrayTree:
-    """Mask of the weight tensors proper: the leaves of two or more dimensions."""
-    return jax.tree.map(lambda x: np.ndim(x) >= 2, params)
-
-
 def is_function_of(mask: Any, params: Params) -> bool:
     """Whether a mask is a function, and not a tree like `params` that can be called."""
     of_mask, of_params = map(jax.tree.structure, (mask, params))

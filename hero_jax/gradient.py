@@ -28,6 +28,7 @@ import optax
 from hero_jax import _autodiff, _checks, _loss, _tree, perturbation
 from hero_jax._autodiff import FiniteDifference
 from hero_jax._typing import AxisName, Directions, Grads, Mask, Params, Perturbation
+from hero_jax.leaves import Leaf, Overrides, are_weights, describe, layer_size
 
 __all__ = ["Metrics", "hero_value_and_grad"]
 
@@ -91,6 +92,7 @@ class Settings(NamedTuple):
     reduction: str
     perturb_mask: Mask | None
     penalty_mask: Mask | None
+    leaves: Overrides | None
     product: _autodiff.Product
 
     @classmethod
@@ -100,15 +102,17 @@ class Settings(NamedTuple):
         reduction: str,
         perturb_mask: Mask | None,
         penalty_mask: Mask | None,
+        leaves: Overrides | None,
         hvp: str | FiniteDifference,
     ) -> Settings:
         """Check the arguments shared by `hero` and `hero_value_and_grad`."""
         _checks.check_choice("reduction", reduction, ("mean", "sum"))
         return cls(
-            directions=perturbation.resolve_all(perturbation_),
+            directions=perturbation.resolve_all(perturbation_, leaves),
             reduction=reduction,
             perturb_mask=perturb_mask,
-            penalty_mask=_tree.weights_only if penalty_mask is None else penalty_mask,
+            penalty_mask=penalty_mask,
+            leaves=leaves,
             product=_autodiff.resolve(hvp),
         )
 
@@ -145,8 +149,13 @@ def hero_gradient(
     perturbed = _tree.resolve_mask(
         "perturb_mask", settings.perturb_mask, W, None if off else "h"
     )
+    described = describe(W, settings.leaves)
     penalised = _tree.resolve_mask(
-        "penalty_mask", settings.penalty_mask, W, None if off or no_penalty else "gamma"
+        "penalty_mask",
+        settings.penalty_mask,
+        W,
+        None if off or no_penalty else "gamma",
+        default=lambda _: are_weights(described),
     )
     no_penalty = no_penalty or not any(jax.tree.leaves(penalised))
     wide = _tree.widen(g)
@@ -154,7 +163,10 @@ def hero_gradient(
         zero = jax.tree.map(jnp.zeros_like, wide)
         return g, _metrics(loss, h, wide, wide, zero, zero, zero)
     c = jax.tree.map(
-        functools.partial(_penalty_weight, reduction=settings.reduction), penalised, W
+        functools.partial(_penalty_weight, reduction=settings.reduction),
+        penalised,
+        described,
+        W,
     )
 
     def gradient_and_hvp(U: Params) -> tuple[Grads, Callable[[Params], Grads], Any]:
@@ -185,11 +197,15 @@ def hero_gradient(
     return _tree.cast_like(gradient, g), metrics
 
 
-def _penalty_weight(keep: bool, leaf: chex.Array, reduction: str) -> float:
-    """Return c_i: 1 for the sum of squares, 1 / n_i for their mean, 0 if masked."""
+def _penalty_weight(keep: bool, leaf: Leaf, x: chex.Array, reduction: str) -> float:
+    """Return c_i: 1 for the sum of squares, 1 / n_i for their mean, 0 if masked.
+
+    Of a stack of layers, n_i is the size of one: each has a mean of its own.
+    """
     if not keep:
         return 0.0
-    return 1.0 / max(leaf.size, 1) if reduction == "mean" else 1.0
+    n = layer_size(x, leaf)
+    return 1.0 / max(n, 1) if reduction == "mean" else 1.0
 
 
 def _metrics(
@@ -228,6 +244,7 @@ def hero_value_and_grad(
     reduction: str = "sum",
     perturb_mask: Mask | None = None,
     penalty_mask: Mask | None = None,
+    leaves: Overrides | None = None,
     hvp: str | FiniteDifference = "exact",
     hvp_loss_fn: Callable[..., Any] | None = None,
     has_aux: bool = False,
@@ -264,10 +281,13 @@ def hero_value_and_grad(
         "mean" (released code); tensors are summed up either way.
       perturb_mask: which leaves are perturbed: tree of bools, or a function
         `params -> tree`. A leaf left out counts in no norm. Default: all.
-      penalty_mask: which leaves enter the penalty. Default: those of two or more
-        dimensions, that is, no biases and no normalization scales; where there is none,
-        as in one flat vector, pass `True` for all. The product is the cheaper, the
-        fewer of a network's first layers are penalised.
+      penalty_mask: which leaves enter the penalty. Default: kernels and embeddings,
+        that is, those of two or more dimensions without biases and normalization; where
+        there is none, as in one flat vector, pass `True` for all. The product is the
+        cheaper, the fewer of a network's first layers are penalised.
+      leaves: what :mod:`hero_jax.leaves` does not see in paths and shapes, such as
+        `{"blocks/*": {"layer_axes": 1}}`. Each layer of a stack, as `nn.scan` makes
+        them, has norms and means of its own.
       hvp: how to compute the product with the Hessian: "exact", forward-over-reverse,
         or :class:`hero_jax.FiniteDifference`, which takes less memory.
       hvp_loss_fn: stands in for `loss_fn` in that product, such as the loss over every
@@ -316,7 +336,9 @@ def hero_value_and_grad(
     """
     _checks.check_nonnegative("h", h)
     _checks.check_nonnegative("gamma", gamma)
-    settings = Settings.of(perturbation, reduction, perturb_mask, penalty_mask, hvp)
+    settings = Settings.of(
+        perturbation, reduction, perturb_mask, penalty_mask, leaves, hvp
+    )
     bind = _loss.of_weights(loss_fn, argnums, has_aux, axis_name)
     bind_hvp = None
     if hvp_loss_fn is not None:

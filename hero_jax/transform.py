@@ -14,6 +14,7 @@ from hero_jax import _axis, _checks, _tree
 from hero_jax._autodiff import FiniteDifference
 from hero_jax._typing import AxisName, Directions, GradFn, Grads, Mask, Params
 from hero_jax.gradient import Metrics, Settings, hero_gradient
+from hero_jax.leaves import Overrides
 
 __all__ = ["HeroState", "hero"]
 
@@ -38,6 +39,7 @@ def hero(
     reduction: str = "sum",
     perturb_mask: Mask | None = None,
     penalty_mask: Mask | None = None,
+    leaves: Overrides | None = None,
     hvp: str | FiniteDifference = "exact",
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -96,6 +98,7 @@ def hero(
         `params -> tree`. Default: all.
       penalty_mask: which leaves enter the penalty. Default: those of two or more
         dimensions; where there is none, pass `True` for all.
+      leaves: what :mod:`hero_jax.leaves` does not see in paths and shapes.
       hvp: how to compute the product with the Hessian: "exact", or
         :class:`hero_jax.FiniteDifference`, which takes less memory. Where a schedule
         of gamma is zero at a step, it is left out.
@@ -139,7 +142,9 @@ def hero(
     for name, value in (("h", h), ("gamma", gamma)):
         if not callable(value):
             _checks.check_nonnegative(name, value)
-    settings = Settings.of(perturbation, reduction, perturb_mask, penalty_mask, hvp)
+    settings = Settings.of(
+        perturbation, reduction, perturb_mask, penalty_mask, leaves, hvp
+    )
     _axis.check_axis_name(axis_name)
 
     def init(params: Params) -> HeroState:

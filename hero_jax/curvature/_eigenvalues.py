@@ -14,6 +14,7 @@ from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Mask, Params
 from hero_jax.curvature import _lanczos, _problem, _progress
 from hero_jax.curvature._problem import Options, Problem
+from hero_jax.leaves import weights
 
 Which = Literal["largest", "smallest", "magnitude"]
 
@@ -113,8 +114,7 @@ def layer_eigenvalues(
       loss_fn: `(params, *args) -> loss`, a mean over examples.
       params: weights W.
       *args: further arguments of `loss_fn`.
-      mask: which leaves; those of two or more dimensions by default. Empty ones are
-        left out.
+      mask: which leaves; kernels and embeddings by default. Empty ones are left out.
       steps: products with the matrix for each layer; n at most are taken.
       key: of the start vectors; `jax.random.key(0)` by default.
       **options: see :class:`Options`.
@@ -157,8 +157,9 @@ def layer_eigenvalues(
 
 def check_chosen(mask: Mask | None, params: Params) -> list[int]:
     """Return the positions of the leaves that a mask chooses, at least one."""
-    mask = _tree.weights_only if mask is None else mask
-    resolved = jax.tree.leaves(_tree.resolve_mask("mask", mask, params))
+    resolved = jax.tree.leaves(
+        _tree.resolve_mask("mask", mask, params, default=weights)
+    )
     leaves = jax.tree.leaves(params)
     chosen = [
         i

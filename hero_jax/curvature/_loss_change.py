@@ -70,8 +70,8 @@ def loss_change(
       params: weights W.
       moved: weights with the structure and shapes of `params`.
       *args: further arguments of `loss_fn`.
-      mask: which leaves are looked at by themselves; those of two or more dimensions
-        by default.
+      mask: which leaves are looked at by themselves; kernels and embeddings by
+        default.
       **options: see :class:`Options`.
 
     Returns:

@@ -136,8 +136,7 @@ def layer_traces(
       loss_fn: `(params, *args) -> loss`, a mean over examples.
       params: weights W, n in all.
       *args: further arguments of `loss_fn`.
-      mask: which leaves; those of two or more dimensions by default. Empty ones are
-        left out.
+      mask: which leaves; kernels and embeddings by default. Empty ones are left out.
       num_samples: probes of each layer, at least 2, each a product with the matrix.
       deflation: as of :func:`trace`; these products serve all layers.
       key: of the probes; `jax.random.key(0)` by default.

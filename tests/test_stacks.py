@@ -1,0 +1,103 @@
+"""A stack of layers is the same layers one by one, in every room.
+
+The network is Flax's: layers under `nn.scan`, each with attention, normalization, a
+dense layer without bias, and experts under `nn.vmap`. Unrolled, it has a tree of its
+own for every layer and expert, and the same loss. The loss stands in for that of the
+network, which takes minutes to compile: what matters is the tree.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import hero_jax
+from hero_jax import _tree
+
+nn = pytest.importorskip("flax.linen")
+
+LAYERS, EXPERTS, WIDTH = 2, 2, 8
+
+
+class Block(nn.Module):
+    """One layer."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        """Return the next x, and nothing."""
+        y = nn.LayerNorm(name="norm")(x)
+        attend = nn.MultiHeadDotProductAttention(2, name="attention")
+        x = x + attend(y)
+        x = x + nn.Dense(WIDTH, use_bias=False, name="mix")(jnp.tanh(x))
+        experts = nn.vmap(
+            nn.Dense,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=None,
+            axis_size=EXPERTS,
+        )
+        experts = experts(WIDTH, use_bias=False, name="experts")
+        return x + jnp.tanh(experts(x)).mean(0), None
+
+
+BLOCKS = nn.scan(
+    Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=LAYERS
+)()
+
+
+def problem():
+    """Return a smooth loss that couples all weights of the network, and weights."""
+    rng = np.random.default_rng(0)
+    x = jnp.zeros((4, 5, WIDTH))
+    shapes = jax.eval_shape(BLOCKS.init, jax.random.key(0), x, None)["params"]
+    params = {"blocks": shapes, "head": {"kernel": x[0]}}
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
+    flat, _ = ravel_pytree(params)
+    mixed = jnp.asarray(rng.normal(size=(20, flat.size)) / flat.size**0.5)
+    return lambda params: jnp.mean(jnp.cos(mixed @ ravel_pytree(params)[0])), params
+
+
+def unrolled(params):
+    """Return a tree for each layer and expert."""
+    cut = lambda tree, n: [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(n)]
+    blocks = cut(params["blocks"], LAYERS)
+    blocks = [{**block, "experts": cut(block["experts"], EXPERTS)} for block in blocks]
+    return {**params, "blocks": blocks}
+
+
+def rolled(params):
+    """Undo it."""
+    stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
+    blocks = [
+        {**block, "experts": stack(block["experts"])} for block in params["blocks"]
+    ]
+    return {**params, "blocks": stack(blocks)}
+
+
+def loss_unrolled(loss_fn):
+    return lambda params: loss_fn(rolled(params))
+
+
+def assert_equal(a, b, rtol):
+    """Compare two trees, whose paths are told of."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for name, x, y in zip(
+        _tree.leaf_paths(a), jax.tree.leaves(a), jax.tree.leaves(b), strict=True
+    ):
+        scale = float(np.abs(y).max())
+        np.testing.assert_allclose(x, y, rtol, rtol * scale, err_msg=name)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("perturbation", ["layerwise", "adaptive"])
+def test_gradient(perturbation, reduction):
+    loss_fn, params = problem()
+    options = {"h": 0.5, "gamma": 10.0, "reduction": reduction}
+    options |= {"perturbation": perturbation, "return_metrics": True}
+    gradient = lambda loss_fn: jax.jit(hero_jax.hero_value_and_grad(loss_fn, **options))
+    found = gradient(loss_fn)(params)
+    expected = gradient(loss_unrolled(loss_fn))(unrolled(params))
+    assert_equal(unrolled(found[1]), expected[1], 1e-11)
+    np.testing.assert_allclose(found[2].penalty, expected[2].penalty, 1e-11)
