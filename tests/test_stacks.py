@@ -13,7 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hero_jax
-from hero_jax import _tree
+from hero_jax import _tree, quant
 
 nn = pytest.importorskip("flax.linen")
 
@@ -101,3 +101,50 @@ def test_gradient(perturbation, reduction):
     expected = gradient(loss_unrolled(loss_fn))(unrolled(params))
     assert_equal(unrolled(found[1]), expected[1], 1e-11)
     np.testing.assert_allclose(found[2].penalty, expected[2].penalty, 1e-11)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"axis": "output"},
+        {"axis": -1},
+        {"axis": 0, "group_size": 3},
+        {"calibration": "percentile", "scheme": "symmetric"},
+    ],
+    ids=str,
+)
+def test_grids_and_sizes(options):
+    """Kernels alone are rounded, each layer of a stack on grids of its own."""
+    _, params = problem()
+    found = quant.quantize(params, 4, **options)
+    expected = quant.quantize(unrolled(params), 4, **options)
+    a, b = quant.dequantize(found), quant.dequantize(expected)
+    assert_equal(unrolled(a), b, 1e-14)  # percentiles are interpolated
+    assert quant.size_in_bytes(found) == quant.size_in_bytes(expected)
+    changed = {
+        path
+        for path, x, y in zip(
+            _tree.leaf_paths(params),
+            jax.tree.leaves(params),
+            jax.tree.leaves(a),
+            strict=True,
+        )
+        if (x != y).any()
+    }
+    assert changed == {p for p in _tree.leaf_paths(params) if p.endswith("kernel")}
+    scanned = quant.fake_quantize(params, 4, **options)
+    assert_equal(unrolled(scanned), b, 1e-14)
+
+
+def test_output_axes_of_attention():
+    """One grid for each head and dim of q, k and v: over the axis `embed` alone."""
+    _, params = problem()
+    attention = quant.quantize(params, 4, axis="output")["blocks"]["attention"]
+    shapes = {name: leaf["kernel"].scale.shape for name, leaf in attention.items()}
+    per_head = (LAYERS, 1, 2, WIDTH // 2)
+    assert shapes == {
+        **dict.fromkeys(("query", "key", "value"), per_head),
+        "out": (LAYERS, 1, 1, WIDTH),
+    }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hero_jax import _checks
+from hero_jax.leaves import Leaf, Overrides
 from hero_jax.quant import _blocks, _grid
 
 WIDTHS = "an integer from 2 to 8, or 16"
@@ -25,7 +26,9 @@ class GridOptions(TypedDict, total=False):
         PyTorch, ONNX and the uint8 kernels of TFLite and XNNPACK want it; or
         "symmetric", which has no zero point.
       axis: axis or axes along which the grids differ; None (default) for one grid per
-        tensor, -1 for one per output channel of a Flax kernel.
+        tensor, "output" for one per output feature, whichever axes these are in a leaf
+        of a tree, or numbers, -1 for the last one. Each layer of a stack has grids of
+        its own: axes are counted in one layer.
       group_size: how many consecutive indices along `axis` share a grid; one number,
         or one per axis. None (default) for 1.
       calibration: range of the grid: "minmax" (default) covers every weight;
@@ -34,13 +37,15 @@ class GridOptions(TypedDict, total=False):
         that is zero but for a few weights loses them to a percentile.
       percentile: above 50, at most 100; for that calibration, 99.9 by default. Of the
         magnitudes in a symmetric grid; else of the weights, and 100 minus it below.
+      leaves: of a tree, what :mod:`hero_jax.leaves` does not see in paths and shapes.
     """
 
     scheme: str
-    axis: int | tuple[int, ...] | None
+    axis: int | tuple[int, ...] | Literal["output"] | None
     group_size: int | tuple[int, ...] | None
     calibration: str
     percentile: float | None
+    leaves: Overrides | None
 
 
 def check_bits(bits: Any) -> None:
@@ -87,8 +92,13 @@ class Options(NamedTuple):
     block_shape: tuple[int, ...]
 
 
-def resolve(shape: tuple[int, ...], options: GridOptions) -> Options:
-    """Check the options for an array of this shape and fill in the defaults."""
+def resolve(
+    shape: tuple[int, ...], options: GridOptions, leaf: Leaf | None = None
+) -> Options:
+    """Check the options for an array of this shape and fill in the defaults.
+
+    Of a leaf of a tree it is known which axes are layers and which are outputs.
+    """
     unknown = sorted(set(options) - set(GridOptions.__annotations__))
     if unknown:
         allowed = ", ".join(GridOptions.__annotations__)
@@ -116,9 +126,18 @@ def resolve(shape: tuple[int, ...], options: GridOptions) -> Options:
         raise ValueError(
             f"percentile must be above 50 and at most 100, got {percentile!r}."
         )
-    block_shape = _blocks.block_shape_of(
-        shape, options.get("axis"), options.get("group_size")
-    )
+    axis = options.get("axis")
+    if isinstance(axis, str):
+        _checks.check_choice("axis", axis, ("output",))
+        if leaf is None:
+            raise ValueError(
+                "axis='output' is for a leaf of a tree, whose name tells which axes "
+                "are outputs; of an array alone pass their numbers."
+            )
+        axis = leaf.output_axes
+    layers = 0 if leaf is None else leaf.layer_axes
+    of_layer = _blocks.block_shape_of(shape[layers:], axis, options.get("group_size"))
+    block_shape = (1,) * layers + of_layer
     return Options(scheme, calibration, float(percentile), block_shape)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from hero_jax import _checks, _frameworks, _tree
 from hero_jax._typing import Mask, Params
+from hero_jax.leaves import are_weights, describe
 from hero_jax.quant import _array
 from hero_jax.quant._array import QuantizedArray
 from hero_jax.quant._bits import Bits, bits_of_leaves
@@ -47,10 +48,10 @@ def quantize(
         patterns in which a star matches everything. A leaf's own path counts first,
         else the first that matches.
       mask: which leaves are quantized: tree of bools or function `params -> tree`.
-        Default: the floating-point ones of two or more dimensions that are not
-        quantized yet; biases and normalization scales are few and stay as they are.
+        Default: kernels and embeddings, of two or more dimensions, that are floats and
+        not quantized yet; biases and normalization scales are few and stay as they are.
       key: random key for stochastic rounding. Default: to the nearest.
-      **options: scheme, axis, group_size, calibration and percentile, see
+      **options: scheme, axis, group_size, calibration, percentile and leaves, see
         :class:`hero_jax.quant.GridOptions`.
 
     Returns:
@@ -272,13 +273,16 @@ def make_plan(
     # One leaf for each, also for those that were quantized before.
     flat = jax.tree.unflatten(structure, range(len(leaves)))
     by_default = mask is None
-    mask = _weights if mask is None else mask
+    described = describe(params, options.get("leaves"), is_quantized)
+    if mask is None:
+        mask = jax.tree.unflatten(structure, _are_weights(leaves, described))
     mask = _tree.of_function("mask", mask, params)
     chosen = jax.tree.leaves(_tree.resolve_mask("mask", mask, flat))
     if by_default and not any(chosen) and (leaves or params is None):
         raise ValueError(
-            "params must have a leaf to quantize: a floating-point array of two or "
-            "more dimensions that is not quantized yet, unless mask chooses others; "
+            "params must have a leaf to quantize: floats of two or more "
+            "dimensions, a kernel or embedding, not quantized yet, unless mask chooses "
+            "others; "
             f"got {_described(leaves)}."
         )
     if jax.tree_util.all_leaves([bits]):
@@ -294,7 +298,8 @@ def make_plan(
                 raise TypeError("params must not be quantized where mask is True")
             arrays.append(_array.as_array("params", leaves[i]))
             check(all_bits[i])
-            resolved.append(resolve(arrays[-1].shape, options))
+            leaf = jax.tree.leaves(described)[i]
+            resolved.append(resolve(arrays[-1].shape, options, leaf))
         except (TypeError, ValueError) as error:
             raise type(error)(f"{str(error).rstrip('.')} (at {names[i]}).") from None
     return Plan(
@@ -343,16 +348,17 @@ def _described(leaves: list[Any]) -> str:
     return ", ".join(sorted(kinds)) or "None"
 
 
-def _weights(params: Params) -> chex.ArrayTree:
-    """Mask of the floating-point leaves of two or more dimensions."""
+def _are_weights(leaves: list[Any], described: chex.ArrayTree) -> list[bool]:
+    """Return which leaves are kernels and embeddings of floats."""
 
-    def is_weight(x: Any) -> bool:
+    def is_float(x: Any) -> bool:
         dtype = getattr(x, "dtype", None)
         if is_quantized(x) or dtype is None:
             return False
-        return np.ndim(x) >= 2 and bool(jnp.issubdtype(dtype, jnp.floating))
+        return bool(jnp.issubdtype(dtype, jnp.floating))
 
-    return jax.tree.map(is_weight, params, is_leaf=is_quantized)
+    kinds = jax.tree.leaves(are_weights(described))
+    return [kind and is_float(x) for kind, x in zip(kinds, leaves, strict=True)]
 
 
 @jax.jit
