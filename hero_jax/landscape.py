@@ -22,9 +22,10 @@ True
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import chex
 import jax
@@ -35,6 +36,7 @@ from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Params
 from hero_jax.curvature import Options, _problem, _progress
 from hero_jax.curvature._problem import Problem
+from hero_jax.leaves import Leaf, Overrides, are_weights, describe, per_layer
 
 __all__ = [
     "Area",
@@ -194,13 +196,19 @@ def _floating(x: chex.Array) -> chex.Array:
     return jnp.asarray(x, _tree.wide_dtype(dtype) if is_float else jnp.float32)
 
 
-def random_direction(key: chex.PRNGKey, params: Params, axis: int = -1) -> Params:
+def random_direction(
+    key: chex.PRNGKey,
+    params: Params,
+    axis: int | Literal["output"] = "output",
+    leaves: Overrides | None = None,
+) -> Params:
     """Draw a random direction and normalize its filters.
 
     Args:
       key: random key.
       params: weights W.
       axis: of output channels, see :func:`filter_normalized`.
+      leaves: likewise.
 
     Returns:
       A tree like `params`, float32 or wider.
@@ -219,31 +227,38 @@ def random_direction(key: chex.PRNGKey, params: Params, axis: int = -1) -> Param
     """
     _checks.check_key("key", key)
     _tree.check_params("params", params)
-    leaves, structure = jax.tree.flatten(_tree.widen(params))
-    keys = jax.random.split(key, len(leaves))
+    arrays, structure = jax.tree.flatten(_tree.widen(params))
+    keys = jax.random.split(key, len(arrays))
     draws = [
         jax.random.normal(k, x.shape, x.dtype)
-        for k, x in zip(keys, leaves, strict=True)
+        for k, x in zip(keys, arrays, strict=True)
     ]
-    return filter_normalized(jax.tree.unflatten(structure, draws), params, axis)
+    direction = jax.tree.unflatten(structure, draws)
+    return filter_normalized(direction, params, axis, leaves)
 
 
-def filter_normalized(direction: Params, params: Params, axis: int = -1) -> Params:
+def filter_normalized(
+    direction: Params,
+    params: Params,
+    axis: int | Literal["output"] = "output",
+    leaves: Overrides | None = None,
+) -> Params:
     r"""Scale every filter of a direction to the norm of the same filter of the weights.
 
     .. math::
 
         d_{i,j} \leftarrow \frac{d_{i,j}}{\|d_{i,j}\|} \, \|W_{i,j}\|
 
-    for filter j of layer i: the weights of one output channel. Leaves of fewer than two
-    dimensions, which are biases and BatchNorm's scales, do not move. Networks that
+    for filter j of layer i: the weights of one output channel (and layer of a stack).
+    Biases and BatchNorm's scales do not move: kernels and embeddings do. Networks that
     BatchNorm makes indifferent to the scale of filters then have comparable axes.
 
     Args:
       direction: tree with the structure and shapes of `params`.
       params: weights W.
-      axis: of the output channels in leaves of two or more dimensions: the last one in
-        Flax, of convolutions, depthwise too, and of dense layers.
+      axis: of the output channels in one layer: "output", the axes that these are in
+        each leaf, or a number for all leaves alike.
+      leaves: what :mod:`hero_jax.leaves` does not see in paths and shapes.
 
     Returns:
       A tree like `params`, float32 or wider; zero where a filter of the direction is.
@@ -259,20 +274,30 @@ def filter_normalized(direction: Params, params: Params, axis: int = -1) -> Para
     """
     _tree.check_vector("direction", direction, params)
 
-    def of_leaf(d: chex.Array, w: chex.Array) -> chex.Array:
-        if w.ndim < 2:
+    def of_leaf(moves: bool, leaf: Leaf, d: chex.Array, w: chex.Array) -> chex.Array:
+        if not moves:
             return jnp.zeros_like(d)
-        if not -w.ndim <= axis < w.ndim:
-            raise ValueError(f"axis must be one of every leaf {w.shape}, got {axis}.")
-        of_filter = jax.vmap(_tree.norm, in_axes=axis)
-        lengths, wanted = of_filter(d), of_filter(w)
-        factor = wanted / jnp.where(lengths > 0.0, lengths, 1.0)
-        shape = [1] * w.ndim
-        shape[axis] = -1
-        return d * factor.reshape(shape).astype(d.dtype)
+        axes = leaf.output_axes if axis == "output" else (axis,)
+        return per_layer(functools.partial(_normalized, axes=axes), leaf)(d, w)
 
     W = _tree.widen(params)
-    return jax.tree.map(of_leaf, _tree.cast_like(direction, W), W)
+    described = describe(params, leaves)
+    moves = are_weights(described)
+    return jax.tree.map(of_leaf, moves, described, _tree.cast_like(direction, W), W)
+
+
+def _normalized(d: chex.Array, w: chex.Array, axes: tuple[int, ...]) -> chex.Array:
+    """Scale what each index of the axes has to the norm that it has in w."""
+    if not all(-w.ndim <= a < w.ndim for a in axes):
+        raise ValueError(f"axis must be one of every leaf {w.shape}, got {axes[0]}.")
+    axes = tuple(sorted(a % w.ndim for a in axes))
+    of_filter = _tree.norm
+    for a in reversed(axes):
+        of_filter = jax.vmap(of_filter, in_axes=a - w.ndim)
+    lengths, wanted = of_filter(d), of_filter(w)
+    factor = wanted / jnp.where(lengths > 0.0, lengths, 1.0)
+    shape = [n if i in axes else 1 for i, n in enumerate(w.shape)]
+    return d * factor.reshape(shape).astype(d.dtype)
 
 
 def scaled(direction: Params, params: Params) -> Params:

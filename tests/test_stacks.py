@@ -13,7 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import hero_jax
-from hero_jax import _tree, quant
+from hero_jax import _tree, landscape, quant
 
 nn = pytest.importorskip("flax.linen")
 
@@ -148,3 +148,22 @@ def test_output_axes_of_attention():
         **dict.fromkeys(("query", "key", "value"), per_head),
         "out": (LAYERS, 1, 1, WIDTH),
     }
+
+
+@pytest.mark.usefixtures("x64")
+def test_filters():
+    """Those of every layer and expert keep their norms; biases do not move."""
+    _, params = problem()
+    rng = np.random.default_rng(1)
+    d = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
+    found = landscape.filter_normalized(d, params)
+    expected = landscape.filter_normalized(unrolled(d), unrolled(params))
+    assert_equal(unrolled(found), expected, 1e-14)
+    attention = found["blocks"]["attention"]
+    norms = lambda x: jnp.linalg.norm(x, axis=1)  # over `embed`
+    np.testing.assert_allclose(
+        norms(attention["query"]["kernel"]),
+        norms(params["blocks"]["attention"]["query"]["kernel"]),
+        1e-14,
+    )
+    assert not attention["query"]["bias"].any()
