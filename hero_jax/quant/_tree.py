@@ -280,9 +280,9 @@ def make_plan(
     chosen = jax.tree.leaves(_tree.resolve_mask("mask", mask, flat))
     if by_default and not any(chosen) and (leaves or params is None):
         raise ValueError(
-            "params must have a leaf to quantize: floats of two or more "
-            "dimensions, a kernel or embedding, not quantized yet, unless mask chooses "
-            "others; "
+            "params must have a leaf to quantize: a floating-point kernel or "
+            "embedding, of two or more dimensions, that is not quantized yet, unless "
+            "mask chooses others; "
             f"got {_described(leaves)}."
         )
     if jax.tree_util.all_leaves([bits]):
