@@ -167,3 +167,36 @@ def test_filters():
         1e-14,
     )
     assert not attention["query"]["bias"].any()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_what_is_known_of_leaves_reaches_every_room(reduction):
+    """One kernel of three axes, which could be a convolution's: nothing tells."""
+    rng = np.random.default_rng(0)
+    W = {"kernel": jnp.asarray(rng.normal(size=(2, 3, 4)))}
+    each = {"kernel": [*W["kernel"]]}
+    known = {"leaves": {"kernel": {"layer_axes": 1}}}
+    mixed = jnp.asarray(rng.normal(size=(6, 24)) / 5)
+    loss = lambda W: jnp.sum(jnp.cos(mixed @ jnp.ravel(jnp.asarray(W["kernel"]))))
+    hero = {"h": 0.5, "gamma": 1.0, "reduction": reduction}
+
+    def by_function(W, **options):
+        return hero_jax.hero_value_and_grad(loss, **hero, **options)(W)[1]
+
+    def by_link(W, **options):
+        tx = hero_jax.hero(**hero, **options)
+        grad_fn = jax.grad(loss)
+        return tx.update(grad_fn(W), tx.init(W), W, grad_fn=grad_fn)[0]
+
+    def by_quantizer(W, **options):
+        return quant.fake_quantize(W, 3, **options)
+
+    def by_filters(W, **options):
+        ones = jax.tree.map(jnp.ones_like, W)
+        return landscape.filter_normalized(ones, W, **options)
+
+    for room in (by_function, by_link, by_quantizer, by_filters):
+        found, expected = room(W, **known)["kernel"], room(each)["kernel"]
+        np.testing.assert_allclose(found, expected, 1e-12, err_msg=room.__name__)
+        assert not np.allclose(room(W)["kernel"], expected, 1e-3), room.__name__
