@@ -780,7 +780,7 @@ def test_cure_has_a_way_round_for_inputs_without_forward_mode():
 
     def cure(power, **options):
         loss = lambda w, x: jnp.mean(power(x @ w))
-        return hero_jax.cure_value_and_grad(loss, h=0.5, gamma=0.1, **options)(w, x)
+        return family.cure_value_and_grad(loss, h=0.5, gamma=0.1, **options)(w, x)
 
     with pytest.raises(TypeError, match="custom_vjp") as caught:
         cure(fourth_power)
