@@ -18,20 +18,6 @@ from jax import lax
 from hero_jax._typing import AxisName
 
 
-def check_axis_name(axis_name: Any) -> None:
-    """Raise `TypeError` unless this is `None`, a name, or a tuple of names."""
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    usable = all(
-        isinstance(name, Hashable) and not isinstance(name, (int, tuple))
-        for name in names
-    )
-    if not usable or not names or len(set(names)) < len(names):
-        raise TypeError(
-            "axis_name must be the name of an axis of pmap, shard_map or vmap, a tuple "
-            f"of different names, or None, got {axis_name!r}."
-        )
-
-
 def size(axis_name: AxisName | None) -> int:
     """Return the number of devices along an axis, or several; 1 for no axis.
 
@@ -42,7 +28,7 @@ def size(axis_name: AxisName | None) -> int:
         return 1
     try:
         return int(lax.psum(1, axis_name))
-    except NameError:
+    except (NameError, ValueError):  # an integer counts axes of the array
         raise ValueError(
             "axis_name must be an axis of the surrounding jax.pmap, jax.shard_map or "
             f"jax.vmap, got {axis_name!r}, which is none. Leave it out where jit "

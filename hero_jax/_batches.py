@@ -11,18 +11,7 @@ import chex
 import jax
 import numpy as np
 
-
-def check_argnums(batch_argnums: Any) -> tuple[int, ...]:
-    """Return the positions as the user gave them, in a tuple, or raise `TypeError`."""
-    several = isinstance(batch_argnums, (list, tuple))
-    found = tuple(batch_argnums) if several else (batch_argnums,)
-    for k in found:
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
-            raise TypeError(
-                "batch_argnums must name the arguments that are examples by their "
-                f"positions, an integer or several, got {batch_argnums!r}."
-            )
-    return found
+from hero_jax import _checks
 
 
 def positions(
@@ -39,7 +28,7 @@ def positions(
       TypeError: they are no positions, or that of an argument that was not given.
       ValueError: they name the weights.
     """
-    found = check_argnums(batch_argnums)
+    found = _checks.positions("batch_argnums", batch_argnums, None)
     for k in found:
         if not -num_args <= k < num_args:
             raise TypeError(

@@ -1,8 +1,9 @@
 """Argument checks that raise where the user called, naming argument and value."""
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import chex
@@ -24,10 +25,8 @@ def can_be_called(function: Callable[..., Any], *args: Any) -> bool:
     """Whether a function takes these arguments, as far as its signature tells."""
     try:
         inspect.signature(function).bind(*args)
-    except TypeError:
-        return False
-    except ValueError:  # it has none
-        return True
+    except (TypeError, ValueError) as error:
+        return isinstance(error, ValueError)  # it has none
     return True
 
 
@@ -38,22 +37,18 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
 
 
-def check_positive_integer(name: str, value: object) -> None:
-    """Raise unless `value` is an integer of at least one, and no array."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(
-            f"{name} must be an integer >= 1, got {type(value).__name__}: {value!r}."
-        )
-    if value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {value}.")
+def check_options(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `TypeError` for keyword arguments that are not among the known ones."""
+    if unknown := sorted({*given} - {*known}):
+        raise TypeError(f"unknown options {unknown}; known are {sorted(known)}.")
 
 
-def check_bool(name: str, value: object) -> None:
-    """Raise `TypeError` unless `value` is True or False, and no array."""
-    if not isinstance(value, bool):
-        raise TypeError(
-            f"{name} must be True or False, got {type(value).__name__}: {value!r}."
-        )
+def check_integer(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless `value` is an integer of at least so much, and no array."""
+    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not integer or value < least:
+        kind = ValueError if integer else TypeError
+        raise kind(f"{name} must be an integer >= {least}, got {got(value)}.")
 
 
 def check_nonnegative(name: str, value: Any) -> None:
@@ -61,30 +56,22 @@ def check_nonnegative(name: str, value: Any) -> None:
 
     A traced scalar has no value yet: only its shape and type are checked.
     """
-    array_like = isinstance(value, (int, float, np.ndarray, np.generic, jax.Array))
-    if isinstance(value, bool) or not array_like:
+    if not _is_real(value):
         hint = (
             " Schedules are accepted by hero_jax.hero only; elsewhere pass the"
             " scheduled value as a traced scalar."
-            if callable(value)
-            else ""
         )
         raise TypeError(
             f"{name} must be a real number >= 0 (a Python number or a scalar array), "
-            f"got {type(value).__name__}: {value!r}.{hint}"
+            f"got {got(value)}.{hint if callable(value) else ''}"
         )
     if np.shape(value) != ():
         raise ValueError(
             f"{name} must be a scalar, got shape {np.shape(value)}. "
             "Use jax.vmap to run over several values."
         )
-    dtype = jnp.result_type(value)
-    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer)):
-        raise TypeError(f"{name} must be a real number >= 0, got dtype {dtype}.")
-    if not isinstance(value, jax.core.Tracer):
-        number = float(value)
-        if not math.isfinite(number) or number < 0.0:
-            raise ValueError(f"{name} must be finite and >= 0, got {number}.")
+    if not isinstance(value, jax.core.Tracer) and not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and >= 0, got {float(value)}.")
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -94,34 +81,39 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite and > 0, got {value}.")
 
 
-def check_key(name: str, key: Any, *, optional: bool = False) -> None:
-    """Raise `TypeError` unless `key` is one random key of JAX, new style or old."""
-    if optional and key is None:
-        return
-    dtype = getattr(key, "dtype", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    old = dtype == jnp.uint32 and np.ndim(key) == 1
-    if not (typed and key.shape == ()) and not old:
-        got = f"{type(key).__name__}: {key!r}" if dtype is None else _described(key)
-        raise TypeError(
-            f"{name} must be {'None or ' if optional else ''}a random key such as "
-            f"jax.random.key(0), got {got}."
-        )
+def check_all_nonnegative(**values: Any) -> None:
+    """Raise `ValueError` unless all entries known before tracing are at least 0."""
+    for name, value in values.items():
+        known = not isinstance(value, jax.core.Tracer)
+        if known and not np.all(np.asarray(value) >= 0):
+            raise ValueError(f"{name} must be >= 0, got {value!r}.")
 
 
-def check_argnums(argnums: Any) -> None:
-    """Raise unless `argnums` is a position of an argument, or several."""
-    several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
-    positions = tuple(argnums) if several else (argnums,)
-    if not positions or any(
-        isinstance(k, bool) or not isinstance(k, int) for k in positions
-    ):
-        raise TypeError(
-            "argnums must be the position of params among the arguments of loss_fn, "
-            f"an integer or several, got {argnums!r}."
+def positions(name: str, value: Any, least: int | None = 0) -> tuple[int, ...]:
+    """Return positions of arguments that were given as one or as several.
+
+    Args:
+      name: what they are called, for the error.
+      value: an integer, or a tuple or list of some.
+      least: of each; None if they may count from the end.
+    """
+    several = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    integers = all(isinstance(k, int) and not isinstance(k, bool) for k in several)
+    if not several or not integers or (least is not None and min(several) < least):
+        raise (ValueError if integers else TypeError)(
+            f"{name} must name arguments by their positions, an integer"
+            f"{'' if least is None else f' >= {least}'} or several, got {value!r}."
         )
-    if len({*positions}) < len(positions):
-        raise ValueError(f"argnums must differ from each other, got {argnums!r}.")
+    return several
+
+
+@contextlib.contextmanager
+def at(where: object) -> Iterator[None]:
+    """Add to a message which leaf, layer or field it is about."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{str(error).rstrip('.')} (at {where}).") from None
 
 
 def loss_and_aux(name: str, value: Any, has_aux: bool) -> tuple[Any, Any]:
@@ -149,7 +141,7 @@ def loss_and_aux(name: str, value: Any, has_aux: bool) -> tuple[Any, Any]:
     if not scalar or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
         raise TypeError(
             f"{name} must return a scalar loss, a real floating-point number, got "
-            f"{_described(loss)}{' for the loss' if has_aux else ''}.{hint}"
+            f"{described(loss)}{' for the loss' if has_aux else ''}.{hint}"
         )
     return loss, auxiliary
 
@@ -159,13 +151,13 @@ def pair(name: str, value: Any) -> tuple[Any, Any]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(
             f"{name} must return a pair (loss, aux) with has_aux=True, got "
-            f"{_described(value)}. Leave has_aux out for a loss alone."
+            f"{described(value)}. Leave has_aux out for a loss alone."
         )
     loss, auxiliary = value
     return loss, auxiliary
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
     """Say what kind of value this is, without what a tracer is called."""
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
@@ -174,17 +166,20 @@ def _described(value: Any) -> str:
     return type(value).__name__
 
 
-def check_all_nonnegative(**values: Any) -> None:
-    """Raise `ValueError` unless all entries known before tracing are at least 0."""
-    for name, value in values.items():
-        if isinstance(value, jax.core.Tracer):
-            continue
-        array = np.asarray(value)
-        real = (jnp.floating, jnp.integer)
-        if not any(jnp.issubdtype(array.dtype, kind) for kind in real):
-            raise TypeError(f"{name} must be real numbers >= 0, got {value!r}.")
-        if not np.all(array >= 0):
-            raise ValueError(f"{name} must be >= 0, got {value!r}.")
+def got(value: Any) -> str:
+    """Say what was given instead: its type, and an array's dtype and shape."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return repr(value)
+    array = isinstance(value, (np.ndarray, jax.Array))
+    return described(value) if array else f"{type(value).__name__}: {value!r}"
+
+
+def _is_real(value: Any) -> bool:
+    """Whether this is a number or an array, integer or floating-point."""
+    if not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)):
+        return False
+    dtype = jnp.result_type(value)
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))
 
 
 def is_zero(value: chex.Numeric | Callable[..., Any]) -> bool:

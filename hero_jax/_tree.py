@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _frameworks
+from hero_jax import _checks, _frameworks
 from hero_jax._typing import Mask, Params
 
 
@@ -132,58 +132,41 @@ def size(tree: chex.ArrayTree) -> int:
 def check_real(name: str, tree: chex.ArrayTree) -> None:
     """Raise `TypeError` unless every leaf is a real floating-point array."""
     for path, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
-        number = isinstance(leaf, (bool, int, float, complex))
-        dtype = jnp.result_type(leaf) if number else getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.floating):
             raise TypeError(
                 f"{name} must have real floating-point arrays as leaves, got "
-                f"{type(leaf).__name__ if dtype is None else dtype} at {path}."
+                f"{getattr(leaf, 'dtype', type(leaf).__name__)} at {path}."
             )
 
 
 def check_params(name: str, tree: chex.ArrayTree) -> None:
     """Raise unless this is a tree of weights and nothing else: of real arrays."""
-    if tree is None:
-        raise TypeError(f"{name} must be a tree of arrays, got None.")
-    _frameworks.check_no_state(name, tree)
-    _frameworks.check_no_train_state(name, tree)
+    _frameworks.check_weights_alone(name, tree)
     try:
         check_real(name, tree)
     except TypeError as error:
-        if _frameworks.has_equinox_module(tree):
-            error.add_note(
-                f"hero_jax: of an Equinox module {name} are the arrays: params, static "
-                "= eqx.partition(model, eqx.is_inexact_array), and the loss calls "
-                "eqx.combine(params, static)."
-            )
-        nodes = jax.tree.leaves(tree, is_leaf=lambda x: hasattr(x, "dequantize"))
-        if not any(hasattr(x, "dequantize") for x in nodes):
-            raise
-        raise TypeError(
-            f"{name} must have real floating-point arrays as leaves, got quantized "
-            f"ones. Pass hero_jax.quant.dequantize({name})."
-        ) from None
-    _frameworks.check_no_collections(name, tree)
+        for note in _frameworks.notes(name, tree):
+            error.add_note(f"hero_jax: {note}")
+        raise
 
 
 def check_same_structure(
     name: str, tree: chex.ArrayTree, like_name: str, like: chex.ArrayTree
 ) -> None:
     """Raise `ValueError` unless `tree` has the structure and shapes of `like`."""
-    structure: Any = jax.tree.structure(tree)
-    expected: Any = jax.tree.structure(like)
-    if structure != expected:
+    structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(like)]
+    if structures[0] != structures[1]:
         raise ValueError(
             f"{name} must have the tree structure of {like_name}: "
-            f"expected {expected}, got {structure}."
+            f"expected {structures[1]}, got {structures[0]}."
         )
-    for path, x, y in zip(
-        leaf_names(like), jax.tree.leaves(tree), jax.tree.leaves(like), strict=True
-    ):
-        if np.shape(x) != np.shape(y):
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True)
+    for path, shapes in zip(leaf_names(like), pairs, strict=True):
+        got, expected = map(np.shape, shapes)
+        if got != expected:
             raise ValueError(
-                f"{name} must have the shapes of {like_name}: expected {np.shape(y)} "
-                f"at {path}, got {np.shape(x)}."
+                f"{name} must have the shapes of {like_name}: expected {expected} "
+                f"at {path}, got {got}."
             )
 
 
@@ -209,30 +192,21 @@ def of_function(name: str, mask: Any, params: Params) -> Any:
     """
     if not is_function_of(mask, params):
         return mask
+    called = (
+        f"{name} was called as {name}(params), with the whole tree. To look at each "
+        "leaf: lambda params: jax.tree.map(lambda x: x.ndim >= 2, params); by path: "
+        "lambda params: jax.tree_util.tree_map_with_path(lambda path, x: 'kernel' in "
+        "jax.tree_util.keystr(path), params)."
+    )
     try:
         found = mask(params)
     except Exception as error:
-        error.add_note(
-            f"hero_jax: {name} was called as {name}(params), with the whole tree. To "
-            f"look at each leaf: {_EACH_LEAF}; by path: {_EACH_PATH}."
-        )
+        error.add_note(f"hero_jax: {called}")
         raise
     is_tree = found is not None and not jax.tree_util.all_leaves([found])
     if not is_tree and not jax.tree_util.all_leaves([params]):
-        raise TypeError(
-            f"{name} must return a tree of booleans like params, got {found} from "
-            f"{name}(params), which is called with the whole tree. To look at each "
-            f"leaf: {_EACH_LEAF}; by path: {_EACH_PATH}. {name}=True or False, "
-            "no function, is for all leaves alike."
-        )
+        raise TypeError(f"{name} must return a tree of booleans, got {found}. {called}")
     return found
-
-
-_EACH_LEAF = "lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)"
-_EACH_PATH = (
-    "lambda params: jax.tree_util.tree_map_with_path(lambda path, x: "
-    "'kernel' in jax.tree_util.keystr(path), params)"
-)
 
 
 def resolve_mask(
@@ -268,17 +242,12 @@ def resolve_mask(
     mask = True if mask is None else of_function(name, mask, params)
 
     def as_bool(path: Any, leaf: Any) -> bool:
-        array = isinstance(leaf, (bool, np.bool_, np.ndarray, jax.Array))
-        traced = isinstance(leaf, jax.core.Tracer)
-        if traced or not array or np.ndim(leaf) or jnp.result_type(leaf) != jnp.bool_:
-            got = f"{type(leaf).__name__}: {leaf!r}"
-            if traced or (array and np.ndim(leaf)):
-                got = f"{leaf.dtype} of shape {leaf.shape}"
-                got = f"a traced {got}" if traced else got
+        known = not isinstance(leaf, jax.core.Tracer) and np.ndim(leaf) == 0
+        if not known or not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), bool):
             raise TypeError(
                 f"{name} must have plain booleans, one for each leaf of params and "
                 "known before tracing, as in jax.tree.map(lambda x: x.ndim >= 2, "
-                f"params); got {got} at "
+                f"params); got {_checks.got(leaf)} at "
                 f"{jax.tree_util.keystr(path) or 'the tree itself'}."
             )
         return bool(leaf)

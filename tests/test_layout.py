@@ -14,9 +14,9 @@ ALLOWED = {
     "_typing": set(),
     "_checks": set(),
     "_frameworks": set(),
-    "_tree": {"_typing", "_frameworks"},
+    "_tree": {"_typing", "_checks", "_frameworks"},
     "_programs": set(),
-    "_batches": set(),
+    "_batches": {"_checks"},
     "_autodiff": {"_typing", "_checks", "_tree"},
     "_axis": {"_typing"},
     "_loss": {"_typing", "_checks", "_tree", "_axis"},
@@ -43,19 +43,19 @@ ALLOWED = {
         *("_typing", "_checks", "_tree", "_programs", "_batches", "_autodiff"),
         *("leaves", "perturbation"),
     },
-    "landscape": {"_typing", "_checks", "_tree", "_programs", "leaves", "curvature"},
+    "landscape": {
+        *("_typing", "_checks", "_frameworks", "_tree", "_programs", "leaves"),
+        "curvature",
+    },
     "mixed_precision": {
         *("_typing", "_checks", "_tree", "_programs", "_batches", "curvature", "quant")
     },
 }
 CORE_PACKAGES = {"jax", "optax", "chex", "numpy", "hero_jax"}
 OPTIONAL_PACKAGES = {
-    "quant/_files.py": {"safetensors"},
     "mixed_precision/_program.py": {"scipy"},
-    "quant/_interception.py": {"flax"},
     "models": {"flax"},
     "nnx": {"flax"},
-    "landscape": {"contourpy"},
 }
 """By file or module: not imported with the package itself."""
 
