@@ -50,8 +50,8 @@ class OffsetLoss(_programs.MadeOfFunctions):
             d = offsets[path]
             if x.shape != d.shape:
                 raise ValueError(
-                    f"offsets must have the shapes of the activations: {x.shape} for "
-                    f"{path!r}, got {d.shape}. They are those of one batch."
+                    f"offsets of {path!r} must have the shape of its activations, "
+                    f"{x.shape}, got {d.shape}. They are those of one batch."
                 )
             return (_tree.widen(x) + d).astype(x.dtype)
 
@@ -110,8 +110,7 @@ def activation_problem(
 
     Raises:
       ImportError: flax is not installed.
-      TypeError: an argument has another type.
-      ValueError: an argument is out of range, or a layer in `ranges` is never called,
+      ValueError: a layer in `ranges` is never called,
         or several times, which leaves its offsets undefined.
 
     Example:
@@ -134,7 +133,6 @@ def activation_problem(
       Dong et al., `HAWQ-V2 <https://arxiv.org/abs/1911.03852>`_, 2020: mixed
       precision of activations by the Hessian in the activations.
     """
-    _checks.check_callable("loss_fn", loss_fn, "(*args) -> loss")
     _checks.check_choice("scheme", scheme, _grid.SCHEMES)
     check_ranges(ranges)
     choices = check_choices(choices)

@@ -22,7 +22,7 @@ import numpy as np
 from hero_jax import _checks
 from hero_jax.mixed_precision._program import solve
 from hero_jax.mixed_precision._sizes import LayerSize
-from hero_jax.mixed_precision._table import Allocation, Table, Unit, as_reals
+from hero_jax.mixed_precision._table import Allocation, Table, Unit
 
 
 def allocate_bits(
@@ -61,7 +61,6 @@ def allocate_bits(
       The allocation; its `bits` go straight to :func:`hero_jax.quant.quantize`.
 
     Raises:
-      TypeError: an argument has another type.
       ValueError: layers or lengths do not match, a sensitivity is not finite, or not
         even the smallest allocation is within the budget.
       TimeoutError: the time limit was reached before any allocation was found.
@@ -97,20 +96,20 @@ def _pairs(interactions: chex.Array | None, table: Table) -> np.ndarray | None:
     """Return the interactions in the order of the table, checked."""
     if interactions is None:
         return None
-    pairs = as_reals("interactions", interactions)
+    pairs = np.asarray(interactions, np.float64)
     layers, choices = table.cost.shape
     if pairs.shape != (layers, choices, layers, choices):
         raise ValueError(
             "interactions must have shape [layers, choices, layers, choices] = "
             f"{(layers, choices, layers, choices)}, got {pairs.shape}."
         )
-    if not np.isfinite(pairs).all():
-        raise ValueError("interactions must be finite, got NaN or infinity.")
     rounding = 1e-4 * np.abs(pairs).max()
-    if np.abs(pairs - pairs.transpose(2, 3, 0, 1)).max() > rounding:
+    if not np.isfinite(rounding) or np.any(
+        np.abs(pairs - pairs.transpose(2, 3, 0, 1)) > rounding
+    ):
         raise ValueError(
-            "interactions must be symmetric: [i, b, j, c] and [j, c, i, b] are the "
-            "same pair, and each counts once."
+            "interactions must be finite, and symmetric: [i, b, j, c] and [j, c, i, b] "
+            "are the same pair, which counts once."
         )
     column = [table.given.index(bits) for bits in table.choices]
     return pairs[:, column][..., column]

@@ -43,8 +43,8 @@ def eigenvalue(
       takes the memory of `steps` copies of all weights.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an argument is out of range, or the errors are of other weights.
+      TypeError: the loss is no scalar.
+      ValueError: the errors are of other weights.
 
     Example:
       >>> import jax.numpy as jnp
@@ -103,8 +103,8 @@ def eigenvalue_spread(
       Sensitivities, and the standard error of `|mean lambda|`, times `||d_i||^2 / 2`.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an argument is out of range, the errors are of other weights, or there
+      TypeError: the loss is no scalar.
+      ValueError: the errors are of other weights, or there
         are fewer examples than parts.
 
     References:
@@ -112,17 +112,12 @@ def eigenvalue_spread(
       leaves `||d||^2` out.
     """
     mask = mask_of(errors, params)
-    _checks.check_positive_integer("subsets", subsets)
-    if subsets < 2:
-        raise ValueError(f"subsets must be at least 2 to have a spread, got {subsets}.")
+    _checks.check_integer("subsets", subsets, 2)
     all_args, where = [None, *args], _problem.batch_positions(args, options)
     examples = _batches.number_of_examples(all_args, where)
     size = examples // subsets
     if size == 0:
-        raise ValueError(
-            f"subsets must be at most the number of examples, got {subsets} for "
-            f"{examples}."
-        )
+        raise ValueError(f"subsets must be at most {examples} examples, got {subsets}.")
     parts, _ = _batches.cut(all_args, where, size)
     found = []
     for k in range(subsets):

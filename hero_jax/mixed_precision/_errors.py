@@ -56,8 +56,8 @@ def weight_errors(
       The errors, float32 or wider; as much memory as `len(choices)` times the weights.
 
     Raises:
-      TypeError: an argument has another type, or an option is unknown.
-      ValueError: an argument or option is out of range, a mask chooses nothing, or a
+      TypeError: an option is unknown.
+      ValueError: a mask chooses nothing, or a
         leaf has NaN or infinite entries.
 
     Example:
@@ -75,11 +75,11 @@ def weight_errors(
     """
     choices = check_choices(choices)
     _tree.check_real("params", params)
-    plan = make_plan(params, choices[-1], mask, None, options, lambda _: None)
+    plan = make_plan(params, choices[-1], mask, options, lambda _: None)
     if not any(x.size for x in plan.arrays):
         raise ValueError(
-            "mask must choose a leaf to be quantized; by default those of two or more "
-            f"dimensions are, and params has {_tree.unique_leaf_paths(params)}."
+            f"mask must choose a leaf of {_tree.unique_leaf_paths(params)} that is not "
+            "empty; by default those of two or more dimensions are."
         )
     paths = _tree.unique_leaf_paths(params)
     W = [_tree.widen(x) for x in plan.arrays]
@@ -99,24 +99,14 @@ def weight_errors(
 
 def positions(errors: Errors, params: Params) -> tuple[int, ...]:
     """Return the positions of the leaves that errors are of, or raise."""
-    if not isinstance(errors, Errors):
-        raise TypeError(
-            "errors must be of mixed_precision.weight_errors, got "
-            f"{type(errors).__name__}."
-        )
     paths = _tree.unique_leaf_paths(params)
     shapes = dict(zip(paths, map(np.shape, jax.tree.leaves(params)), strict=True))
     for path, d in errors.layers.items():
-        expected = (len(errors.choices), *shapes.get(path, ()))
-        if path not in shapes or np.shape(d) != expected:
+        count, *shape = np.shape(d)
+        if count != len(errors.choices) or shapes.get(path) != tuple(shape):
             raise ValueError(
-                f"errors must be of the layers of params: {path!r} has shape "
-                f"{np.shape(d)}, and params "
-                + (
-                    f"asks for {expected}."
-                    if path in shapes
-                    else f"has only {[*shapes]}."
-                )
+                f"errors must be of the layers of params, {shapes}, for each of "
+                f"{len(errors.choices)} choices, got {path!r} of shape {np.shape(d)}."
             )
     return tuple(paths.index(path) for path in errors.layers)
 

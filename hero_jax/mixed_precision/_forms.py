@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from hero_jax import _checks, _programs, _tree
+from hero_jax import _programs, _tree
 from hero_jax._typing import Params
 from hero_jax.curvature import _lanczos, _problem, _progress
 from hero_jax.curvature._problem import Options, Problem
@@ -51,8 +51,8 @@ def quadratic(
       Sensitivities, exact for the data at hand; negative where the loss is concave.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an option is out of range, or the errors are of other weights.
+      TypeError: the loss is no scalar.
+      ValueError: the errors are of other weights.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,8 +73,6 @@ def quadratic(
     """
     problem = _problem.make(loss_fn, params, args, options)
     where = positions(errors, params)
-    _checks.check_bool("first_order", first_order)
-    _checks.check_bool("pairwise", pairwise)
     total = len(where) * len(errors.choices) * problem.num_batches(args)
     compiled = _programs.compiled(_forms, problem, where)
     slopes, forms = _progress.listen(

@@ -95,7 +95,6 @@ def pareto_frontier(
       less sensitive than all that are smaller. There may be many thousand.
 
     Raises:
-      TypeError: an argument has another type.
       ValueError: layers or lengths do not match, or a sensitivity is not finite.
 
     Example:

@@ -49,8 +49,8 @@ def measured(
       Sensitivities, exact for the data at hand.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an option is out of range, or the errors are of other weights.
+      TypeError: the loss is no scalar.
+      ValueError: the errors are of other weights.
 
     Example:
       >>> import jax.numpy as jnp
@@ -115,8 +115,8 @@ def greedy_frontier(
       increase, and need not fall with size.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an option is out of range, or the errors are of other weights.
+      TypeError: the loss is no scalar.
+      ValueError: the errors are of other weights.
 
     Example:
       >>> import jax.numpy as jnp

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import chex
@@ -10,6 +10,7 @@ import numpy as np
 
 from hero_jax.mixed_precision._errors import Errors
 from hero_jax.mixed_precision._program import total_cost
+from hero_jax.mixed_precision._table import check_same_layers
 
 
 class Sensitivity(NamedTuple):
@@ -42,7 +43,6 @@ class Sensitivity(NamedTuple):
           Sum over layers, and over pairs of layers if there are interactions.
 
         Raises:
-          TypeError: `bits` is no mapping.
           ValueError: a layer is missing or unknown, or a number of bits no choice.
         """
         columns = self.columns(bits)
@@ -54,23 +54,8 @@ class Sensitivity(NamedTuple):
 
     def columns(self, bits: Mapping[str, int]) -> np.ndarray:
         """Return the position of every layer's number of bits among the choices."""
-        if not isinstance(bits, Mapping):
-            raise TypeError(
-                "bits must be a mapping from paths of layers to numbers of bits, got "
-                f"{type(bits).__name__}: {bits!r}."
-            )
-        if bits.keys() != self.layers.keys():
-            raise ValueError(
-                "bits must name every layer once: "
-                f"{sorted(bits.keys() ^ self.layers.keys())} are in one of them only."
-            )
-        return np.array([_position(self.choices, bits[p], p) for p in self.layers])
-
-
-def _position(choices: Sequence[int], bits: int, path: str) -> int:
-    if bits not in choices:
-        raise ValueError(f"bits must be among {[*choices]}, got {bits!r} at {path!r}.")
-    return choices.index(bits)
+        check_same_layers("bits and the sensitivity", bits, self.layers)
+        return np.array([self.choices.index(bits[path]) for path in self.layers])
 
 
 def times_squared_norms(

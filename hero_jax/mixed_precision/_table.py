@@ -73,17 +73,7 @@ class Table(NamedTuple):
         given = check_choices(choices)
         ordered = tuple(sorted(given))
         column = [given.index(bits) for bits in ordered]
-        for name, mapping in (("sensitivity", sensitivity), ("sizes", sizes)):
-            if not isinstance(mapping, Mapping) or not mapping:
-                raise TypeError(
-                    f"{name} must be a mapping from paths of layers, at least one, "
-                    f"got {type(mapping).__name__}: {mapping!r}."
-                )
-        if sensitivity.keys() != sizes.keys():
-            raise ValueError(
-                "sensitivity and sizes must have the same layers: "
-                f"{sorted(sensitivity.keys() ^ sizes.keys())} are in one of them only."
-            )
+        check_same_layers("sensitivity and sizes", sensitivity, sizes)
         costs = [
             _costs(path, row, len(column))[column] for path, row in sensitivity.items()
         ]
@@ -127,37 +117,30 @@ class Table(NamedTuple):
         )
 
 
-def as_reals(name: str, values: Any, where: str = "") -> np.ndarray:
-    """Return float64, or raise `TypeError`; `where` goes behind the value."""
-    try:
-        return np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{name} must be real numbers, got {values!r}{where}."
-        ) from None
+def check_same_layers(names: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless two mappings have the same keys."""
+    if a.keys() != b.keys():
+        raise ValueError(
+            f"{names} must have the same layers: {sorted(a.keys() ^ b.keys())} are in "
+            "one of them only."
+        )
 
 
 def _costs(path: str, row: Any, length: int) -> np.ndarray:
-    costs = as_reals("sensitivity", row, f" at {path!r}")
-    if costs.shape != (length,):
+    costs = np.asarray(row, np.float64)
+    if costs.shape != (length,) or not np.isfinite(costs).all():
         raise ValueError(
-            f"sensitivity must have one number for each of the {length} choices, got "
-            f"shape {costs.shape} at {path!r}."
+            f"sensitivity must have a finite number for each of the {length} choices, "
+            f"got {row!r} at {path!r}."
         )
-    if not np.isfinite(costs).all():
-        raise ValueError(f"sensitivity must be finite, got {row!r} at {path!r}.")
     return costs
 
 
 def _layer_size(path: str, size: Any, choices: tuple[int, ...]) -> LayerSize:
     if isinstance(size, LayerSize):
         if missing := [b for b in choices if b not in size.bytes]:
-            raise ValueError(
-                f"sizes must know all choices, got none for {missing} bits at {path!r}."
-            )
+            raise ValueError(f"sizes must know {missing} bits, too (at {path!r}).")
         return size
-    try:
-        _checks.check_positive_integer("sizes", size)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{str(error).rstrip('.')} (at {path!r}).") from None
+    with _checks.at(repr(path)):
+        _checks.check_integer("sizes", size)
     return LayerSize(int(size), {b: packed_size(int(size), b) for b in choices})

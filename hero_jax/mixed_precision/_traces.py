@@ -42,8 +42,8 @@ def average_trace(
       Sensitivities with standard errors. The estimate of a small trace may be negative.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an argument is out of range, or the errors are of other weights.
+      TypeError: the loss is no scalar.
+      ValueError: the errors are of other weights.
 
     Example:
       >>> import jax.numpy as jnp

@@ -211,7 +211,7 @@ def test_layers_that_are_called_several_times_are_refused():
 def test_offsets_belong_to_their_examples():
     params, x, labels = data(np.float32)
     problem = problem_of(loss_fn, (params, x, labels))
-    message = r"\(1, 2\) for 'Dense_0', got \(5, 2\). They are those of one batch"
+    message = r"'Dense_0' must .*\(1, 2\), got \(5, 2\). They are those of one batch"
     with pytest.raises(ValueError, match=message):
         jax.jit(problem.loss_fn)(problem.offsets, params, x[:1], labels[:1])
 
@@ -219,7 +219,6 @@ def test_offsets_belong_to_their_examples():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"loss_fn": 3}, TypeError, r"loss_fn must be a callable"),
         ({"ranges": {}}, ValueError, r"ranges must have at least one layer"),
         ({"choices": (2, 9)}, ValueError, r"bits must be .* or 16, got 9"),
         ({"scheme": "x"}, ValueError, r"scheme must be one of"),

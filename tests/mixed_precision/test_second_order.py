@@ -242,22 +242,20 @@ def test_half_precision_weights_and_progress():
 )
 def test_errors_of_other_weights_are_refused(measure, dense, errors):
     other = errors._replace(layers={"x": jnp.ones((3, 2))})
-    with pytest.raises(ValueError, match=r"'x' has shape \(3, 2\), and params has on"):
+    with pytest.raises(
+        ValueError, match=r"errors must be of the layers of params.*got 'x'"
+    ):
         measure(problems.mlp_loss, dense.params, other, *dense.args)
     other = errors._replace(choices=(2, 3))
-    with pytest.raises(ValueError, match=r"\(3, 3, 5\), and params asks for \(2, 3"):
+    with pytest.raises(ValueError, match=r"for each of 2 choices, got .* \(3, 3, 5\)"):
         measure(problems.mlp_loss, dense.params, other, *dense.args)
-    with pytest.raises(
-        TypeError, match=r"errors must be of mixed_precision.weight_errors"
-    ):
-        measure(problems.mlp_loss, dense.params, dense.params, *dense.args)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"subsets": 1}, ValueError, r"subsets must be at least 2 .* got 1"),
-        ({"subsets": 8}, ValueError, r"at most the number of examples, got 8 for 7"),
+        ({"subsets": 1}, ValueError, r"subsets must be an integer >= 2, got 1"),
+        ({"subsets": 8}, ValueError, r"subsets must be at most 7 examples, got 8"),
         (
             {"subsets": 2, "batch_argnums": None, "scale": 1},
             TypeError,
