@@ -57,7 +57,6 @@ def quantize_activations(
 
     Raises:
       ImportError: flax is not installed (seen when the function is called).
-      TypeError: an argument has another type.
       ValueError: `bits` or `scheme` is out of range, a layer has no pattern or a
         pattern no layer, or a range is not finite.
 
@@ -72,7 +71,6 @@ def quantize_activations(
       >>> jax.jit(rounded_fn)(variables, x).ravel()
       Array([0., 0., 3., 3.], dtype=float32)
     """
-    _checks.check_callable("apply_fn", apply_fn, "(*args)")
     _checks.check_choice("scheme", scheme, _grid.SCHEMES)
     check_ranges(ranges)
     widths = _bits_by_path(bits, ranges)
@@ -122,8 +120,6 @@ def _bits_by_path(bits: Any, ranges: Mapping[str, Any]) -> dict[str, Any]:
     widths = bits_of_leaves(bits, flat, [True] * len(flat))
     by_path = dict(zip(sorted(flat), widths, strict=True))
     for path, width in by_path.items():
-        try:
+        with _checks.at(repr(path)):
             check_traceable_bits(width)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{str(error).rstrip('.')} (at {path!r}).") from None
     return by_path

@@ -38,10 +38,9 @@ def bits_of_leaves(bits: Any, params: Params, chosen: list[bool]) -> list[Any]:
     except (ValueError, TypeError):
         if not _is_pattern_mapping(bits):
             raise ValueError(
-                "bits must be an integer, a tree of integers with the structure of "
-                "params or a prefix of it, or a mapping from patterns of paths to "
-                f"integers; got {bits!r} for params of structure "
-                f"{jax.tree.structure(params)}."
+                "bits must be an integer, a tree of integers or a prefix of one, or a "
+                f"mapping from patterns of paths to integers; got {bits!r} for params "
+                f"of structure {jax.tree.structure(params)}."
             ) from None
         leaves = _match(bits, params, chosen)
     return [b if keep else None for b, keep in zip(leaves, chosen, strict=True)]
@@ -72,15 +71,10 @@ def _match(
                 f"{list(patterns)} matches {path!r}. A last pattern '*' matches all."
             )
         bits.append(patterns[matching[0]] if matching else None)
-    for pattern in patterns:
-        if pattern not in used:
-            paths = [
-                p
-                for p, keep in zip(_tree.leaf_paths(params), chosen, strict=True)
-                if keep
-            ]
-            raise ValueError(
-                f"bits must have patterns that match a quantized leaf: {pattern!r} "
-                f"matches none of {paths}."
-            )
+    if unused := [p for p in patterns if p not in used]:
+        quantized = [p for p, keep in zip(paths, chosen, strict=True) if keep]
+        raise ValueError(
+            f"bits must have patterns that match a quantized leaf: {unused[0]!r} "
+            f"matches none of {quantized}."
+        )
     return bits

@@ -8,7 +8,6 @@ block, the last block is smaller.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 
 Reduce = Callable[[chex.Array, tuple[int, ...]], chex.ArrayTree]
 """`(blocks, axes) -> tree` of arrays, each reduced over `axes`, which are removed."""
@@ -48,46 +48,18 @@ def block_shape_of(
                 f"group_size={group_size!r}."
             )
         return tuple(max(n, 1) for n in shape)
-    axes = _integers("axis", axis)
-    sizes = _integers("group_size", 1 if group_size is None else group_size)
-    if len(sizes) == 1:
-        sizes = sizes * len(axes)
-    if len(sizes) != len(axes):
+    axes = normalize_axis_tuple(axis, len(shape), "axis")
+    sizes = np.ravel(1 if group_size is None else group_size).tolist()
+    sizes = sizes * len(axes) if len(sizes) == 1 else sizes
+    if len(sizes) != len(axes) or min(sizes, default=1) < 1:
         raise ValueError(
-            f"group_size must be one number or one per axis, got {group_size!r} "
-            f"for axis={axis!r}."
-        )
-    if min(sizes, default=1) < 1:
-        raise ValueError(f"group_size must be at least 1, got {group_size!r}.")
-    ndim = len(shape)
-    if any(not -ndim <= a < ndim for a in axes):
-        raise ValueError(
-            f"axis must be from {-ndim} to {ndim - 1} for an array of shape "
-            f"{tuple(shape)}, got {axis!r}."
-            if ndim
-            else f"axis must be None for an array without axes, got {axis!r}."
-        )
-    if len({a % ndim for a in axes}) < len(axes):
-        raise ValueError(
-            f"axis must not name an axis of shape {tuple(shape)} twice, got {axis!r}."
+            f"group_size must be at least 1, one number or one per axis, got "
+            f"{group_size!r} for axis={axis!r}."
         )
     block_shape = list(shape)
     for a, size in zip(axes, sizes, strict=True):
         block_shape[a] = min(size, shape[a])
     return tuple(max(n, 1) for n in block_shape)
-
-
-def _integers(name: str, value: object) -> tuple[int, ...]:
-    values = value if isinstance(value, (tuple, list, np.ndarray)) else (value,)
-    try:
-        if any(isinstance(v, bool) for v in values):
-            raise TypeError
-        return tuple(operator.index(v) for v in values)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be an integer or a tuple of integers, "
-            f"got {type(value).__name__}: {value!r}."
-        ) from None
 
 
 def trailing(block_shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:

@@ -70,8 +70,7 @@ def accuracy_against_bits(
       a class of negative infinity is out of the question.
 
     Raises:
-      TypeError: an argument has another type.
-      ValueError: an argument is out of range, images, labels and logits do not match,
+      ValueError: images, labels and logits do not match,
         or the weights are not finite.
 
     Example:
@@ -91,35 +90,20 @@ def accuracy_against_bits(
     References:
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Figure 1.
     """
-    _checks.check_callable("logits_fn", logits_fn, "(params, batch_stats, images)")
-    if not isinstance(bits, (tuple, list, range, np.ndarray, jax.Array)):
-        raise TypeError(
-            "bits must be a sequence of integers or of mappings from paths to "
-            f"integers, got {type(bits).__name__}: {bits!r}."
-        )
     images, labels = jnp.asarray(images), jnp.asarray(labels)
-    if images.ndim == 0:
-        raise ValueError(
-            "images must have a first axis that counts them, got a scalar."
-        )
-    num_images = images.shape[0]
+    num_images = len(images)
     if labels.shape != (num_images,):
         raise ValueError(
             f"labels must have shape {(num_images,)} for images of shape "
             f"{images.shape}, got {labels.shape}."
         )
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, got {labels.dtype}.")
     if (stats_fn is None) != (calibration_images is None):
-        raise ValueError(
-            "stats_fn and calibration_images are given together or not at all, got "
-            f"only {'stats_fn' if stats_fn is not None else 'calibration_images'}."
-        )
+        raise ValueError("stats_fn and calibration_images need each other, got one.")
     if num_images == 0:
         raise ValueError("images must be at least one, got none.")
     batch_size = num_images if batch_size is None else batch_size
-    _checks.check_positive_integer("batch_size", batch_size)
-    plan = make_plan(params, MAX_BITS, mask, None, options, check_bits)
+    _checks.check_integer("batch_size", batch_size)
+    plan = make_plan(params, MAX_BITS, mask, options, check_bits)
     check_finite(plan.names, [jnp.isfinite(x).all() for x in plan.arrays])
     program = _Program(int(batch_size), tuple(plan.where), plan.options)
     count_correct = _programs.compiled(_count_correct, logits_fn, stats_fn, program)
@@ -186,19 +170,22 @@ def _count_correct(
 
         def num_correct(batch: tuple[chex.Array, chex.Array, chex.Array]) -> chex.Array:
             logits = logits_fn(weights, stats, batch[0])
-            shape = getattr(logits, "shape", None)
-            if shape is None or len(shape) != 2 or shape[0] != program.batch_size:
-                raise ValueError(
-                    "logits_fn must return logits of shape "
-                    f"({program.batch_size}, num_classes), got "
-                    f"{type(logits).__name__ if shape is None else shape}."
-                )
+            _check_logits(logits, program.batch_size)
             right = (logits.argmax(-1) == batch[1]) & jnp.isfinite(logits.max(-1))
             return jnp.sum(right & batch[2])
 
         return jax.lax.map(num_correct, batches).sum()
 
     return jax.lax.map(of_widths, bits)
+
+
+def _check_logits(logits: Any, batch_size: int) -> None:
+    shape: Any = getattr(logits, "shape", ())
+    if len(shape) != 2 or shape[0] != batch_size:
+        raise ValueError(
+            f"logits_fn must return logits of shape ({batch_size}, num_classes), got "
+            f"{_checks.described(logits)}."
+        )
 
 
 def _in_batches(

@@ -14,9 +14,8 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import chex
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hero_jax import _checks, _frameworks
 from hero_jax.quant import _structure
 from hero_jax.quant._array import FLOATS, QuantizedArray
 from hero_jax.quant._packing import PackedArray, pack_array
@@ -44,6 +44,7 @@ _STORED = {
     **_SHORT,
 }
 """The dtypes of files by their names there."""
+_SAFETENSORS = ("safetensors.numpy", "files", "saving a tree to a file")
 _FIELDS = dataclasses.fields(PackedArray)
 _MALFORMED = (
     ArithmeticError,
@@ -116,14 +117,12 @@ def file_size(tree: chex.ArrayTree) -> int:
 
 def _serialized(tree: chex.ArrayTree) -> bytes:
     """Return what is in the file of a tree."""
-    safetensors = _safetensors()
+    safetensors = _frameworks.needed(*_SAFETENSORS)
     tensors: dict[str, np.ndarray] = {}
 
     def leaf(name: str, x: Any) -> Any:
-        try:
+        with _checks.at(name):
             description, arrays = _disassemble(x)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{str(error).rstrip('.')} (at {name}).") from None
         for suffix, array in arrays.items():
             if name + suffix in tensors:
                 raise ValueError(f"two leaves would be stored as {name + suffix}.")
@@ -140,7 +139,7 @@ def _serialized(tree: chex.ArrayTree) -> bytes:
         "structure": text,
         "sha256": _checksum(text, tensors),
     }
-    data = memoryview(safetensors.numpy.save(tensors, metadata))
+    data = memoryview(safetensors.save(tensors, metadata))
     length = int.from_bytes(data[:8], "little")
     # The package orders the metadata at random: equal trees are to be equal files.
     header = {**json.loads(bytes(data[8 : 8 + length])), "__metadata__": metadata}
@@ -183,13 +182,10 @@ def load(
         leaves[name] = _assemble(name, description, tensors)
         return leaves[name]
 
-    try:
+    with _well_formed(path):
         tree = _structure.rebuild(json.loads(text), leaf)
         if tensors:
             raise ValueError(f"no leaf owns the tensors {sorted(tensors)}")
-    except _MALFORMED as error:
-        kind = type(error).__name__
-        raise QuantFileError(f"{path} is malformed: {kind}: {error}") from error
     for name, x in leaves.items():
         if is_quantized(x) and not isinstance(x.scale, jax.Array):
             raise ValueError(
@@ -199,15 +195,14 @@ def load(
     return tree if like is None else _poured_into(like, json.loads(text), leaves)
 
 
-def _safetensors() -> ModuleType:
-    """Import safetensors, which only files need."""
+@contextlib.contextmanager
+def _well_formed(path: Path) -> Iterator[None]:
+    """Raise `QuantFileError` for whatever a description that does not fit causes."""
     try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError(
-            'files of quantized trees need safetensors: pip install "hero_jax[files]".'
-        ) from error
-    return safetensors
+        yield
+    except _MALFORMED as error:
+        kind = type(error).__name__
+        raise QuantFileError(f"{path} is malformed: {kind}: {error}") from error
 
 
 def _disassemble(x: Any) -> tuple[Any, dict[str, np.ndarray]]:
@@ -244,27 +239,19 @@ def _assemble(name: str, description: Any, tensors: dict[str, np.ndarray]) -> An
     if isinstance(description, str):
         return _as_jax(_as_dtype(tensors.pop(name), description))
     description = {**_defaults(description), **description}
-    affine = description["scheme"] == "affine"
-    if not affine and description["scheme"] != "symmetric":
-        raise ValueError(f"{name} has the unknown scheme {description['scheme']!r}")
+    affine = {"affine": True, "symmetric": False}[description["scheme"]]
     array = PackedArray(
         packed=_as_jax(tensors.pop(f"{name}.values")),
         scale=_as_jax(tensors.pop(f"{name}.scale")),
         zero_point=_as_jax(tensors.pop(f"{name}.zero_point")) if affine else None,
         bits=description["bits"],
-        dtype=_float_named(description["dtype"]),
+        dtype={str(dtype): dtype for dtype in FLOATS}[description["dtype"]],
         row_shape=tuple(description["row_shape"]),
         block_shape=tuple(description["block_shape"]),
     )
     if not isinstance(description["packed"], bool):
         raise ValueError(f"{name} has packed={description['packed']!r}")
     return array if description["packed"] else array.unpack()
-
-
-def _float_named(name: str) -> np.dtype:
-    if name not in map(str, FLOATS):
-        raise ValueError(f"{name!r} is no floating-point dtype")
-    return np.dtype(name)
 
 
 def _as_stored(x: Any) -> tuple[str, np.ndarray]:
@@ -317,7 +304,7 @@ def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
 
     Of other files only the header is read.
     """
-    safetensors = _safetensors()
+    safetensors = _frameworks.needed(*_SAFETENSORS)
     _check_is_file(path)
     with path.open("rb") as file:
         try:
@@ -330,20 +317,14 @@ def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
                 f"{path} is not a valid safetensors file: {error}."
             ) from error
         if metadata.get("format") != FORMAT:
-            raise QuantFileError(
-                f"{path} was not written by hero_jax.quant.save: its metadata have "
-                f"format={metadata.get('format')!r}, not {FORMAT!r}."
-            )
+            raise QuantFileError(f"{path} was not written by hero_jax.quant.save.")
         if metadata.get("version") not in VERSIONS:
             raise QuantFileError(
                 f"{path} has version {metadata.get('version')!r} of the format; this "
                 f"hero_jax reads versions {' and '.join(VERSIONS)}."
             )
-        try:
+        with _well_formed(path):
             tensors = _tensors(file)
-        except _MALFORMED as error:
-            kind = type(error).__name__
-            raise QuantFileError(f"{path} is malformed: {kind}: {error}") from error
     text = metadata.get("structure", "")
     if metadata.get("sha256") != _checksum(text, tensors):
         raise QuantFileError(f"{path} is damaged: its checksum does not fit.")
@@ -384,8 +365,7 @@ def _poured_into(
         )
     for name, x in wanted.items():
         y = leaves[name]
-        in_like = f"{_dtype_name(x)}{list(_shape(x))}"
-        in_file = f"{_dtype_name(y)}{list(y.shape)}"
+        in_like, in_file = (f"{_dtype_name(a)}{list(_shape(a))}" for a in (x, y))
         if in_like != in_file:
             raise ValueError(
                 f"like must have the shapes and dtypes of the file: {name} is "
@@ -409,8 +389,6 @@ def _write_whole(path: Path, data: bytes) -> None:
     with contextlib.suppress(FileNotFoundError):
         _check_is_file(path)
     path = path.resolve()
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to.")
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         with partial.open("xb") as file:
@@ -426,8 +404,5 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 def _check_is_file(path: Path) -> None:
     """Raise `OSError` for a folder, a pipe, a device, a link to itself, or nothing."""
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(f"{path} is a folder, not a file.")
-    if not stat.S_ISREG(mode):
-        raise OSError(f"{path} is not a file, but a pipe or a device.")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path} is not a file, but a folder, a pipe or a device.")

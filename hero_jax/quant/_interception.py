@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+
+from hero_jax import _frameworks, _tree
 
 Change = Callable[[Any, str, chex.Array], chex.Array]
 """`(module, path, x) -> x`: what a layer gets in place of its input."""
@@ -97,12 +98,7 @@ def recorded_inputs(
 
     def record(module: Any, path: str, x: chex.Array) -> chex.Array:
         if chosen(module, path):
-            dtype = getattr(x, "dtype", None)
-            if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-                raise TypeError(
-                    "activations must be real floating-point arrays, got "
-                    f"{type(x).__name__ if dtype is None else dtype} for {path!r}."
-                )
+            _tree.check_real(f"the input of {path!r}", x)
             inputs.setdefault(path, []).append(x)
         return x
 
@@ -115,18 +111,12 @@ def recorded_inputs(
         except jax.errors.UnexpectedTracerError:
             raise ValueError(
                 f"the input of {path!r} must be known outside of transformations such "
-                "as jax.vmap, nn.scan and nn.remat: its layers cannot be seen from "
-                "outside there. Run the model without them for this, if it can be."
+                "as jax.vmap, nn.scan and nn.remat: run the model without them for "
+                "this, if it can be."
             ) from None
     return inputs
 
 
-def _linen() -> ModuleType:
+def _linen() -> Any:
     """Import Flax Linen, which only this needs."""
-    try:
-        import flax.linen
-    except ImportError as error:
-        raise ImportError(
-            'activations of Flax models need flax: pip install "hero_jax[models]".'
-        ) from error
-    return flax.linen
+    return _frameworks.needed("flax.linen", "models", "looking at activations")

@@ -53,34 +53,35 @@ def check_bits(bits: Any) -> None:
     if isinstance(bits, jax.core.Tracer):
         raise TypeError(
             f"bits must be {WIDTHS}, known before tracing: how integers are stored "
-            "depends on it. Got a traced number; fake_quantize takes those."
+            "depends on it. Got a traced array; fake_quantize takes traced integers."
         )
     try:
-        if isinstance(bits, (bool, np.bool_)):
-            raise TypeError
         number = operator.index(bits)
     except TypeError:
-        raise TypeError(
-            f"bits must be {WIDTHS}, got {type(bits).__name__}: {bits!r}."
-        ) from None
+        raise TypeError(f"bits must be {WIDTHS}, got {_checks.got(bits)}.") from None
     if not 2 <= number <= 8 and number != 16:
-        raise ValueError(f"bits must be {WIDTHS}, got {number}.")
+        raise ValueError(f"bits must be {WIDTHS}, got {bits}.")
+
+
+def check_traceable_bits(bits: Any) -> None:
+    """Raise unless `bits` is a traced integer, or as :func:`check_bits` wants it."""
+    traced = isinstance(bits, jax.core.Tracer) and bits.ndim == 0
+    if not traced or not jnp.issubdtype(bits.dtype, jnp.integer):
+        check_bits(bits)
 
 
 def check_choices(choices: Any) -> tuple[int, ...]:
     """Return numbers of bits in the order given, or raise unless they differ."""
-    kinds = (tuple, list, range, np.ndarray, jax.Array)
-    if not isinstance(choices, kinds) or not len(choices):
-        raise TypeError(
-            "choices must be a sequence of numbers of bits, at least one, got "
-            f"{type(choices).__name__}: {choices!r}."
-        )
-    for bits in choices:
+    in_order = isinstance(choices, (tuple, list, range, np.ndarray, jax.Array))
+    numbers = tuple(choices) if in_order else ()
+    for bits in numbers:
         check_bits(bits)
-    numbers = tuple(map(int, choices))
-    if len({*numbers}) < len(numbers):
-        raise ValueError(f"choices must differ from each other, got {choices!r}.")
-    return numbers
+    if not numbers or len({*map(int, numbers)}) < len(numbers):
+        raise ValueError(
+            "choices must be a sequence of different numbers of bits, at least one, "
+            f"got {_checks.got(choices)}."
+        )
+    return tuple(map(int, numbers))
 
 
 class Options(NamedTuple):
@@ -99,30 +100,19 @@ def resolve(
 
     Of a leaf of a tree it is known which axes are layers and which are outputs.
     """
-    unknown = sorted(set(options) - set(GridOptions.__annotations__))
-    if unknown:
-        allowed = ", ".join(GridOptions.__annotations__)
-        raise TypeError(f"unknown option {unknown[0]!r}; allowed are {allowed}.")
+    _checks.check_options(options, GridOptions.__annotations__)
     scheme = options.get("scheme", "affine")
     calibration = options.get("calibration", "minmax")
     percentile = options.get("percentile")
     _checks.check_choice("scheme", scheme, _grid.SCHEMES)
     _checks.check_choice("calibration", calibration, _grid.CALIBRATIONS)
-    if percentile is None:
-        percentile = _grid.DEFAULT_PERCENT
-    elif calibration != "percentile":
+    if percentile is not None and calibration != "percentile":
         raise ValueError(
             f"percentile needs calibration='percentile', got percentile={percentile!r} "
             f"and calibration={calibration!r}."
         )
-    elif isinstance(percentile, bool) or not isinstance(
-        percentile, (int, float, np.integer, np.floating)
-    ):
-        raise TypeError(
-            "percentile must be a number above 50, at most 100, "
-            f"got {type(percentile).__name__}: {percentile!r}."
-        )
-    elif not 50.0 < percentile <= 100.0:
+    percent = _grid.DEFAULT_PERCENT if percentile is None else percentile
+    if not 50.0 < percent <= 100.0:
         raise ValueError(
             f"percentile must be above 50 and at most 100, got {percentile!r}."
         )
@@ -138,17 +128,4 @@ def resolve(
     layers = 0 if leaf is None else leaf.layer_axes
     of_layer = _blocks.block_shape_of(shape[layers:], axis, options.get("group_size"))
     block_shape = (1,) * layers + of_layer
-    return Options(scheme, calibration, float(percentile), block_shape)
-
-
-def check_traceable_bits(bits: Any) -> None:
-    """Raise unless `bits` is traced, or as :func:`check_bits` wants it."""
-    if isinstance(bits, jax.Array):
-        if bits.ndim != 0 or not jnp.issubdtype(bits.dtype, jnp.integer):
-            raise TypeError(
-                f"bits must be a scalar integer, got {bits.dtype} of shape "
-                f"{bits.shape}. Use jax.vmap or jax.lax.map for several precisions."
-            )
-        if isinstance(bits, jax.core.Tracer):
-            return
-    check_bits(bits)
+    return Options(scheme, calibration, float(percent), block_shape)

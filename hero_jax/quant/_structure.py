@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import collections
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import chex
@@ -105,22 +105,18 @@ def _children(node: Any, path: Path) -> list[tuple[str | int, Any]]:
 
 def _check_keys(keys: list[Any], node: Any, path: Path) -> None:
     """Raise `TypeError` unless all keys are strings, or all are integers."""
-    where = f"in {type(node).__name__} at {'/'.join(path) or 'the root'}."
-    for key in keys:
-        if isinstance(key, bool) or not isinstance(key, (str, int)):
-            raise TypeError(
-                "the keys of a tree must be strings or integers to be saved, got "
-                f"{key!r} {where}"
-            )
     if not _of_one_kind(keys):
         raise TypeError(
-            "the keys of a dict must be all strings or all integers to be saved, got "
-            f"{keys} {where}"
+            "the keys of a tree must be all strings or all integers to be saved, got "
+            f"{keys} in {type(node).__name__} at {'/'.join(path) or 'the root'}."
         )
 
 
-def _of_one_kind(keys: Iterable[Any]) -> bool:
-    return len({isinstance(key, str) for key in keys}) <= 1
+def _of_one_kind(keys: Collection[Any]) -> bool:
+    """Whether all are strings, or all are integers."""
+    strings = [isinstance(key, str) for key in keys]
+    integers = [isinstance(key, int) and not isinstance(key, bool) for key in keys]
+    return all(strings) or all(integers)
 
 
 def skeleton(structure: Any) -> Any:
@@ -174,7 +170,7 @@ def rebuild(structure: Any, leaf: Callable[[str, Any], Any]) -> chex.ArrayTree:
                     visited[key] = visit(child, (*path, str(key)))
                 case _:
                     raise ValueError(f"bad keys at {'/'.join(path) or 'the root'}")
-        if not _of_one_kind(visited) or any(isinstance(k, bool) for k in visited):
+        if not _of_one_kind(visited):
             raise ValueError(f"bad keys at {'/'.join(path) or 'the root'}")
         return visited
 

@@ -75,7 +75,7 @@ def quantize(
       >>> hero_jax.quant.dequantize(quantized)["kernel"]
       Array([[-1.,  0.,  2.]], dtype=float32)
     """
-    plan = make_plan(params, bits, mask, key, options, check_bits)
+    plan = make_plan(params, bits, mask, options, check_bits)
     quantized, flags = [], []
     for x, b, leaf_key, chosen in plan.each(key):
         storage = _array.storage_dtype(b, chosen.scheme)
@@ -125,7 +125,7 @@ def fake_quantize(
       >>> jax.vmap(error)(jnp.array([8, 4, 2])).round(4)
       Array([0.0039, 0.0667, 0.3333], dtype=float32)
     """
-    plan = make_plan(params, bits, mask, key, options, check_traceable_bits)
+    plan = make_plan(params, bits, mask, options, check_traceable_bits)
     levels, flags = [], []
     for x, b, leaf_key, chosen in plan.each(key):
         b = b if isinstance(b, jax.Array) else np.int32(b)
@@ -262,12 +262,10 @@ def make_plan(
     params: Params,
     bits: Any,
     mask: Mask | None,
-    key: chex.PRNGKey | None,
     options: GridOptions,
     check: Callable[[Any], None],
 ) -> Plan:
     """Check all arguments and pick out the leaves."""
-    _checks.check_key("key", key, optional=True)
     _frameworks.check_untied("params", params)
     leaves, structure = jax.tree.flatten(params, is_leaf=is_quantized)
     # One leaf for each, also for those that were quantized before.
@@ -293,15 +291,13 @@ def make_plan(
     names = _tree.leaf_names(flat)
     arrays, resolved = [], []
     for i in where:
-        try:
+        with _checks.at(names[i]):
             if is_quantized(leaves[i]):
                 raise TypeError("params must not be quantized where mask is True")
             arrays.append(_array.as_array("params", leaves[i]))
             check(all_bits[i])
             leaf = jax.tree.leaves(described)[i]
             resolved.append(resolve(arrays[-1].shape, options, leaf))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{str(error).rstrip('.')} (at {names[i]}).") from None
     return Plan(
         leaves,
         structure,

@@ -378,7 +378,6 @@ def unseen(transform):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"apply_fn": 3}, TypeError, r"apply_fn must be a callable"),
         (
             {"apply_fn": lambda params, images: images},
             ValueError,
@@ -390,7 +389,6 @@ def unseen(transform):
             r"input of 'Conv_0' must be known outside of transformations",
         ),
         ({"layers": (nn.BatchNorm,)}, ValueError, r"classes BatchNorm: it called none"),
-        ({"layers": "Conv"}, TypeError, r"layers must be a tuple of classes"),
         ({"batch_size": 0}, ValueError, r"batch_size must be an integer >= 1, got 0"),
         (
             {"batch_size": 4, "batch_argnums": 2},
@@ -434,7 +432,7 @@ def test_activations_that_are_not_finite_are_named(value, options):
 def test_integers_are_refused():
     embed = nn.Embed(3, 2)
     variables = embed.init(jax.random.key(0), jnp.arange(3))
-    with pytest.raises(TypeError, match=r"floating-point arrays, got int32 for ''"):
+    with pytest.raises(TypeError, match=r"input of '' must have real .* got int32"):
         quant.activation_ranges(
             embed.apply, variables, jnp.arange(3), layers=(nn.Embed,)
         )
@@ -447,13 +445,15 @@ def a_range(low=0.0, high=1.0):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"apply_fn": 3}, TypeError, r"apply_fn must be a callable"),
         ({"ranges": {}}, ValueError, r"at least one layer"),
-        ({"ranges": {"Conv_0": (0.0, 1.0)}}, TypeError, r"paths to ActivationRange"),
         ({"ranges": a_range(2.0)}, ValueError, r"low to high.* for 'Conv_0'"),
         ({"ranges": a_range(high=np.inf)}, ValueError, r"must be finite"),
         ({"bits": 9}, ValueError, r"bits must be .* or 16, got 9 \(at 'Conv_0'\)"),
-        ({"bits": jnp.float32(4)}, TypeError, r"scalar integer.* \(at 'Conv_0'\)"),
+        (
+            {"bits": jnp.float32(4)},
+            TypeError,
+            r"got float32 of shape \(\) \(at 'Conv_0'\)",
+        ),
         ({"bits": {"head": 4}}, ValueError, r"none of \['head'\] matches 'Conv_0'"),
         ({"scheme": "x"}, ValueError, r"scheme must be one of"),
     ],

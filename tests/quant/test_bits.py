@@ -85,7 +85,7 @@ def test_traced_numbers_for_every_leaf():
         ),
         ([4, 4], ValueError, r"bits must be an integer, a tree of integers"),
         ({"*": 9}, ValueError, r"bits must be .* or 16, got 9 \(at \['conv'\]\[0\]\)."),
-        ({"*": 4.0}, TypeError, r"bits must be .* float: 4.0 \(at \['conv'\]\[0\]\)"),
+        ({"*": 4.0}, TypeError, r"bits must be .* got 4.0 \(at \['conv'\]\[0\]\)"),
         (None, ValueError, r"bits must be an integer, a tree of integers"),
     ],
 )

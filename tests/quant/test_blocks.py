@@ -73,16 +73,13 @@ def test_block_shape_of_a_kernel(axis, group_size, expected):
             2,
             None,
             ValueError,
-            r"axis must be from -2 to 1 for .* shape \(3, 4\), got 2",
+            r"axis 2 is out of bounds for array of dimension 2",
         ),
-        (-3, None, ValueError, r"axis must be from -2 to 1"),
-        ((0, -2), None, ValueError, r"axis must not name an axis of shape .* twice"),
+        (-3, None, ValueError, r"axis -3 is out of bounds"),
+        ((0, -2), None, ValueError, r"repeated axis"),
         (None, 4, ValueError, r"group_size needs the axis .* group_size=4"),
-        (0, 0, ValueError, r"group_size must be at least 1, got 0"),
-        ((0, 1), (1, 2, 3), ValueError, r"group_size must be one number or one per a"),
-        (1.0, None, TypeError, r"axis must be an integer or a tuple .* float: 1.0"),
-        ("0", None, TypeError, r"axis must be an integer or a tuple .* str: '0'"),
-        (0, True, TypeError, r"group_size must be an integer or a tuple .* bool"),
+        (0, 0, ValueError, r"group_size must be at least 1, .* got 0"),
+        ((0, 1), (1, 2, 3), ValueError, r"group_size must .*one number or one per a"),
     ],
 )
 def test_misuse_is_named(axis, group_size, error, message):
@@ -92,5 +89,7 @@ def test_misuse_is_named(axis, group_size, error, message):
 
 def test_an_array_without_axes_has_no_channels():
     assert _blocks.block_shape_of((), None, None) == ()
-    with pytest.raises(ValueError, match="axis must be None for an array without axes"):
+    with pytest.raises(
+        ValueError, match="axis -1 is out of bounds for array of dimension 0"
+    ):
         _blocks.block_shape_of((), -1, None)

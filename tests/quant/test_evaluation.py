@@ -286,16 +286,10 @@ def test_programs_live_as_long_as_the_function_and_no_longer(kind):
         ({"bits": ({"hidden": 4},)}, ValueError, r"none of .* matches 'out'"),
         ({"bits": ({"*": 9},)}, ValueError, r"bits must be .* got 9"),
         (
-            {"bits": 4},
-            TypeError,
-            r"bits must be a sequence of integers or of mappings .* got int: 4",
-        ),
-        (
             {"labels": np.zeros(3, int)},
             ValueError,
             r"labels must have shape \(103,\) f",
         ),
-        ({"labels": np.zeros(103)}, TypeError, r"labels must be integers, got float"),
         (
             {"batch_size": 0},
             ValueError,
@@ -304,20 +298,19 @@ def test_programs_live_as_long_as_the_function_and_no_longer(kind):
         (
             {"batch_size": 10.0},
             TypeError,
-            r"batch_size must be an integer >= 1, got float",
+            r"batch_size must be an integer >= 1, got 10.0",
         ),
         ({"images": 1.0}, ValueError, r"images must have a first axis"),
-        ({"key": 1}, TypeError, r"unknown option 'key'; allowed are scheme"),
-        ({"axis": "x"}, TypeError, r"axis must be an integer or a tuple"),
+        ({"key": 1}, TypeError, r"unknown options \['key'\]; known are"),
+        ({"axis": "x"}, ValueError, r"axis must be one of \['output'\]"),
         ({"logits_fn": lambda p, s, x: (x,)}, ValueError, r"logits of shape .*tuple"),
         (
             {"logits_fn": lambda p, s, x: x[:, 0]},
             ValueError,
             r"logits of shape \(103, ",
         ),
-        ({"stats_fn": stats_fn}, ValueError, r"only stats_fn"),
-        ({"calibration_images": 1}, ValueError, r"only calibration_images"),
-        ({"logits_fn": None}, TypeError, r"logits_fn must be a callable"),
+        ({"stats_fn": stats_fn}, ValueError, r"need each other"),
+        ({"calibration_images": 1}, ValueError, r"need each other"),
         ({"scheme": "x"}, ValueError, r"scheme must be one of"),
         (
             {"mask": {"x": True}},

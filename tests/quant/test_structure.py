@@ -98,7 +98,9 @@ def test_other_containers_become_what_they_look_like():
 
 @pytest.mark.parametrize("key", [1.5, (1, 2), True, None])
 def test_keys_that_json_does_not_keep_are_named(key):
-    with pytest.raises(TypeError, match=r"must be strings or integers .* dict at a/0"):
+    with pytest.raises(
+        TypeError, match=r"must be all strings or all integers .* dict at a/0"
+    ):
         describe({"a": [{key: 1}]})
 
 

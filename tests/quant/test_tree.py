@@ -140,11 +140,9 @@ def test_options_reach_every_leaf_and_errors_name_it():
     quantized = quant.quantize(tree, 4, axis=-1)
     assert quantized["conv"]["kernel"].scale.shape == (1, 1, 1, 8)
     assert quantized["head"][0].scale.shape == (1, 2)
-    with pytest.raises(
-        ValueError, match=r"axis must be from -2 to 1 .*\['head'\]\[0\]"
-    ):
+    with pytest.raises(ValueError, match=r"axis 2 is out .*\['head'\]\[0\]"):
         quant.quantize(tree, 4, axis=2)
-    with pytest.raises(TypeError, match="unknown option 'group'"):
+    with pytest.raises(TypeError, match=r"unknown options \['group'\]"):
         quant.quantize(tree, 4, group=2)
 
 
