@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hero_jax import _checks, _programs, _tree
+from hero_jax import _checks, _frameworks, _programs, _tree
 from hero_jax._typing import Params
 from hero_jax.curvature import Options, _problem, _progress
 from hero_jax.curvature._problem import Problem
@@ -93,8 +93,7 @@ def loss_surface(
       What `loss_fn` returns, with leading axes `[A]` or `[A, B]`, float32 or wider.
 
     Raises:
-      TypeError: an argument has another type.
-      ValueError: an argument is out of range, or a direction has another structure.
+      ValueError: a direction has another structure.
 
     Example:
       >>> import jax.numpy as jnp
@@ -108,39 +107,12 @@ def loss_surface(
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Figure 3.
     """
     problem = _problem.make(loss_fn, params, args, options)
-    for name, value in (("directions", directions), ("coordinates", coordinates)):
-        if not isinstance(value, (list, tuple)) or len(value) not in (1, 2):
-            raise TypeError(
-                f"{name} must be a list or tuple of one or two, one for each axis, got "
-                f"{type(value).__name__}"
-                + (f" of {len(value)}." if hasattr(value, "__len__") else ".")
-            )
-    if len(directions) != len(coordinates):
-        raise ValueError(
-            "directions and coordinates must be as many, got "
-            f"{len(directions)} and {len(coordinates)}."
-        )
     for i, direction in enumerate(directions):
-        if isinstance(direction, str):
-            raise TypeError(
-                f"directions[{i}] must be a tree like params, such as "
-                "landscape.random_direction(key, params), got the string "
-                f"{direction!r}."
-            )
         _tree.check_vector(f"directions[{i}]", direction, params)
     axes = [jnp.asarray(x) for x in coordinates]
-    for i, axis in enumerate(axes):
-        if axis.ndim != 1 or not axis.size:
-            raise ValueError(
-                f"coordinates[{i}] must have one axis and a value, got {axis.shape}."
-            )
-    if stats_fn is not None:
-        _checks.check_callable("stats_fn", stats_fn, "(params, *args) -> batch_stats")
-        if not args:
-            raise ValueError("stats_fn replaces the first of args, got no args.")
     if points_at_once is None:
         points_at_once = 1 if jax.default_backend() == "cpu" else 4
-    _checks.check_positive_integer("points_at_once", points_at_once)
+    _checks.check_integer("points_at_once", points_at_once)
     compiled = _programs.compiled(_loss_surface, problem, stats_fn, points_at_once)
     total = int(np.prod([x.size for x in axes]))
     return _progress.listen(
@@ -171,11 +143,7 @@ def _loss_surface(
             value = problem.loss_fn(U, *batch)
             if problem.has_aux:
                 value, _ = _checks.pair("loss_fn", value)
-            if jax.tree_util.all_leaves([value]) and np.ndim(value):
-                raise TypeError(
-                    "loss_fn must return a scalar, the mean over the examples, or a "
-                    f"tree of means, got an array of shape {np.shape(value)}."
-                )
+            _check_means(value)
             return jax.tree.map(_floating, value)
 
         result = problem.mean(of_batch, there)
@@ -187,6 +155,14 @@ def _loss_surface(
     batch_size = min(points_at_once, len(points))
     values = jax.lax.map(at, points, batch_size=None if batch_size == 1 else batch_size)
     return jax.tree.map(lambda x: x.reshape(grid.shape[:-1] + x.shape[1:]), values)
+
+
+def _check_means(value: Any) -> None:
+    if jax.tree_util.all_leaves([value]) and np.ndim(value):
+        raise TypeError(
+            "loss_fn must return a scalar, the mean over the examples, or a tree of "
+            f"means, got an array of shape {np.shape(value)}."
+        )
 
 
 def _floating(x: chex.Array) -> chex.Array:
@@ -225,7 +201,6 @@ def random_direction(
       Li et al., `Visualizing the loss landscape of neural nets
       <https://arxiv.org/abs/1712.09913>`_, 2018, Section 4.
     """
-    _checks.check_key("key", key)
     _tree.check_params("params", params)
     arrays, structure = jax.tree.flatten(_tree.widen(params))
     keys = jax.random.split(key, len(arrays))
@@ -339,7 +314,7 @@ def area_within(
 
     Raises:
       ImportError: contourpy is not installed.
-      ValueError: an argument is out of range, or the loss at (0, 0) is not finite.
+      ValueError: the loss at (0, 0) is not finite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -352,25 +327,11 @@ def area_within(
     """
     x, y = (np.asarray(axis, np.float64) for axis in coordinates)
     z = np.asarray(surface, np.float64)
-    if z.shape != (len(x), len(y)):
-        raise ValueError(f"surface must be {(len(x), len(y))}, got {z.shape}.")
-    if not increase > 0.0:
-        raise ValueError(f"increase must be above 0, got {increase}.")
-    origin = []
-    for i, axis in enumerate((x, y)):
-        if not np.all(np.diff(axis) > 0.0):
-            raise ValueError(f"coordinates[{i}] must ascend, got {axis}.")
-        nearest = int(np.argmin(np.abs(axis)))
-        inside = 0 < nearest < len(axis) - 1
-        if not inside or abs(axis[nearest]) > 1e-6 * np.abs(axis).max():
-            raise ValueError(
-                f"coordinates[{i}] must have 0 among them, not at an end, got {axis}."
-            )
-        origin.append(nearest)
-    centre = z[origin[0], origin[1]]
-    if not np.isfinite(centre):
-        raise ValueError(f"the loss at (0, 0) must be finite, got {centre}.")
-    level = centre + increase
+    _checks.check_positive("increase", increase)
+    origin = _origin(x), _origin(y)
+    level = z[origin] + increase
+    if not np.isfinite(level):
+        raise ValueError(f"the loss at (0, 0) must be finite, got {z[origin]}.")
     # Far outside, but near enough for straight lines to it to end near the grid point.
     z = np.where(np.isfinite(z), z, level + 10.0 * increase)
     at = np.array([x[origin[0]], y[origin[1]]])
@@ -385,16 +346,23 @@ def area_within(
     return Area(float(area), is_closed)
 
 
+def _origin(axis: np.ndarray) -> int:
+    """Return where the 0 of a grid is, checked."""
+    nearest = int(np.argmin(np.abs(axis)))
+    inside = 0 < nearest < len(axis) - 1
+    is_zero = abs(axis[nearest]) <= 1e-6 * np.abs(axis).max()
+    if not (inside and is_zero and np.all(np.diff(axis) > 0.0)):
+        raise ValueError(
+            f"coordinates must ascend and have 0 among them, not at an end, got {axis}."
+        )
+    return nearest
+
+
 def _regions(
     x: np.ndarray, y: np.ndarray, z: np.ndarray, level: float
 ) -> list[list[np.ndarray]]:
     """Return the regions below a level: each its outer polygon `[P, 2]`, then holes."""
-    try:
-        import contourpy
-    except ImportError as error:
-        raise ImportError(
-            'area_within needs contourpy: pip install "hero_jax[curvature]".'
-        ) from error
+    contourpy = _frameworks.needed("contourpy", "curvature", "area_within")
     generator = contourpy.contour_generator(
         x, y, z.T, name="serial", fill_type=contourpy.FillType.OuterOffset
     )

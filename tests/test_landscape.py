@@ -119,7 +119,7 @@ def test_filter_normalization_of_a_given_direction():
     )
     rows = landscape.filter_normalized(d, w, axis=0)
     np.testing.assert_allclose(rows, [[0.0, 3.0], [4.0, 2.0]], rtol=1e-6)
-    with pytest.raises(ValueError, match=r"axis must be one of every leaf \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"along axis 3.*its shape is \(2, 2\)"):
         landscape.filter_normalized(d, w, axis=3)
     zero = landscape.filter_normalized(jnp.zeros((2, 2)), w)
     np.testing.assert_array_equal(zero, 0.0)
@@ -184,10 +184,9 @@ def test_what_is_not_finite_is_outside():
 @pytest.mark.parametrize(
     ("x", "shape", "increase", "message"),
     [
-        (AXIS, (9, 8), 0.1, r"surface must be \(9, 9\), got \(9, 8\)"),
-        (AXIS, (9, 9), 0.0, "increase must be above 0"),
+        (AXIS, (9, 9), 0.0, "increase must be finite and > 0"),
         (AXIS[::-1], (9, 9), 0.1, "must ascend"),
-        (AXIS + 0.1, (9, 9), 0.1, "must have 0 among them"),
+        (AXIS + 0.1, (9, 9), 0.1, "have 0 among them"),
         (AXIS + 1.0, (9, 9), 0.1, "not at an end"),
     ],
 )
@@ -204,10 +203,8 @@ def test_area_around_a_loss_that_is_not_finite():
 @pytest.mark.parametrize(
     ("directions", "coordinates", "kwargs", "error", "message"),
     [
-        (jnp.ones(2), [AXIS], {}, TypeError, "directions must be a list or tuple"),
-        ([jnp.ones(2)], AXIS, {}, TypeError, "coordinates must be a list or tuple"),
-        ([jnp.ones(2)] * 3, [AXIS] * 3, {}, TypeError, "one or two.* of 3"),
-        ([jnp.ones(2)], [AXIS] * 2, {}, ValueError, "must be as many, got 1 and 2"),
+        (jnp.ones(2), [AXIS], {}, ValueError, "directions.0. must have the shapes"),
+        ([jnp.ones(2)], [AXIS] * 2, {}, ValueError, "is shorter than argument 1"),
         (
             [jnp.ones(3)],
             [AXIS],
@@ -215,14 +212,7 @@ def test_area_around_a_loss_that_is_not_finite():
             ValueError,
             r"directions\[0\] must have the shapes",
         ),
-        (
-            [jnp.ones(2)],
-            [np.ones((2, 2))],
-            {},
-            ValueError,
-            r"coordinates\[0\] must have",
-        ),
-        ([jnp.ones(2)], [AXIS], {"stats_fn": len}, ValueError, "got no args"),
+        ([jnp.ones(2)], [np.ones((2, 2))], {}, ValueError, "must be 1D"),
         ([jnp.ones(2)], [AXIS], {"points_at_once": 0}, ValueError, "points_at_once"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import chex
 import jax
@@ -66,8 +66,7 @@ def top_eigenvalues(
       Values, vectors and residuals.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an argument is out of range.
+      TypeError: the loss is no scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -82,9 +81,8 @@ def top_eigenvalues(
       <https://doi.org/10.6028/jres.045.026>`_, 1950.
     """
     problem = _problem.make(loss_fn, params, args, options)
-    _checks.check_positive_integer("k", k)
-    _checks.check_key("key", key, optional=True)
-    _checks.check_choice("which", which, ("largest", "smallest", "magnitude"))
+    _checks.check_integer("k", k)
+    _checks.check_choice("which", which, get_args(Which))
     size = _tree.size(params)
     steps = _lanczos.check_steps(steps, 20 + 2 * k, size, least=k)
     total = (steps + k) * problem.num_batches(args)
@@ -124,8 +122,8 @@ def layer_eigenvalues(
       below.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an argument is out of range, or no leaf is chosen.
+      TypeError: the loss is no scalar.
+      ValueError: no leaf is chosen.
 
     Example:
       >>> import jax.numpy as jnp
@@ -142,11 +140,10 @@ def layer_eigenvalues(
     problem = _problem.make(loss_fn, params, args, options)
     chosen = check_chosen(mask, params)
     size = _tree.size(params)
-    _checks.check_positive_integer("steps", steps)
+    _checks.check_integer("steps", steps)
     steps = min(steps, size)
     total = steps * len(chosen) * problem.num_batches(args)
     compiled = _programs.compiled(_layer_eigenvalues, problem, tuple(chosen), steps)
-    _checks.check_key("key", key, optional=True)
     key = jax.random.key(0) if key is None else key
     values = _progress.listen(
         options.get("progress"), total, compiled, params, key, args

@@ -73,8 +73,8 @@ def smallest_harmful_step(
       The step and the norms of the perturbation.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an argument is out of range, or the direction has another structure.
+      TypeError: the loss is no scalar.
+      ValueError: the direction has another structure.
 
     Example:
       >>> import jax.numpy as jnp
@@ -93,12 +93,10 @@ def smallest_harmful_step(
     problem = _problem.make(loss_fn, params, args, options)
     _tree.check_vector("direction", direction, params)
     for name, value in (("loss_increase", loss_increase), ("max_step", max_step)):
-        _checks.check_nonnegative(name, value)
-        if _checks.is_zero(value):
-            raise ValueError(f"{name} must be above 0, got {value}.")
+        _checks.check_positive(name, value)
     if not growth > 1.0:
         raise ValueError(f"growth must be above 1, got {growth}.")
-    _checks.check_positive_integer("num_steps", num_steps)
+    _checks.check_integer("num_steps", num_steps)
     compiled = _programs.compiled(
         _smallest_harmful_step, problem, bool(both_ways), float(growth), num_steps
     )

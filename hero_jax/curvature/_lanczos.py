@@ -193,13 +193,11 @@ def ritz(space: Krylov) -> Ritz:
 
 def check_steps(steps: int | None, default: int, size: int, least: int = 1) -> int:
     """Return the number of Lanczos steps, at least `least` and at most n."""
-    if least > size:
-        raise ValueError(
-            f"k must be at most the number of weights, {size}, got {least}."
-        )
-    if steps is None:
-        return min(default, size)
-    _checks.check_positive_integer("steps", steps)
+    steps = min(default, size) if steps is None else steps
+    _checks.check_integer("steps", steps)
     if not least <= steps <= size:
-        raise ValueError(f"steps must be {least} to {size}, got {steps}.")
+        raise ValueError(
+            f"steps must be from {least}, or k, to {size}, the number of weights, got "
+            f"{steps}."
+        )
     return int(steps)

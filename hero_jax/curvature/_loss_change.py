@@ -78,7 +78,7 @@ def loss_change(
       The changes, scalars of float32 or wider.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
+      TypeError: the loss is no scalar.
       ValueError: `moved` has another structure or shape, an option is out of range, or
         no leaf is chosen.
 

@@ -32,17 +32,12 @@ def deviation(samples: chex.Array) -> chex.Array:
     return scale * jnp.std(samples / scale, axis=0, ddof=1)
 
 
-def check_probes(num_samples: int, deflation: int, key: Any, size: int) -> None:
+def check_probes(num_samples: int, deflation: int, size: int) -> None:
     """Check the arguments of estimates from probes of n weights."""
-    _checks.check_positive_integer("num_samples", num_samples)
-    _checks.check_key("key", key, optional=True)
-    if num_samples < 2:
-        raise ValueError("num_samples must be at least 2 to know an error, got 1.")
+    _checks.check_integer("num_samples", num_samples, 2)
     if deflation:
-        try:
+        with _checks.at("deflation"):
             _lanczos.check_steps(deflation, 0, size)
-        except (TypeError, ValueError) as error:
-            raise type(error)(str(error).replace("steps", "deflation", 1)) from None
 
 
 def estimate(samples: chex.Array, known: chex.Array) -> Estimate:

@@ -241,12 +241,7 @@ def make(
     """Check what all diagnostics share."""
     _checks.check_callable("loss_fn", loss_fn, "(params, *args) -> loss")
     _tree.check_params("params", params)
-    if not _tree.size(params):
-        raise ValueError("params must have at least one weight, got an empty tree.")
-    if unknown := sorted(options.keys() - Options.__annotations__.keys()):
-        raise TypeError(
-            f"unknown options {unknown}; known are {sorted(Options.__annotations__)}."
-        )
+    _checks.check_options(options, Options.__annotations__)
     matrix = options.get("matrix", "hessian")
     _checks.check_choice("matrix", matrix, get_args(Matrix))
     hvp = options.get("hvp", "exact")
@@ -256,27 +251,17 @@ def make(
             "matrix='gauss_newton' needs loss_fn to be a ComposedLoss, which tells the "
             f"network from the criterion, got {type(loss_fn).__name__}."
         )
-    has_aux = options.get("has_aux", False)
-    if matrix == "gauss_newton" and has_aux:
-        raise ValueError(
-            "has_aux must be False with matrix='gauss_newton': a ComposedLoss returns "
-            "the loss alone, got True."
-        )
     progress = options.get("progress")
     if progress is not None:
         _checks.check_callable("progress", progress, "(done, total)")
     batch_size = options.get("batch_size")
+    where = batch_positions(args, options)
+    has_aux = options.get("has_aux", False)
     problem = Problem(
-        loss_fn,
-        has_aux,
-        matrix,
-        hvp,
-        batch_size,
-        batch_positions(args, options),
-        progress is not None,
+        loss_fn, has_aux, matrix, hvp, batch_size, where, progress is not None
     )
     if batch_size is not None:
-        _checks.check_positive_integer("batch_size", batch_size)
+        _checks.check_integer("batch_size", batch_size)
         problem.num_batches(args)
     return problem
 

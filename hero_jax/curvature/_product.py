@@ -37,7 +37,7 @@ def hvp(
       `H v` with the structure of `params`, float32 or wider.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
+      TypeError: the loss is no scalar.
       ValueError: the vector has another structure or shape, an option is out of range.
 
     Example:
@@ -78,8 +78,7 @@ def loss_and_gradient(
       `L(W)` and `g`, with the structure of `params`, float32 or wider.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an option is out of range.
+      TypeError: the loss is no scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -131,8 +130,8 @@ def hessian_norm(
       The norm, a scalar of float32 or wider.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an argument is out of range, or z has another structure or shape.
+      TypeError: the loss is no scalar.
+      ValueError: z has another structure or shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -147,9 +146,7 @@ def hessian_norm(
     """
     problem = _problem.make(loss_fn, params, args, options)
     if h is not None:
-        _checks.check_nonnegative("h", h)
-        if _checks.is_zero(h):
-            raise ValueError("h must be above 0, or None for the exact product, got 0.")
+        _checks.check_positive("h", h)
         if problem.matrix != "hessian":
             raise ValueError(
                 "h must be None with matrix='gauss_newton', which no difference of "

@@ -44,8 +44,7 @@ class SpectralDensity(NamedTuple):
           Share of the eigenvalues per unit, `[G]`, and its standard error. To plot it,
           `value, stderr = density.on_grid(grid, width)`, `plt.plot(grid, value)`.
         """
-        if not isinstance(width, jax.core.Tracer) and not width > 0.0:
-            raise ValueError(f"width must be above 0, got {width}.")
+        _checks.check_positive("width", width)
         on_grid = _on_grid
         for _ in self.nodes.shape[:-2]:  # of `jax.vmap`
             on_grid = jax.vmap(on_grid, in_axes=(0, None, None))
@@ -81,8 +80,7 @@ def spectral_density(
       Nodes and weights, to be smoothed by `on_grid`.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an argument is out of range.
+      TypeError: the loss is no scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,8 +97,7 @@ def spectral_density(
       <https://arxiv.org/abs/1901.10159>`_, 2019.
     """
     problem = _problem.make(loss_fn, params, args, options)
-    _checks.check_positive_integer("num_samples", num_samples)
-    _checks.check_key("key", key, optional=True)
+    _checks.check_integer("num_samples", num_samples)
     size = _tree.size(params)
     steps = _lanczos.check_steps(steps, 40, size)
     total = num_samples * steps * problem.num_batches(args)

@@ -81,8 +81,7 @@ def trace(
       Estimates with standard errors.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an argument is out of range.
+      TypeError: the loss is no scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -100,7 +99,7 @@ def trace(
     """
     problem = _problem.make(loss_fn, params, args, options)
     sizes = [int(np.size(x)) for x in jax.tree.leaves(params)]
-    _probes.check_probes(num_samples, deflation, key, sum(sizes))
+    _probes.check_probes(num_samples, deflation, sum(sizes))
     total = (num_samples + deflation) * problem.num_batches(args)
     compiled = _programs.compiled(_trace, problem, num_samples, deflation)
     key = jax.random.key(0) if key is None else key
@@ -146,8 +145,8 @@ def layer_traces(
       Path of the leaf to the estimate, with its standard error.
 
     Raises:
-      TypeError: an argument has another type, or the loss is no scalar.
-      ValueError: an argument is out of range, or no leaf is chosen.
+      TypeError: the loss is no scalar.
+      ValueError: no leaf is chosen.
 
     Example:
       >>> import jax.numpy as jnp
@@ -161,7 +160,7 @@ def layer_traces(
     """
     problem = _problem.make(loss_fn, params, args, options)
     chosen = check_chosen(mask, params)
-    _probes.check_probes(num_samples, deflation, key, _tree.size(params))
+    _probes.check_probes(num_samples, deflation, _tree.size(params))
     total = (num_samples * len(chosen) + deflation) * problem.num_batches(args)
     compiled = _programs.compiled(
         _layer_traces, problem, tuple(chosen), num_samples, deflation

@@ -151,9 +151,13 @@ def test_examples_sharded_over_devices(dense):
     ("kwargs", "error", "message"),
     [
         ({"k": 0}, ValueError, "k must be an integer >= 1"),
-        ({"k": 4}, ValueError, "k must be at most the number of weights, 3, got 4"),
-        ({"k": 2, "steps": 1}, ValueError, "steps must be 2 to 3, got 1"),
-        ({"steps": 4}, ValueError, "steps must be 1 to 3, got 4"),
+        ({"k": 4}, ValueError, "steps must be from 4, or k, to 3, the number of w"),
+        (
+            {"k": 2, "steps": 1},
+            ValueError,
+            "steps must be from 2, or k, to 3, .* got 1",
+        ),
+        ({"steps": 4}, ValueError, "steps must be from 1, or k, to 3, .* got 4"),
         ({"which": "LA"}, ValueError, "which must be one of"),
     ],
 )

@@ -148,7 +148,7 @@ def test_in_batches(dense):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"loss_increase": 0.0}, r"loss_increase must be above 0"),
+        ({"loss_increase": 0.0}, r"loss_increase must be finite and > 0"),
         ({"max_step": -1.0}, "max_step must be finite and >= 0"),
         ({"growth": 1.0}, r"growth must be above 1, got 1\.0"),
         ({"num_steps": 0}, "num_steps must be an integer >= 1"),

@@ -216,8 +216,6 @@ def test_bad_arguments():
         curvature.hvp(3, w, w)
     with pytest.raises(ValueError, match="vector must have the shapes of params"):
         curvature.hvp(square, w, jnp.ones(2))
-    with pytest.raises(ValueError, match="empty tree"):
-        curvature.hvp(square, {}, {})
     with pytest.raises(TypeError, match="params must have real floating-point"):
         curvature.hvp(square, jnp.arange(3), w)
     with pytest.raises(TypeError, match=r"loss_fn must return a scalar loss"):
@@ -230,7 +228,7 @@ def test_bad_arguments():
         curvature.hvp(lambda w, x, y: 0.0, w, w, jnp.ones(2), jnp.ones(3), batch_size=2)
     with pytest.raises(ValueError, match=r"argument 1 must have a leading axis"):
         curvature.hvp(lambda w, x: 0.0, w, w, 2.0, batch_size=2)
-    with pytest.raises(ValueError, match="h must be above 0"):
+    with pytest.raises(ValueError, match="h must be finite and > 0"):
         curvature.hessian_norm(square, w, h=0.0)
     with pytest.raises(ValueError, match="perturbation must be one of"):
         curvature.hessian_norm(square, w, direction="sideways")
@@ -239,8 +237,6 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="direction's result must have the shapes"):
         curvature.hessian_norm(square, w, direction=lambda w, g: jnp.ones(2))
     composed = curvature.ComposedLoss(lambda w: w, square)
-    with pytest.raises(ValueError, match="has_aux must be False with matrix='gauss"):
-        curvature.hvp(composed, w, w, has_aux=True, matrix="gauss_newton")
     vector = curvature.ComposedLoss(lambda w: w, lambda y: y)
     with pytest.raises(TypeError, match="criterion must return a scalar"):
         curvature.hvp(vector, w, w, matrix="gauss_newton")

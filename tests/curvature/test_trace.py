@@ -187,8 +187,7 @@ def test_numbers_empty_leaves_and_names_that_coincide():
     largest = curvature.layer_eigenvalues(loss, params, mask=True)
     np.testing.assert_allclose([*largest.values()], [2.0, 6.0, 2.0], rtol=1e-6)
     assert curvature.top_eigenvalues(loss, params).values[0] > 5.9
-    with pytest.raises(ValueError, match="at least one weight"):
-        curvature.trace(lambda w: jnp.sum(w), jnp.ones((0, 3)))
+    assert curvature.trace(lambda w: jnp.sum(w), jnp.ones((0, 3))).whole.value == 0.0
 
 
 def test_deflation_where_the_space_ends_early():
@@ -201,10 +200,10 @@ def test_deflation_where_the_space_ends_early():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"num_samples": 0}, "num_samples must be an integer >= 1"),
-        ({"num_samples": 1}, "num_samples must be at least 2"),
-        ({"deflation": 4}, "deflation must be 1 to 3, got 4"),
-        ({"deflation": -1}, "deflation must be an integer >= 1"),
+        ({"num_samples": 0}, "num_samples must be an integer >= 2, got 0"),
+        ({"num_samples": 1}, "num_samples must be an integer >= 2, got 1"),
+        ({"deflation": 4}, r"steps must be from 1, .* to 3, .* got 4 \(at deflation\)"),
+        ({"deflation": -1}, r"steps must be an integer >= 1, got -1 \(at deflation\)"),
     ],
 )
 def test_arguments_out_of_range(kwargs, message):
