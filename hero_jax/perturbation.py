@@ -49,17 +49,11 @@ def _by_name(direction: Callable[..., Params]) -> Callable[..., Params]:
 
     @functools.wraps(direction)
     def checked(*args: Any, **kwargs: Any) -> Params:
-        count = len(args) + len(kwargs)
-        if count == 0:
+        if len(args) + len(kwargs) < 2:
             raise TypeError(
-                f"{name} takes two arguments, (params, grads), and got none. Pass it "
-                f"without calling it: perturbation=hero_jax.perturbation.{name}."
-            )
-        if count == 1:
-            raise TypeError(
-                f"{name} takes two arguments, (params, grads), and got one. "
-                "optax.inject_hyperparams calls every function as a schedule: pass "
-                f"perturbation={name!r} there, or static_args=('perturbation',)."
+                f"{name} takes two arguments, (params, grads): pass it without calling "
+                "it. As optax.inject_hyperparams calls every function as a schedule, "
+                f"pass perturbation={name!r} there, or static_args=('perturbation',)."
             )
         return direction(*args, **kwargs)
 
@@ -239,7 +233,6 @@ def hutchinson(key: chex.PRNGKey, distribution: str = "normal") -> Perturbation:
 
     Raises:
       ValueError: the distribution is unknown.
-      TypeError: the key is none.
 
     Example:
       >>> import jax
@@ -259,7 +252,6 @@ def hutchinson(key: chex.PRNGKey, distribution: str = "normal") -> Perturbation:
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 9;
       Hutchinson, *A stochastic estimator of the trace of the influence matrix*, 1989.
     """
-    _checks.check_key("key", key)
     _checks.check_choice("distribution", distribution, _SAMPLERS)
 
     def random(params: Params, grads: Grads) -> Params:
@@ -278,9 +270,9 @@ def resolve(
     """
     if leaves is not None and perturbation in ("layerwise", layerwise):
         return functools.partial(layerwise, leaves=leaves)
-    if perturbation == "hutchinson":
+    if perturbation in ("hutchinson", hutchinson):
         raise ValueError(
-            "perturbation='hutchinson' lacks a key: pass "
+            "perturbation=hutchinson lacks a key: pass "
             "hero_jax.perturbation.hutchinson(key), with a new key at every step."
         )
     if isinstance(perturbation, str):

@@ -35,7 +35,6 @@ def every(
       `count -> strength`.
 
     Raises:
-      TypeError: an argument has the wrong type.
       ValueError: `k < 1`, or gamma is negative or not a scalar.
 
     Example:
@@ -44,8 +43,7 @@ def every(
       >>> [float(gamma(count)) for count in range(4)]
       [1.0, 0.0, 1.0, 0.0]
     """
-    _checks.check_positive_integer("k", k)
-    _checks.check_bool("rescale", rescale)
+    _checks.check_integer("k", k)
     if not callable(gamma):
         _checks.check_nonnegative("gamma", gamma)
 

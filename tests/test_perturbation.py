@@ -124,10 +124,6 @@ def test_random_directions_have_unit_covariance(distribution):
 def test_random_direction_errors():
     with pytest.raises(ValueError, match=r"distribution must be one of \['normal', "):
         perturbation.hutchinson(jax.random.key(0), "gaussian")
-    with pytest.raises(TypeError, match=r"key must be a random key.* got int: 0"):
-        perturbation.hutchinson(0)
-    with pytest.raises(TypeError, match=r"key must be a random key"):
-        perturbation.hutchinson(jax.random.split(jax.random.key(0), 3))
     with pytest.raises(ValueError, match=r"perturbation must name at least one"):
         perturbation.resolve_all([])
     with pytest.raises(ValueError, match=r"perturbation must be one of"):

@@ -67,7 +67,7 @@ def grad_l1_value_and_grad(
       `((loss, aux), grads)` with `has_aux`; the loss is without the penalty.
 
     Raises:
-      TypeError: an argument has the wrong type, or a weight is complex or integer.
+      TypeError: a weight is complex or integer.
       ValueError: the strength is negative, the radius not positive, one of them is not
         a scalar, the mask has another structure than the weights, or there is no such
         axis, or one is missing.
@@ -141,7 +141,7 @@ def gnp_value_and_grad(
       no gradient where that of the loss is zero.
 
     Raises:
-      TypeError: an argument has the wrong type, or a weight is complex or integer.
+      TypeError: a weight is complex or integer.
       ValueError: the strength is negative, the radius not positive, one of them is not
         a scalar, the mask has another structure than the weights, or there is no such
         axis, or one is missing.

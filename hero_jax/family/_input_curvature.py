@@ -10,7 +10,6 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from hero_jax import _autodiff, _checks, _tree
@@ -71,7 +70,7 @@ def cure_value_and_grad(
       several devices average what comes out: the penalty is a mean over examples, too.
 
     Raises:
-      TypeError: an argument has the wrong type, is missing, or x is of integers.
+      TypeError: x is of integers.
       ValueError: h or gamma is negative or not a scalar, the two positions are one, or
         x has no axis of examples.
 
@@ -93,9 +92,8 @@ def cure_value_and_grad(
     _checks.check_nonnegative("h", h)
     _checks.check_nonnegative("gamma", gamma)
     product = _autodiff.resolve(hvp)
-    for name, position in (("argnums", argnums), ("input_argnum", input_argnum)):
-        if isinstance(position, bool) or not isinstance(position, int) or position < 0:
-            raise TypeError(f"{name} must be an integer >= 0, got {position!r}.")
+    _checks.check_integer("argnums", argnums, 0)
+    _checks.check_integer("input_argnum", input_argnum, 0)
     if argnums == input_argnum:
         raise ValueError(f"input_argnum must differ from argnums, got {argnums} twice.")
 
@@ -106,15 +104,10 @@ def cure_value_and_grad(
 
     @functools.wraps(loss_fn)
     def value_and_grad(*args: Any, **kwargs: Any) -> Any:
-        if len(args) <= max(argnums, input_argnum):
-            raise TypeError(
-                f"argnums={argnums} and input_argnum={input_argnum} ask for positional "
-                f"arguments, and {len(args)} were given."
-            )
         W, x = args[argnums], args[input_argnum]
         _tree.check_params("params", W)
         _tree.check_real("x", x)
-        examples = _number_of_examples(x)
+        examples = _tree.number_of_examples({input_argnum: x}, "input_argnum")
         W_wide, x = _tree.widen(W), _tree.widen(x)
 
         def grads_at(x: chex.ArrayTree) -> tuple[Any, Any]:
@@ -144,17 +137,6 @@ def cure_value_and_grad(
         return returned(value, optax.tree.add(g, penalty))
 
     return value_and_grad
-
-
-def _number_of_examples(x: chex.ArrayTree) -> int:
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
-    sizes = {shape[:1] for shape in shapes}
-    if len(sizes) != 1 or sizes & {(), (0,)}:
-        raise ValueError(
-            "x must have a leading axis of examples, the same for all leaves and not "
-            f"empty, got shapes {shapes}."
-        )
-    return int(shapes[0][0])
 
 
 def _signs_over_norm(gradient: chex.ArrayTree) -> chex.ArrayTree:

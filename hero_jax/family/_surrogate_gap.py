@@ -61,7 +61,7 @@ def gsam_value_and_grad(
       clean weights. The gradient is NaN everywhere if that at W is not finite.
 
     Raises:
-      TypeError: an argument has the wrong type, or a weight is complex or integer.
+      TypeError: a weight is complex or integer.
       ValueError: h or alpha is negative or not a scalar, a name is unknown, a mask has
         another structure than the weights, or there is no such axis, or one is missing.
 

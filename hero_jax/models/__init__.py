@@ -87,7 +87,7 @@ def create(
       TypeError: `num_classes` is no integer.
     """
     _checks.check_choice("name", name, _MODELS)
-    _checks.check_positive_integer("num_classes", num_classes)
+    _checks.check_integer("num_classes", num_classes)
     return _MODELS[name](
         num_classes=num_classes,
         dtype=dtype,

@@ -140,13 +140,9 @@ def test_errors():
     with pytest.raises(TypeError, match=r"input_argnum must be an integer >= 0"):
         hero_jax.family.cure_value_and_grad(loss, h=0.1, gamma=1.0, input_argnum="x")
     cure = hero_jax.family.cure_value_and_grad(loss, h=0.1, gamma=1.0)
-    with pytest.raises(
-        TypeError, match=r"argnums=0 and input_argnum=1 .* 1 were given"
-    ):
-        cure(w)
     with pytest.raises(TypeError, match=r"x must have real floating-point .* int32"):
         cure(w, x.astype(int))
     with pytest.raises(TypeError, match=r"params must have real floating-point"):
         cure(w.astype(int), x)
-    with pytest.raises(ValueError, match=r"x must have a leading axis of examples"):
+    with pytest.raises(ValueError, match=r"input_argnum\) must have the same number"):
         cure(w, jnp.float32(1.0))
