@@ -29,8 +29,7 @@ def of_weights(
     """
     signature = "(params, *args, **kwargs) -> loss"
     _checks.check_callable(name, loss_fn, signature)
-    _checks.check_argnums(argnums)
-    _axis.check_axis_name(axis_name)
+    _checks.positions("argnums", argnums, None)
 
     def own_loss(*args: Any, **kwargs: Any) -> Any:
         value = loss_fn(*args, **kwargs)

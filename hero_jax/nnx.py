@@ -77,7 +77,7 @@ def hero_value_and_grad(
       A function of the arguments of `loss_fn`, see :func:`over_modules`.
 
     Raises:
-      TypeError: there is no module at `argnums`, or `wrt` is no filter; otherwise as
+      TypeError: there is no module at `argnums`, or as
         :func:`hero_jax.hero_value_and_grad`.
       ValueError: `wrt` selects no variable, the loss changes more of the modules than
         variables, or as there.
@@ -139,11 +139,7 @@ def over_modules(
         has_aux: bool = False,
         **options: Any,
     ) -> Callable[..., Any]:
-        if isinstance(argnums, bool) or not isinstance(argnums, int) or argnums < 0:
-            raise TypeError(
-                "argnums must be the position of the model, an integer >= 0, got "
-                f"{argnums!r}. Which of its variables are weights, wrt says."
-            )
+        _checks.check_integer("argnums", argnums, 0)
         method(loss_fn, argnums, has_aux=True, **options)  # checks them
         return _OverModules(
             functools.partial(method, argnums=argnums, has_aux=True, **options),
@@ -169,7 +165,7 @@ class _OverModules:
     ) -> None:
         self._method, self._loss_fn, self._has_aux = method, loss_fn, has_aux
         self._argnums, self._wrt = argnums, wrt
-        self._of_model = _predicate(wrt)
+        self._of_model = nnx.filterlib.to_predicate(wrt)
         functools.update_wrapper(self, loss_fn)
 
     def around(self, combinator: Callable[..., Callable[..., Any]]) -> _OverModules:
@@ -275,17 +271,12 @@ def _over_parts(x: chex.Array, before: chex.Array) -> chex.Array:
 
 
 def _check_model(args: Sequence[Any], argnums: int) -> None:
-    if argnums >= len(args):
+    model = args[argnums] if argnums < len(args) else None
+    if not isinstance(model, _NODES):
         raise TypeError(
-            f"argnums={argnums} asks for a positional argument that was not given: got "
-            f"{len(args)} positional arguments. Pass the model by position."
-        )
-    if not isinstance(args[argnums], _NODES):
-        raise TypeError(
-            f"the argument at argnums={argnums} must be an nnx.Module, got "
-            f"{type(args[argnums]).__name__}. Put several into an nnx.List; for "
-            "trees of arrays, such as those of Flax Linen, use "
-            "hero_jax.hero_value_and_grad."
+            f"the positional argument {argnums} must be an nnx.Module, got "
+            f"{type(model).__name__}. Put several into an nnx.List; for trees of "
+            "arrays, as of Flax Linen, use hero_jax.hero_value_and_grad."
         )
 
 
@@ -303,15 +294,3 @@ def _update(nodes: list[Any], changed: Any, after: Any) -> None:
             "or the mode by train() or eval(). Do that outside of the loss, or make it "
             "a variable from the beginning."
         )
-
-
-def _predicate(wrt: Any) -> Callable[[Any, Any], bool]:
-    """Return a filter of NNX as a function of path and variable."""
-    try:
-        predicate: Callable[[Any, Any], bool] = nnx.filterlib.to_predicate(wrt)
-    except (TypeError, ValueError):
-        raise TypeError(
-            "wrt must be a filter of NNX, such as nnx.Param or "
-            f"nnx.PathContains('kernel'), got {type(wrt).__name__}: {wrt!r}."
-        ) from None
-    return predicate

@@ -77,9 +77,8 @@ def in_parts(
       ValueError: the examples cannot be divided so, or are sharded over `Explicit`
         axes.
     """
-    _checks.check_callable("value_and_grad", value_and_grad, _SIGNATURE)
-    _checks.check_positive_integer("size", size)
-    _batches.check_argnums(batch_argnums)
+    _checks.check_integer("size", size)
+    _checks.positions("batch_argnums", batch_argnums, None)
     around: Any = getattr(value_and_grad, "around", None)
     if around is not None:  # modules change: not in here, but around this
         return around(  # type: ignore[no-any-return]
@@ -144,13 +143,11 @@ def averaged(
       >>> jax.vmap(step, in_axes=(None, 0), axis_name="data")(jnp.float32(0), x)[1]
       Array([-4., -4.], dtype=float32)
     """
-    _checks.check_callable("value_and_grad", value_and_grad, _SIGNATURE)
     if axis_name is None:
         raise TypeError(
             "averaged needs the axis_name of the surrounding pmap, shard_map or vmap, "
             "got None: on one device use in_parts."
         )
-    _axis.check_axis_name(axis_name)
     around: Any = getattr(value_and_grad, "around", None)
     if around is not None:
         return around(functools.partial(averaged, axis_name=axis_name))  # type: ignore[no-any-return]
@@ -165,9 +162,6 @@ def averaged(
         return _with_aux(_tree.cast_like(mean, result), auxiliary, has_aux)
 
     return mean_over_axis
-
-
-_SIGNATURE = "(params, *args, **kwargs) -> (value, gradient)"
 
 
 def _check_not_sharded(args: Sequence[Any], where: Sequence[int]) -> None:

@@ -145,7 +145,6 @@ def hero(
     settings = Settings.of(
         perturbation, reduction, perturb_mask, penalty_mask, leaves, hvp
     )
-    _axis.check_axis_name(axis_name)
 
     def init(params: Params) -> HeroState:
         _tree.check_params("params", params)
@@ -164,7 +163,7 @@ def hero(
         **extra_args: Any,
     ) -> tuple[Grads, HeroState]:
         del extra_args
-        _check_update(updates, state, params, grad_fn, hvp_grad_fn)
+        _check_update(updates, state, params, grad_fn)
         g = updates
         if axis_name is not None:
             _axis.size(axis_name)  # raises where there is no such axis
@@ -205,35 +204,24 @@ def hero(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_update(
-    updates: Grads,
-    state: Any,
-    params: Params | None,
-    grad_fn: GradFn | None,
-    hvp_grad_fn: GradFn | None,
-) -> None:
+def _check_update(grads: Grads, state: Any, params: Any, grad_fn: Any) -> None:
+    """Raise for what optimizers without a function for the gradient do not need."""
     if not isinstance(state, HeroState):
         raise TypeError(
             "state must be the HeroState that init(params) of this very optimizer "
             f"made, got {type(state).__name__}: has another one made it?"
         )
-    if params is None:
+    if params is None or grad_fn is None:
         raise ValueError(
-            "hero needs the weights: tx.update(grads, state, params, grad_fn=...)."
-        )
-    if grad_fn is None:
-        raise ValueError(
-            "hero needs grad_fn, the gradient of the loss as a function of the "
-            "weights: tx.update(grads, state, params, grad_fn=grad_fn), with "
+            "hero needs the weights, and grad_fn, the gradient of the loss as a "
+            "function of them: tx.update(grads, state, params, grad_fn=grad_fn), with "
             "grad_fn = jax.grad(lambda params: loss_fn(params, batch)). Where it "
             "cannot be passed, as by Flax's TrainState.apply_gradients, use "
             "hero_jax.hero_value_and_grad."
         )
     _checks.check_callable("grad_fn", grad_fn, "params -> grads")
-    if hvp_grad_fn is not None:
-        _checks.check_callable("hvp_grad_fn", hvp_grad_fn, "params -> grads")
     _tree.check_params("params", params)
-    _tree.check_same_structure("grads", updates, "params", params)
+    _tree.check_same_structure("grads", grads, "params", params)
 
 
 def _at(

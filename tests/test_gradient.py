@@ -644,7 +644,7 @@ def test_a_mask_function_is_called_with_the_whole_tree():
         (lambda x: jnp.array(True), "True"),
         (lambda params: None, "None"),
     ):
-        with pytest.raises(TypeError, match=f"got {got} from {by_path}"):
+        with pytest.raises(TypeError, match=f"got {got}.*{by_path}"):
             run(mask)
     with pytest.raises(AttributeError, match="ndim") as caught:
         run(lambda x: x.ndim > 1)

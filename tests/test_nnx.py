@@ -328,7 +328,7 @@ def test_a_module_is_no_tree_of_weights():
         trees.append(model)
     for tree in trees:
         with pytest.raises(
-            ValueError, match=r"weights alone.*'BatchStat'.*hero_jax.nnx"
+            TypeError, match=r"weights alone.*'BatchStat'.*hero_jax.nnx"
         ):
             hero_jax.hero_value_and_grad(loss_fn, h=1.0, gamma=0.1)(tree, x, y)
 
@@ -367,11 +367,15 @@ def test_errors():
     make = lambda *args, **kw: hero_jax.nnx.hero_value_and_grad(
         loss_fn, *args, h=1.0, gamma=0.1, **kw
     )
-    with pytest.raises(TypeError, match=r"argnums=0 must be an nnx.Module, got dict"):
+    with pytest.raises(TypeError, match=r"argument 0 must be an nnx.Module, got dict"):
         make()({"kernel": x}, x, y)
-    with pytest.raises(TypeError, match=r"argnums=0 .* got 0 positional arguments"):
+    with pytest.raises(
+        TypeError, match=r"positional argument 0 must be .* got NoneType"
+    ):
         make()(model=model, x=x, y=y)
-    with pytest.raises(TypeError, match=r"argnums must be the position .* got 'model'"):
+    with pytest.raises(
+        TypeError, match=r"argnums must be an integer >= 0, got str: 'model'"
+    ):
         make("model")
     with pytest.raises(
         ValueError, match=r"wrt must select .*Cache.* none of this Plain"
@@ -379,8 +383,6 @@ def test_errors():
         make(wrt=nnx.Cache)(model, x, y)
     with pytest.raises(ValueError, match=r"none of this Plain.*PathContains"):
         make(wrt="kernel")(model, x, y)
-    with pytest.raises(TypeError, match=r"wrt must be a filter of NNX.*got int: 3"):
-        make(wrt=3)
     with pytest.raises(ValueError, match=r"h must be finite and >= 0"):
         hero_jax.nnx.hero_value_and_grad(loss_fn, h=-1.0, gamma=0.1)
     with pytest.raises(TypeError, match=r"loss_fn must be a callable"):
