@@ -99,10 +99,12 @@ def positions(name: str, value: Any, least: int | None = 0) -> tuple[int, ...]:
     """
     several = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     integers = all(isinstance(k, int) and not isinstance(k, bool) for k in several)
-    if not several or not integers or (least is not None and min(several) < least):
+    too_small = integers and least is not None and min(several, default=least) < least
+    if not several or not integers or too_small or len({*several}) < len(several):
         raise (ValueError if integers else TypeError)(
             f"{name} must name arguments by their positions, an integer"
-            f"{'' if least is None else f' >= {least}'} or several, got {value!r}."
+            f"{'' if least is None else f' >= {least}'} or several that differ, got "
+            f"{value!r}."
         )
     return several
 

@@ -616,6 +616,7 @@ PARTS = {
     "m = 2.0": (2.0, 1, {}, TypeError, r"size must be an integer >= 1, got 2.0"),
     "none": (2, None, {}, TypeError, r"batch_argnums must name arg.*got None"),
     "bool": (2, [True], {}, TypeError, r"batch_argnums must name .*got \[True\]"),
+    "twice": (1, (1, 1), {}, ValueError, r"several that differ, got \(1, 1\)"),
     "too large": (6, (1, 2), {}, ValueError, r"size must divide the 3 examples, got 6"),
     "a scalar among the examples": (
         *(1, (1, 4), {}, ValueError),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hero_jax import _autodiff, _checks, _tree
+from hero_jax import _autodiff, _batches, _checks, _tree
 from hero_jax._autodiff import FiniteDifference
 
 __all__ = ["cure_value_and_grad"]
@@ -107,7 +107,7 @@ def cure_value_and_grad(
         W, x = args[argnums], args[input_argnum]
         _tree.check_params("params", W)
         _tree.check_real("x", x)
-        examples = _tree.number_of_examples({input_argnum: x}, "input_argnum")
+        examples = _batches.number_of_examples(args, [input_argnum], "input_argnum")
         W_wide, x = _tree.widen(W), _tree.widen(x)
 
         def grads_at(x: chex.ArrayTree) -> tuple[Any, Any]:
