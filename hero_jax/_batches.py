@@ -46,28 +46,28 @@ def positions(
     return found
 
 
-def number_of_examples(args: Sequence[Any], where: Sequence[int]) -> int:
+def number_of_examples(
+    args: Sequence[Any], where: Sequence[int], named_by: str = "batch_argnums"
+) -> int:
     """Return the length of the leading axis that all examples share.
+
+    Args:
+      args: the arguments.
+      where: positions of those that are examples.
+      named_by: what says which those are, for the error.
 
     Raises:
       ValueError: a leaf is a scalar, or the lengths differ or are zero.
     """
-    sizes = set()
-    for k in where:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(args[k]):
-            if np.ndim(leaf) == 0:
-                raise ValueError(
-                    f"argument {k}{jax.tree_util.keystr(path)} must have a leading "
-                    "axis of examples, or be left out of batch_argnums, got a scalar."
-                )
-            sizes.add(np.shape(leaf)[0])
-    if len(sizes) != 1 or 0 in sizes:
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves([args[k] for k in where])]
+    sizes = {shape[:1] for shape in shapes}
+    if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(
-            f"the arguments {tuple(where)}, which batch_argnums or its default takes "
-            "for examples, must have the same number of them, at least one, got "
-            f"{sorted(sizes)}."
+            f"the arguments {tuple(where)}, which {named_by} or its default takes for "
+            "examples, must have the same number of them, at least one, along their "
+            f"first axis, got the shapes {shapes}."
         )
-    return int(sizes.pop())
+    return int(shapes[0][0])
 
 
 def cut(

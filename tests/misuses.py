@@ -857,7 +857,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
                 params, x, y
             ),
             ValueError,
-            ("must have the same number of them", "got ["),
+            ("must have the same number of them", "got the shapes ["),
             "Name the arguments behind them.",
         ),
     ),

@@ -224,9 +224,9 @@ def test_bad_arguments():
         curvature.hvp(lambda w: (square(w), None), w, w)
     with pytest.raises(TypeError, match=r"a pair \(loss, aux\) with has_aux=True"):
         curvature.hvp(square, w, w, has_aux=True)
-    with pytest.raises(ValueError, match=r"\(1, 2\), .* its default .*\[2, 3\]"):
+    with pytest.raises(ValueError, match=r"\(1, 2\), .* its default .*\(2,\), \(3,\)"):
         curvature.hvp(lambda w, x, y: 0.0, w, w, jnp.ones(2), jnp.ones(3), batch_size=2)
-    with pytest.raises(ValueError, match=r"argument 1 must have a leading axis"):
+    with pytest.raises(ValueError, match=r"got the shapes .\(\)"):
         curvature.hvp(lambda w, x: 0.0, w, w, 2.0, batch_size=2)
     with pytest.raises(ValueError, match="h must be finite and > 0"):
         curvature.hessian_norm(square, w, h=0.0)
