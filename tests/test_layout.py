@@ -27,7 +27,10 @@ ALLOWED = {
         *("_typing", "_checks", "_tree", "_autodiff", "_loss", "leaves"),
         "perturbation",
     },
-    "family": {"_typing", "_checks", "_tree", "_autodiff", "_loss", "perturbation"},
+    "family": {
+        *("_typing", "_checks", "_tree", "_batches", "_autodiff", "_loss"),
+        "perturbation",
+    },
     "schedules": {"_checks"},
     "transform": {
         *("_typing", "_checks", "_tree", "_autodiff", "_axis", "leaves", "gradient")

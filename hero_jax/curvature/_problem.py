@@ -270,5 +270,5 @@ def batch_positions(args: Sequence[Any], options: Options) -> tuple[int, ...]:
     """Return the positions of the examples, `params` being at 0."""
     batch_argnums = options.get("batch_argnums")
     if batch_argnums is None:
-        batch_argnums = (*range(1, len(args) + 1),)
+        return tuple(range(1, len(args) + 1))
     return _batches.positions(batch_argnums, len(args) + 1, weights=(0,))
