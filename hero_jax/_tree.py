@@ -278,10 +278,3 @@ def resolve_mask(
 def select(mask: chex.ArrayTree, tree: chex.ArrayTree) -> chex.ArrayTree:
     """Replace by zeros the leaves whose `mask` is False."""
     return jax.tree.map(lambda keep, x: x if keep else jnp.zeros_like(x), mask, tree)
-
-
-def only(position: chex.Array, tree: Params) -> Params:
-    """Keep the leaf at a traced position, and put zeros in the place of the others."""
-    leaves, structure = jax.tree.flatten(tree)
-    kept = [jnp.where(position == i, x, 0.0) for i, x in enumerate(leaves)]
-    return jax.tree.unflatten(structure, kept)

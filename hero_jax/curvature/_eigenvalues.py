@@ -8,13 +8,12 @@ from typing import Any, Literal, NamedTuple, Unpack, get_args
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hero_jax import _checks, _programs, _tree
 from hero_jax._typing import Mask, Params
-from hero_jax.curvature import _lanczos, _problem, _progress
+from hero_jax.curvature import _lanczos, _layers, _problem, _progress
+from hero_jax.curvature._layers import Layers
 from hero_jax.curvature._problem import Options, Problem
-from hero_jax.leaves import weights
 
 Which = Literal["largest", "smallest", "magnitude"]
 
@@ -107,6 +106,7 @@ def layer_eigenvalues(
 
     Each layer takes a Lanczos iteration of its own, and each of its products is one
     with the whole matrix. Small blocks need few steps: the space is then exhausted.
+    In a stack, as of `nn.scan` or of experts, every layer has a block of its own.
 
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
@@ -118,8 +118,8 @@ def layer_eigenvalues(
       **options: see :class:`Options`.
 
     Returns:
-      Path of the leaf to the largest eigenvalue of `d^2 L / dW_i^2`, as found from
-      below.
+      Path of the leaf, `path[0]`, `path[1]` and so on in a stack, to the largest
+      eigenvalue of `d^2 L / dW_i^2`, as found from below.
 
     Raises:
       TypeError: the loss is no scalar.
@@ -138,37 +138,17 @@ def layer_eigenvalues(
       Dong et al., `HAWQ <https://arxiv.org/abs/1905.03696>`_, 2019.
     """
     problem = _problem.make(loss_fn, params, args, options)
-    chosen = check_chosen(mask, params)
+    layers = _layers.choose(loss_fn, params, mask, options)
     size = _tree.size(params)
     _checks.check_integer("steps", steps)
     steps = min(steps, size)
-    total = steps * len(chosen) * problem.num_batches(args)
-    compiled = _programs.compiled(_layer_eigenvalues, problem, tuple(chosen), steps)
+    total = steps * len(layers.chosen) * problem.num_batches(args)
+    compiled = _programs.compiled(_layer_eigenvalues, problem, layers, steps)
     key = jax.random.key(0) if key is None else key
     values = _progress.listen(
         options.get("progress"), total, compiled, params, key, args
     )
-    paths = _tree.unique_leaf_paths(params)
-    return {paths[i]: value for i, value in zip(chosen, values, strict=True)}
-
-
-def check_chosen(mask: Mask | None, params: Params) -> list[int]:
-    """Return the positions of the leaves that a mask chooses, at least one."""
-    resolved = jax.tree.leaves(
-        _tree.resolve_mask("mask", mask, params, default=weights)
-    )
-    leaves = jax.tree.leaves(params)
-    chosen = [
-        i
-        for i, (keep, x) in enumerate(zip(resolved, leaves, strict=True))
-        if keep and np.size(x)
-    ]
-    if not chosen:
-        raise ValueError(
-            "mask must choose a leaf that is not empty; by default those of two or "
-            "more dimensions are chosen."
-        )
-    return chosen
+    return dict(zip(layers.chosen_names(params), values, strict=True))
 
 
 def _top_eigenvalues(
@@ -231,7 +211,7 @@ def _outermost(space: _lanczos.Krylov, k: int, which: Which) -> _Pairs:
 
 def _layer_eigenvalues(
     problem: Problem,
-    chosen: tuple[int, ...],
+    layers: Layers,
     steps: int,
     params: Params,
     key: chex.PRNGKey,
@@ -242,10 +222,10 @@ def _layer_eigenvalues(
     product = problem.product(W, args)
     random = flat.unflatten(jax.random.normal(key, (flat.size,), flat.dtype))
 
-    def of_layer(position: chex.Array) -> chex.Array:
-        block = flat.matvec(lambda v: _tree.only(position, product(v)))
-        start = flat.flatten(_tree.only(position, random))
+    def of_layer(number: chex.Array) -> chex.Array:
+        block = flat.matvec(lambda v: layers.only(number, product(v)))
+        start = flat.flatten(layers.only(number, random))
         pairs = _lanczos.ritz(_lanczos.krylov(block, start, steps))
         return jnp.max(jnp.where(pairs.found, pairs.values, -jnp.inf))
 
-    return jax.lax.map(of_layer, jnp.array(chosen))
+    return jax.lax.map(of_layer, jnp.array(layers.chosen))

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from hero_jax import _programs, _tree
 from hero_jax._typing import Mask, Params
-from hero_jax.curvature import _lanczos, _problem, _progress
-from hero_jax.curvature._eigenvalues import check_chosen
+from hero_jax.curvature import _lanczos, _layers, _problem, _progress
+from hero_jax.curvature._layers import Layers
 from hero_jax.curvature._problem import Options, Problem
 
 
@@ -36,11 +36,12 @@ class Change(NamedTuple):
 
 
 class LossChange(NamedTuple):
-    """Changes of the loss where all leaves move, and where one moves alone.
+    """Changes of the loss where all layers move, and where one moves alone.
 
     Attributes:
-      whole: all leaves at once.
-      layers: path of the leaf to the change that it makes alone.
+      whole: all layers at once.
+      layers: path of the leaf, `path[0]`, `path[1]` and so on in a stack, to the change
+        that it makes alone.
     """
 
     whole: Change
@@ -62,7 +63,7 @@ def loss_change(
         L(W + d) - L(W) \approx g'd + \tfrac{1}{2} d'Hd
 
     for `W + d = moved`, such as weights quantized by
-    :func:`hero_jax.quant.fake_quantize`: for all of them at once, and for each leaf by
+    :func:`hero_jax.quant.fake_quantize`: for all of them at once, and for each layer by
     itself with the others left at W.
 
     Args:
@@ -97,22 +98,19 @@ def loss_change(
     """
     problem = _problem.make(loss_fn, params, args, options)
     _tree.check_vector("moved", moved, params)
-    chosen = check_chosen(mask, params)
-    total = (len(chosen) + 1) * problem.num_batches(args)
-    compiled = _programs.compiled(_loss_change, problem, tuple(chosen))
-    whole, layers = _progress.listen(
+    layers = _layers.choose(loss_fn, params, mask, options)
+    total = (len(layers.chosen) + 1) * problem.num_batches(args)
+    compiled = _programs.compiled(_loss_change, problem, layers)
+    whole, each = _progress.listen(
         options.get("progress"), total, compiled, params, moved, args
     )
-    paths = _tree.unique_leaf_paths(params)
-    each = map(Change, *layers)
-    return LossChange(
-        whole, {paths[i]: change for i, change in zip(chosen, each, strict=True)}
-    )
+    names = layers.chosen_names(params)
+    return LossChange(whole, dict(zip(names, map(Change, *each), strict=True)))
 
 
 def _loss_change(
     problem: Problem,
-    chosen: tuple[int, ...],
+    layers: Layers,
     params: Params,
     moved: Params,
     args: Sequence[Any],
@@ -133,7 +131,7 @@ def _loss_change(
             dot(g, d), dot(d, product(d)) / 2.0, problem.mean_loss(U, args) - loss
         )
 
-    layers = jax.lax.map(
-        lambda position: of(_tree.only(position, d)), jnp.array(chosen)
+    each = jax.lax.map(
+        lambda number: of(layers.only(number, d)), jnp.array(layers.chosen)
     )
-    return of(d), layers
+    return of(d), each

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from hero_jax import _checks
 from hero_jax.curvature import _lanczos
+from hero_jax.curvature._layers import Layers
 
 
 class Estimate(NamedTuple):
@@ -46,18 +47,20 @@ def estimate(samples: chex.Array, known: chex.Array) -> Estimate:
     return Estimate(known + samples.mean(0), deviation(samples) / jnp.sqrt(count))
 
 
-def samples_per_leaf(
+def samples_per_layer(
     flat: _lanczos.Flat,
+    layers: Layers,
     matvec: Callable[[chex.Array], chex.Array],
     draw: Callable[[chex.Array], chex.Array],
     count: int,
     deflation: int,
     start_key: chex.PRNGKey,
 ) -> tuple[chex.Array, chex.Array]:
-    """Return `v * (H - B) v` summed over each leaf, and the traces of B.
+    """Return `v * (H - B) v` summed over each layer, and the traces of B.
 
     Args:
       flat: of the weights.
+      layers: of the weights.
       matvec: product with H.
       draw: number of the probe to the probe v, `[n]`.
       count: of probes.
@@ -65,24 +68,19 @@ def samples_per_leaf(
       start_key: of the space of B.
 
     Returns:
-      `[count, leaves]` and `[leaves]`.
+      `[count, layers]` and `[layers]`.
     """
 
-    def per_leaf(a: chex.Array, b: chex.Array) -> chex.Array:
-        products = jax.tree.map(
-            lambda x, y: _lanczos.vdot(x, y).astype(flat.dtype),
-            flat.unflatten(a),
-            flat.unflatten(b),
-        )
-        return jnp.stack(jax.tree.leaves(products))
+    def per_layer(a: chex.Array, b: chex.Array) -> chex.Array:
+        return layers.dots(flat.unflatten(a), flat.unflatten(b))
 
     start = jax.random.normal(start_key, (flat.size,), flat.dtype)
-    nothing = jnp.zeros_like(per_leaf(start, start))
+    nothing = jnp.zeros_like(per_layer(start, start))
     if not deflation:
 
         def of_probe(j: chex.Array) -> chex.Array:
             v = draw(j)
-            return per_leaf(v, matvec(v))
+            return per_layer(v, matvec(v))
 
         return jax.lax.map(of_probe, jnp.arange(count)), nothing
 
@@ -95,7 +93,7 @@ def samples_per_leaf(
         def probed() -> chex.Array:
             Q, T, _ = space.space()
             known = _lanczos.matmul(_lanczos.matmul(T, _lanczos.matmul(Q, v)), Q)
-            return per_leaf(v, product - known)
+            return per_layer(v, product - known)
 
         return jax.lax.cond(
             j < 0, lambda: (space.after(product), nothing), lambda: (space, probed())
@@ -105,5 +103,5 @@ def samples_per_leaf(
         body, _lanczos.Lanczos.begin(start, deflation), jnp.arange(-deflation, count)
     )
     Q, T, _ = space.space()
-    known = jax.lax.map(lambda rows: per_leaf(*rows), (Q, _lanczos.matmul(T, Q)))
+    known = jax.lax.map(lambda rows: per_layer(*rows), (Q, _lanczos.matmul(T, Q)))
     return samples[deflation:], known.sum(0)

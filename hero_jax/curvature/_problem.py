@@ -15,6 +15,7 @@ from jax import lax
 from hero_jax import _autodiff, _batches, _checks, _programs, _tree
 from hero_jax._typing import Grads, Params
 from hero_jax.curvature import _no_forward_rule, _progress
+from hero_jax.leaves import Overrides
 
 Matrix = Literal["hessian", "gauss_newton"]
 Product = Literal["exact", "reverse", "finite_difference"]
@@ -42,6 +43,8 @@ class Options(TypedDict, total=False):
       batch_argnums: positions of the arguments of `loss_fn` whose arrays have a leading
         axis of examples, as `argnums` counts them in JAX; all but `params`, which are
         at 0, by default. For `batch_size`.
+      leaves: what :mod:`hero_jax.leaves` does not see in paths and shapes, where layers
+        are told apart.
       progress: `(done, total)`, called on the host whenever a batch has been through a
         product. Nothing is told from inside of `jax.jit`.
     """
@@ -51,6 +54,7 @@ class Options(TypedDict, total=False):
     hvp: Product
     batch_size: int | None
     batch_argnums: int | Sequence[int] | None
+    leaves: Overrides | None
     progress: Callable[[int, int], None] | None
 
 

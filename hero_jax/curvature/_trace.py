@@ -12,19 +12,20 @@ import numpy as np
 
 from hero_jax import _programs, _tree
 from hero_jax._typing import Mask, Params
-from hero_jax.curvature import _lanczos, _probes, _problem, _progress
-from hero_jax.curvature._eigenvalues import check_chosen
+from hero_jax.curvature import _lanczos, _layers, _probes, _problem, _progress
+from hero_jax.curvature._layers import Layers
 from hero_jax.curvature._probes import Estimate
 from hero_jax.curvature._problem import Options, Problem
 
 
 class Trace(NamedTuple):
-    """Traces of the whole matrix and of every leaf's own block.
+    """Traces of the whole matrix and of every layer's own block.
 
     Attributes:
       whole: of the matrix.
-      layers: path of the leaf to the trace of its block.
-      sizes: path of the leaf to the number of its weights.
+      layers: path of the leaf, `path[0]`, `path[1]` and so on in a stack, to the trace
+        of its block.
+      sizes: likewise to the number of its weights.
     """
 
     whole: Estimate
@@ -33,7 +34,7 @@ class Trace(NamedTuple):
 
     @property
     def averages(self) -> dict[str, Estimate]:
-        """Trace over number of weights, per leaf that has some; as in HAWQ-V2."""
+        """Trace over number of weights, per layer that has some; as in HAWQ-V2."""
         sizes: dict[str, Any] = (
             self.sizes
         )  # arrays after `jax.vmap`, traced in `jax.jit`
@@ -98,20 +99,20 @@ def trace(
       al., `HAWQ-V2 <https://arxiv.org/abs/1911.03852>`_, 2020.
     """
     problem = _problem.make(loss_fn, params, args, options)
-    sizes = [int(np.size(x)) for x in jax.tree.leaves(params)]
-    _probes.check_probes(num_samples, deflation, sum(sizes))
+    _probes.check_probes(num_samples, deflation, _tree.size(params))
+    layers = _layers.choose(loss_fn, params, True, options)
     total = (num_samples + deflation) * problem.num_batches(args)
-    compiled = _programs.compiled(_trace, problem, num_samples, deflation)
+    compiled = _programs.compiled(_trace, problem, layers, num_samples, deflation)
     key = jax.random.key(0) if key is None else key
-    whole, layers = _progress.listen(
+    whole, each = _progress.listen(
         options.get("progress"), total, compiled, params, key, args
     )
-    paths = _tree.unique_leaf_paths(params)
-    estimates = map(Estimate, layers.value, layers.stderr)
+    names = layers.names(params)
+    estimates = map(Estimate, each.value, each.stderr)
     return Trace(
         whole,
-        dict(zip(paths, estimates, strict=True)),
-        dict(zip(paths, sizes, strict=True)),
+        dict(zip(names, estimates, strict=True)),
+        dict(zip(names, layers.sizes(params), strict=True)),
     )
 
 
@@ -142,7 +143,8 @@ def layer_traces(
       **options: see :class:`Options`.
 
     Returns:
-      Path of the leaf to the estimate, with its standard error.
+      Path of the leaf, `path[0]`, `path[1]` and so on in a stack, to the estimate, with
+      its standard error.
 
     Raises:
       TypeError: the loss is no scalar.
@@ -159,30 +161,30 @@ def layer_traces(
       (True, '1 +- 0')
     """
     problem = _problem.make(loss_fn, params, args, options)
-    chosen = check_chosen(mask, params)
+    layers = _layers.choose(loss_fn, params, mask, options)
     _probes.check_probes(num_samples, deflation, _tree.size(params))
-    total = (num_samples * len(chosen) + deflation) * problem.num_batches(args)
+    total = (num_samples * len(layers.chosen) + deflation) * problem.num_batches(args)
     compiled = _programs.compiled(
-        _layer_traces, problem, tuple(chosen), num_samples, deflation
+        _layer_traces, problem, layers, num_samples, deflation
     )
     key = jax.random.key(0) if key is None else key
     found = _progress.listen(
         options.get("progress"), total, compiled, params, key, args
     )
-    paths = _tree.unique_leaf_paths(params)
     estimates = map(Estimate, found.value, found.stderr)
-    return {paths[i]: e for i, e in zip(chosen, estimates, strict=True)}
+    return dict(zip(layers.chosen_names(params), estimates, strict=True))
 
 
 def _trace(
     problem: Problem,
+    layers: Layers,
     num_samples: int,
     deflation: int,
     params: Params,
     key: chex.PRNGKey,
     args: Sequence[Any],
 ) -> tuple[Estimate, Estimate]:
-    """Return the estimates of the whole, and of all leaves in arrays `[leaves]`."""
+    """Return the estimates of the whole, and of all layers in arrays `[layers]`."""
     W = _tree.widen(params)
     flat = _lanczos.Flat.of(W)
     probe_key, start_key = jax.random.split(key)
@@ -192,8 +194,8 @@ def _trace(
         return jax.random.rademacher(keys[j], (flat.size,), flat.dtype)
 
     matvec = flat.matvec(problem.product(W, args))
-    samples, known = _probes.samples_per_leaf(
-        flat, matvec, draw, num_samples, deflation, start_key
+    samples, known = _probes.samples_per_layer(
+        flat, layers, matvec, draw, num_samples, deflation, start_key
     )
     return _probes.estimate(samples.sum(1), known.sum()), _probes.estimate(
         samples, known
@@ -202,29 +204,29 @@ def _trace(
 
 def _layer_traces(
     problem: Problem,
-    chosen: tuple[int, ...],
+    layers: Layers,
     num_samples: int,
     deflation: int,
     params: Params,
     key: chex.PRNGKey,
     args: Sequence[Any],
 ) -> Estimate:
-    """Return the estimates of the chosen leaves, in arrays `[leaves]`."""
+    """Return the estimates of the chosen layers, in arrays `[layers]`."""
     W = _tree.widen(params)
     flat = _lanczos.Flat.of(W)
     probe_key, start_key = jax.random.split(key)
+    chosen = jnp.asarray(layers.chosen)
     count = num_samples * len(chosen)
     keys = jax.random.split(probe_key, count)
 
     def draw(j: chex.Array) -> chex.Array:
         v = jax.random.rademacher(keys[j], (flat.size,), flat.dtype)
-        layer = jnp.asarray(chosen)[j % len(chosen)]
-        return flat.flatten(_tree.only(layer, flat.unflatten(v)))
+        return flat.flatten(layers.only(chosen[j % len(chosen)], flat.unflatten(v)))
 
     matvec = flat.matvec(problem.product(W, args))
-    samples, known = _probes.samples_per_leaf(
-        flat, matvec, draw, count, deflation, start_key
+    samples, known = _probes.samples_per_layer(
+        flat, layers, matvec, draw, count, deflation, start_key
     )
     rows = samples.reshape(num_samples, len(chosen), -1)
-    own = jnp.stack([rows[:, k, i] for k, i in enumerate(chosen)], axis=1)
-    return _probes.estimate(own, known[jnp.asarray(chosen)])
+    own = rows[:, jnp.arange(len(chosen)), chosen]
+    return _probes.estimate(own, known[chosen])

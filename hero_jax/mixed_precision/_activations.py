@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import chex
 import jax
@@ -36,6 +36,9 @@ class OffsetLoss(_programs.MadeOfFunctions):
     Attributes:
       loss_fn: `(*args) -> loss`, runs a Flax Linen model.
     """
+
+    of_weights: ClassVar[bool] = False
+    """Offsets are no stacks of layers, whatever the names and shapes of layers say."""
 
     loss_fn: Callable[..., Any]
 

@@ -15,7 +15,12 @@ from hero_jax.curvature import _problem
 from hero_jax.curvature._probes import deviation
 from hero_jax.curvature._problem import Options
 from hero_jax.mixed_precision._errors import Errors, mask_of
-from hero_jax.mixed_precision._result import Sensitivity, times_squared_norms
+from hero_jax.mixed_precision._result import (
+    Sensitivity,
+    by_leaf,
+    half_squared_norms,
+    times_squared_norms,
+)
 
 
 def eigenvalue(
@@ -28,6 +33,8 @@ def eigenvalue(
     **options: Unpack[Options],
 ) -> Sensitivity:
     r"""HAWQ: `lambda_max(H_ii) ||d_i||^2 / 2`, the worst that an error can do.
+
+    Of a stack, the sum over its layers, with the eigenvalue and error of each.
 
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
@@ -69,7 +76,7 @@ def eigenvalue(
         key=key,
         **options,
     )
-    return times_squared_norms(errors, values, None)
+    return times_squared_norms(errors, by_leaf(loss_fn, params, options, values))
 
 
 def eigenvalue_spread(
@@ -131,11 +138,13 @@ def eigenvalue_spread(
             key=key,
             **options,
         )
-        found.append(values)
-    rows = {path: jnp.stack([each[path] for each in found]) for path in errors.layers}
-    spread = {path: deviation(x) for path, x in rows.items()}
-    return times_squared_norms(
-        errors,
-        {path: jnp.abs(x.mean()) + spread[path] for path, x in rows.items()},
-        {path: x / subsets**0.5 for path, x in spread.items()},
-    )
+        found.append(by_leaf(loss_fn, params, options, values))
+    rows = jax.tree.map(lambda *x: jnp.stack(x), *found)  # [subsets, layers]
+    values = {path: jnp.abs(x.mean(0)) + deviation(x) for path, x in rows.items()}
+    # The layers of a stack see the same examples: their errors are not independent.
+    stderr = {}
+    for path, half in half_squared_norms(errors, values).items():
+        signed = jnp.where(rows[path].mean(0) < 0.0, -rows[path], rows[path])
+        summed = (signed[:, None] * half).sum(-1)
+        stderr[path] = deviation(summed) / subsets**0.5
+    return times_squared_norms(errors, values)._replace(stderr=stderr)

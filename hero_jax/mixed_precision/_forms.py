@@ -143,7 +143,6 @@ def moved_by(
       W: tree whose structure and dtypes the result has.
     """
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.zeros_like, W))
-    for i, d in zip(where, errors, strict=True):
-        leaves[i] = d[choice].astype(leaves[i].dtype)
-    position = jnp.asarray(where)[layer]
-    return _tree.only(position, jax.tree.unflatten(structure, leaves))
+    for k, (i, d) in enumerate(zip(where, errors, strict=True)):
+        leaves[i] = jnp.where(layer == k, d[choice], 0.0).astype(leaves[i].dtype)
+    return jax.tree.unflatten(structure, leaves)

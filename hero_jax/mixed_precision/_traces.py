@@ -11,7 +11,7 @@ from hero_jax import curvature
 from hero_jax._typing import Params
 from hero_jax.curvature._problem import Options
 from hero_jax.mixed_precision._errors import Errors, mask_of
-from hero_jax.mixed_precision._result import Sensitivity, times_squared_norms
+from hero_jax.mixed_precision._result import Sensitivity, by_leaf, times_squared_norms
 
 
 def average_trace(
@@ -26,7 +26,8 @@ def average_trace(
 ) -> Sensitivity:
     r"""HAWQ-V2: `tr(H_ii) / n_i ||d_i||^2 / 2`, the mean over all directions of `d_i`.
 
-    Every layer has probes of its own, so that a small one is as accurate as a large.
+    Every layer has probes of its own, so that a small one is as accurate as a large. Of
+    a stack, the sum over its layers, with the trace and error of each.
 
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
@@ -68,9 +69,10 @@ def average_trace(
         key=key,
         **options,
     )
-    sizes = {path: d[0].size for path, d in errors.layers.items()}
+    each = by_leaf(loss_fn, params, options, traces)
+    sizes = {p: d[0].size // len(each[p].value) for p, d in errors.layers.items()}
     return times_squared_norms(
         errors,
-        {path: traces[path].value / n for path, n in sizes.items()},
-        {path: traces[path].stderr / n for path, n in sizes.items()},
+        {path: each[path].value / n for path, n in sizes.items()},
+        {path: each[path].stderr / n for path, n in sizes.items()},
     )

@@ -100,6 +100,24 @@ def test_traces_of_the_layers(x64):
         np.testing.assert_allclose(value, block.sum(), atol=4 * stderr)
 
 
+def test_examples_and_tokens_are_no_layers():
+    """Whatever the layer is called, and weights of that name and shape would be."""
+
+    class Tokens(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2, name="embedding")(x)
+
+    def loss_fn(params, x):
+        return jnp.mean(Tokens().apply({"params": params}, x) ** 2)
+
+    x = jnp.linspace(-1.0, 1.0, 24).reshape(2, 3, 4)
+    args = (Tokens().init(jax.random.key(0), x)["params"], x)
+    problem = problem_of(loss_fn, args)
+    found = curvature.layer_traces(problem.loss_fn, problem.offsets, *args)
+    assert [*found] == ["embedding"]
+
+
 @pytest.mark.parametrize("scheme", ["affine", "symmetric"])
 def test_errors_are_those_at_the_float_activations(x64, scheme):
     del x64
