@@ -15,6 +15,10 @@ are in :class:`Options`. All are compiled, and work under `jax.jit` and `jax.vma
 program is kept for the next call with the same `loss_fn` and shapes, as long as that
 function lives: hand over what changes, such as BatchNorm statistics, as arguments.
 
+Layers are told by paths of leaves, those of a stack, as `nn.scan` and `nn.vmap` make
+it, one by one: `blocks/kernel[0]`, `blocks/kernel[1]`. What :mod:`hero_jax.leaves` does
+not see, `leaves` tells.
+
 The loss decides what BatchNorm does. With the running statistics it is the loss of the
 deployed network; with those of each batch, in training mode, it is the one that
 training descended, and the mean is over batches of `batch_size`, with statistics each:

@@ -44,7 +44,7 @@ class Options(TypedDict, total=False):
         axis of examples, as `argnums` counts them in JAX; all but `params`, which are
         at 0, by default. For `batch_size`.
       leaves: what :mod:`hero_jax.leaves` does not see in paths and shapes, where layers
-        are told apart.
+        are told apart; in :mod:`hero_jax.mixed_precision` as for its errors.
       progress: `(done, total)`, called on the host whenever a batch has been through a
         product. Nothing is told from inside of `jax.jit`.
     """

@@ -40,6 +40,10 @@ basis of 10 copies of the weights; the rest is that of a Hessian-vector product:
 - :func:`measured`: the loss itself, layer by layer; c n evaluations of the loss.
 - :func:`greedy_frontier`: the loss itself, layers together; up to c n^2 evaluations.
 
+A stack of layers, as `nn.scan` and `nn.vmap` make them, is one array with one number of
+bits, and so one entry here: each of its layers with its own grids, error and curvature,
+and together the sum. :func:`quadratic` and :func:`measured` move all of them at once.
+
 :func:`activation_problem` makes the same questions out of a network's activations.
 
 With the sizes of :func:`layer_sizes`, :func:`allocate_bits` finds the best allocation
