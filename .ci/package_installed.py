@@ -40,7 +40,7 @@ def main(readme: Path) -> None:
     ]
     assert not installed, f"the core has pulled in {installed}"
     run(hero_jax.__doc__ or "", "hero_jax.__doc__")
-    run(section(readme.read_text(encoding="utf-8"), "Quick start"), "README.md")
+    run(section(readme.read_text(encoding="utf-8"), "Use it"), "README.md")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The snippets of docs/clients.md, run as they stand."""
+"""The snippets of docs/getting_started.md, run as they stand."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from hero_jax import quant
 
-PAGE = Path(__file__).parents[1] / "docs" / "clients.md"
+PAGE = Path(__file__).parents[1] / "docs" / "getting_started.md"
 OPTIONAL = ("equinox", "flax", "haiku")
 
 

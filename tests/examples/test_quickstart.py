@@ -1,4 +1,4 @@
-"""The main job, end to end and small, and its parts."""
+"""The quick start, end to end and small, and its parts."""
 
 import json
 import sys
@@ -41,7 +41,7 @@ def test_batches_cover_each_epoch_without_repetition():
     assert not np.array_equal(indices[0], indices[7])
 
 
-def test_main_job(tmp_path, capsys):
+def test_quick_start(tmp_path, capsys):
     """Ten epochs from one seed: HERO's loss surface is already the flatter one."""
     record = quickstart.main(
         ["--epochs=10", "--seeds=1", f"--out={tmp_path}", "--quiet"]
@@ -143,10 +143,21 @@ def test_the_quick_start_uses_the_winners_of_the_search():
         assert best["weight_decay"] == method.weight_decay
 
 
-def test_the_readme_shows_what_the_quick_start_wrote():
+def test_the_documents_show_what_the_quick_start_wrote():
+    """Accuracies and times are in the README, norms in the page on curvature."""
     record = json.loads((EXAMPLES / "results" / "quickstart.json").read_text())
     readme = (EXAMPLES.parent / "README.md").read_text()
-    assert quickstart.table(record["results"]) in readme
+    curvature = (EXAMPLES.parent / "docs" / "curvature.md").read_text()
+    rows = [x.split("|") for x in quickstart.table(record["results"]).splitlines()]
+    norms = [k for k, title in enumerate(rows[0]) if "‖Hz‖" in title]
+    assert len(norms) == 2
+    others = [k for k in range(len(rows[0])) if k not in norms]
+    assert _columns(rows, others) in readme
+    assert _columns(rows, [0, 1, *norms, -1]) in curvature
     assert record["environment"]["date"] in readme
     for name, method in quickstart.METHODS.items():
         assert record["results"][name]["settings"] == method.settings
+
+
+def _columns(rows, kept):
+    return "\n".join("|".join(cells[k] for k in kept) for cells in rows)
