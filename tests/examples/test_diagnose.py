@@ -19,7 +19,7 @@ RECORD = json.loads((ROOT / "examples/results/diagnose/diagnose.json").read_text
 
 
 def test_the_page_has_the_table_of_the_record():
-    page = (ROOT / "docs" / "diagnostics.md").read_text()
+    page = (ROOT / "docs" / "curvature.md").read_text()
     assert diagnose.table(RECORD["cases"]) in page
     assert {name: case["h"] for name, case in RECORD["cases"].items()} == diagnose.CASES
 

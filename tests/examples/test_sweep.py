@@ -555,7 +555,7 @@ def test_errors_are_one_line(arguments, status, message, tmp_path, capsys, monke
 
 def test_the_guide_shows_the_best_setting_of_the_sweep_on_digits():
     record = json.loads((EXAMPLES / "results/sweep_digits/sweep.json").read_text())
-    guide = " ".join((EXAMPLES.parent / "docs/choosing.md").read_text().split())
+    guide = " ".join((EXAMPLES.parent / "docs/training.md").read_text().split())
     best = record["best"]
     assert best == grid.best(record["settings"])
     assert f"h = {best['h']:g}, gamma = {best['gamma']:g}" in guide
