@@ -109,7 +109,7 @@ def differences_table(records: Records) -> str:
                 str(all_found.get((one, other, condition, bits), MISSING))
                 for condition in conditions
             )
-            title = f"{METHODS[one]} less {METHODS[other]}, {precision}"
+            title = f"{METHODS[one]} minus {METHODS[other]}, {precision}"
             rows.append([title, *cells])
     return markdown(rows)
 

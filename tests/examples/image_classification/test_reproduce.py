@@ -355,7 +355,7 @@ def test_the_report_tells_means_errors_and_differences(tmp_path, monkeypatch):
     expected = f"{values.mean():.1f} ± {stats.sem(values):.1f}"
     assert [x.strip() for x in hero.split("|")[2:4]] == ["93.44", expected]
     noisy = lines[next(k for k, x in enumerate(lines) if "**Differences**" in x) :]
-    row = next(x for x in noisy if x.startswith("| HERO less SGD, 4 bits"))
+    row = next(x for x in noisy if x.startswith("| HERO minus SGD, 4 bits"))
     pairs = percent("hero_noise60", "4") - percent("sgd_noise60", "4")
     told = row.split("|")[5].strip()
     assert told.strip("*") == f"{pairs.mean():+.1f} ± {stats.sem(pairs):.1f}"
