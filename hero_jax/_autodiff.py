@@ -46,7 +46,7 @@ class FiniteDifference:
         for them in float64.
     """
 
-    step: chex.Numeric = 3e-3
+    step: "chex.Numeric" = 3e-3
 
     def __post_init__(self) -> None:
         """Check the step."""
