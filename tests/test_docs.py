@@ -189,3 +189,11 @@ def test_included_sections_are_there():
             assert positions == sorted(positions)
             included += 1
     assert included
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *PAGES], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_code_fits_into_the_column_of_the_site(path):
+    for block in re.findall(r"^```.*?^```", path.read_text(), re.M | re.S):
+        assert [line for line in block.splitlines() if len(line) > 79] == []

@@ -184,8 +184,8 @@ def _released(tuning: Path) -> Iterable[str]:
         found = record["best"]["accuracy_by_bits"]
         yield (
             "Not chosen from: HERO with the setting of the released code (adaptive, "
-            f"mean, h = 0.5, gamma = 5) reaches {percent(found['32'])} on held-out images "
-            f"{noise}, and {percent(found['4'])} at 4 bits "
+            f"mean, h = 0.5, gamma = 5) reaches {percent(found['32'])} on held-out "
+            f"images {noise}, and {percent(found['4'])} at 4 bits "
             f"({len(record['grid']['seeds'])} seeds)."
         )
 
