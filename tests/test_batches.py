@@ -73,5 +73,7 @@ def test_an_array_on_the_host_stays_there():
 def test_examples_that_do_not_match_are_named(x, message):
     with pytest.raises(ValueError, match=message):
         _batches.number_of_examples([None, {"x": x}, np.zeros(7)], (1, 2))
-    with pytest.raises(ValueError, match=r"at least one, .*got the shapes \[\(0, 2\)\]"):
+    with pytest.raises(
+        ValueError, match=r"at least one, .*got the shapes \[\(0, 2\)\]"
+    ):
         _batches.number_of_examples([np.zeros((0, 2))], (0,))

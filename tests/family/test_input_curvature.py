@@ -144,5 +144,7 @@ def test_errors():
         cure(w, x.astype(int))
     with pytest.raises(TypeError, match=r"params must have real floating-point"):
         cure(w.astype(int), x)
-    with pytest.raises(ValueError, match=r"input_argnum or its default .* must have the same number"):
+    with pytest.raises(
+        ValueError, match=r"input_argnum or its default .* must have the same number"
+    ):
         cure(w, jnp.float32(1.0))
