@@ -12,9 +12,10 @@ computed, whichever machine compiles it: on CPUs by the formulations of
 :mod:`hero_jax.models._convolution_on_cpu`, elsewhere as
 :func:`jax.lax.conv_general_dilated` and its gradients are.
 
-For arguments not mentioned here (dilation, other groups, other layouts), and for arrays
-sharded over `Explicit` axes, the stock function does the work. All that changes speed
-alone.
+For arguments not mentioned here (dilation, other groups, other layouts, images of
+unknown size), and for arrays sharded over `Explicit` axes, the stock function does the
+work. All that changes speed alone. Policies of `jax.checkpoint` that go by primitives,
+such as `dots_saveable`, do not know this one: they save no convolution.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ def conv_general_dilated(
         and all(value is None for value in kwargs.values())
         and lhs.dtype == rhs.dtype
         and (depthwise or feature_group_count == 1)
+        and all(isinstance(n, int) for n in lhs.shape[1:])  # else: of jax.export
     )
     if not plain:
         return stock()

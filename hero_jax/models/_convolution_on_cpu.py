@@ -192,7 +192,7 @@ def _written_out(x: chex.Array) -> chex.Array:
     removes optimization barriers too early to prevent that. What is not finite spreads
     to its neighbours.
     """
-    if x.size % _LANES:
+    if not isinstance(x.size, int) or x.size % _LANES:  # of jax.export: no number
         return x
     identity = jnp.eye(_LANES, dtype=x.dtype)
     rows = x.reshape(-1, _LANES)
@@ -257,11 +257,12 @@ def _channel_sums(x: chex.Array, dy: chex.Array) -> chex.Array:
     A reduction would have XLA write out every slice. A sum of several products is one
     loop over the slices instead, and leaves little for the matrix product to add up.
     """
-    count = math.gcd(len(x), _PARTS)
+    examples = x.shape[0]
+    count = math.gcd(examples, _PARTS) if isinstance(examples, int) else 1
     parts = zip(jnp.split(x, count), jnp.split(dy, count), strict=True)
     products = [a * b for a, b in parts]
     rows = _rows(sum(products[1:], products[0]))
-    return jnp.ones((1, len(rows)), rows.dtype) @ rows
+    return jnp.ones((1, rows.shape[0]), rows.dtype) @ rows
 
 
 DENSE = Formulation(input_gradient, kernel_gradient, output)

@@ -219,6 +219,25 @@ def test_one_program_for_several_platforms_and_any_batch():
     )
 
 
+@pytest.mark.parametrize("case", [DENSE[2], DEPTHWISE[0]], ids=str)
+@pytest.mark.parametrize("unknown", ["n, _, _, _", "_, h, w, _"])
+def test_exports_gradients_for_any_batch_and_any_images(case, unknown):
+    """No choice that depends on their sizes can be made."""
+    x, kernel, ours, stock = both((*case[:5], (1, 1), *case[6:]))
+
+    def gradient(conv, x, kernel):
+        return jax.grad(lambda kernel: jnp.sum(conv(x, kernel) ** 2))(kernel)
+
+    any_size = jax.ShapeDtypeStruct(
+        jax.export.symbolic_shape(unknown, like=x.shape), x.dtype
+    )
+    function = jax.jit(functools.partial(gradient, ours))
+    exported = jax.export.export(function, platforms=["cpu"])(any_size, kernel)
+    np.testing.assert_allclose(
+        exported.call(x, kernel), gradient(stock, x, kernel), rtol=1e-5, atol=1e-4
+    )
+
+
 def test_keeps_the_precision_that_is_asked_for_around_it():
     """Elsewhere than on CPUs it matters; there it is decided before the lowering."""
     x, kernel, ours, _ = both(DENSE[0])
