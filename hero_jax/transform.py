@@ -96,12 +96,12 @@ def hero(
         "mean" (released code).
       perturb_mask: which leaves are perturbed: tree of bools, or a function
         `params -> tree`. Default: all.
-      penalty_mask: which leaves enter the penalty. Default: those of two or more
-        dimensions; where there is none, pass `True` for all.
+      penalty_mask: which leaves enter the penalty. Default: kernels and embeddings;
+        where there is none, as in one flat vector, pass `True` for all.
       leaves: what :mod:`hero_jax.leaves` does not see in paths and shapes.
       hvp: how to compute the product with the Hessian: "exact", or
-        :class:`hero_jax.FiniteDifference`, which takes less memory. Where a schedule
-        of gamma is zero at a step, it is left out.
+        :class:`hero_jax.FiniteDifference`, which takes less memory. Where gamma is a
+        schedule or traced, the product is left out of a step at which it is zero.
       axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
         examples are spread. The gradient that comes in and `grad_fn` are then those of
         each device's own examples, not averaged yet; what goes out is averaged.
@@ -191,11 +191,13 @@ def hero(
                 hvp_grad_fn=without_loss(hvp_grad_fn),
             )
 
-        if callable(gamma):
-            strength = _at("gamma", gamma, state.count)
+        strength = _at("gamma", gamma, state.count)
+        # Of a schedule's value, also as inject_hyperparams hands it on, it is not known
+        # now whether it is zero.
+        if callable(gamma) or isinstance(strength, jax.core.Tracer):
             results = lax.cond(strength != 0, at, lambda _: at(0.0), strength)
         else:
-            results = at(gamma)
+            results = at(strength)
         gradient, metrics = _tree.cast_like(results, (updates, state.metrics))
         return gradient, HeroState(
             count=optax.safe_increment(state.count), metrics=metrics

@@ -1,5 +1,7 @@
 """hero() as a link of an optax chain: equal to the function, at home in any wrapper."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -311,6 +313,22 @@ class TestWrappers:
         params, state = run(tx, initial())
         close(params, reference(variant))
         assert float(state[0].hyperparams["h"]) == 0.5
+
+    def test_inject_hyperparams_leaves_out_the_product_where_gamma_is_zero(self):
+        """A rule for the loss that has a gradient, and NaN for its derivative."""
+
+        @jax.custom_jvp
+        def gradient(w):
+            return w
+
+        gradient.defjvp(lambda w, dw: (w[0], dw[0] * jnp.nan))
+        schedule = optax.piecewise_constant_schedule(0.0, {0: 1.0})
+        for gamma, is_computed in ((schedule, False), (0.1, True)):
+            tx = optax.inject_hyperparams(hero_jax.hero)(h=0.5, gamma=gamma)
+            w = jnp.ones((2, 2))
+            update = jax.jit(functools.partial(tx.update, grad_fn=gradient))
+            updates, _ = update(w, tx.init(w), w)
+            assert bool(jnp.isnan(updates).all()) == is_computed
 
     def test_inject_hyperparams_changed_by_hand(self):
         tx = optax.inject_hyperparams(hero_jax.hero)(h=0.5, gamma=0.1)
