@@ -107,8 +107,9 @@ def over_modules(
     """Let a method of this library differentiate losses of modules.
 
     Args:
-      method: such as :func:`hero_jax.family.gsam_value_and_grad`: something that takes
-        a loss, `argnums`, `has_aux` and options.
+      method: such as :func:`hero_jax.family.gsam_value_and_grad`, or
+        `jax.value_and_grad`: something that takes a loss, `argnums`, `has_aux` and
+        options.
 
     Returns:
       The same method for losses of modules, `(loss_fn, argnums=0, *, wrt=nnx.Param,
@@ -117,7 +118,9 @@ def over_modules(
       `nnx.state(model, wrt)`, for `nnx.Optimizer.update`. As a side effect the modules
       among the arguments get the state of the pass at the clean weights: of several
       passes, by :func:`hero_jax.parts.in_parts`, the mean of what is floating-point and
-      the first of what is not, such as counts of random keys: do not sow then.
+      the first of what is not, such as counts of random keys: do not sow then. In
+      `pmap` and `shard_map` that state is each device's own, unless the modules average
+      it, as `nnx.BatchNorm(axis_name=...)` does.
 
     Example:
       >>> import jax.numpy as jnp
@@ -263,11 +266,12 @@ def _put_nodes(
 
 
 def _over_parts(x: chex.Array, before: chex.Array) -> chex.Array:
-    """Return, of a stack over parts, the mean or, of integers and keys, the first."""
-    if jnp.ndim(x) == jnp.ndim(before):
+    """Return, of stacks over parts, the mean or, of integers and keys, the first."""
+    new = jnp.ndim(x) - jnp.ndim(before)
+    if not new:
         return x
     floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return jnp.mean(x, axis=0) if floating else x[0]
+    return jnp.mean(x, axis=range(new)) if floating else x[(0,) * new]
 
 
 def _check_model(args: Sequence[Any], argnums: int) -> None:

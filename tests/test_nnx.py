@@ -246,11 +246,15 @@ def test_wrt_and_masks_select_leaves():
     )
 
 
-def test_parts_of_a_batch_leave_the_mean_of_their_state():
+@pytest.mark.parametrize("sizes", [(4,), (4, 8)])
+def test_parts_of_a_batch_leave_the_mean_of_their_state(sizes):
+    """Those of parts of parts, too."""
     x, y = batch()
     model = Net()
     step = hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.1)
-    parts.in_parts(step, 4, batch_argnums=(1, 2))(model, x, y)
+    for size in sizes:
+        step = parts.in_parts(step, size, batch_argnums=(1, 2))
+    step(model, x, y)
     each = [Net() for _ in range(4)]
     for k, part in enumerate(each):
         part(x[4 * k : 4 * k + 4])
