@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from hero_jax import _tree
 from hero_jax._typing import Mask, Params
 from hero_jax.curvature import _lanczos
 from hero_jax.curvature._problem import Options
-from hero_jax.leaves import are_weights, describe
+from hero_jax.leaves import describe, weights
 
 
 class Layers(NamedTuple):
@@ -86,33 +87,40 @@ class Layers(NamedTuple):
         return jnp.concatenate(dots)
 
 
+def every(loss_fn: Callable[..., Any], params: Params, options: Options) -> Layers:
+    """Number the layers, and choose them all, empty ones, too."""
+    leaves, axes = jax.tree.leaves(params), [0] * len(jax.tree.leaves(params))
+    if _of_weights(loss_fn):
+        known = describe(params, options.get("leaves"))
+        axes = [leaf.layer_axes for leaf in jax.tree.leaves(known)]
+    stacks = tuple(np.shape(x)[:n] for x, n in zip(leaves, axes, strict=True))
+    return Layers(stacks, tuple(range(sum(map(math.prod, stacks)))))
+
+
 def choose(
     loss_fn: Callable[..., Any], params: Params, mask: Mask | None, options: Options
 ) -> Layers:
     """Number the layers, and choose at least one of those that are not empty."""
-    described = describe(params, options.get("leaves"))
-    of_weights = getattr(loss_fn, "of_weights", True)
+    default = functools.partial(weights, overrides=options.get("leaves"))
     resolved = _tree.resolve_mask(
-        "mask",
-        mask,
-        params,
-        default=(lambda _: are_weights(described)) if of_weights else None,
+        "mask", mask, params, default=default if _of_weights(loss_fn) else None
     )
-    leaves = jax.tree.leaves(params)
-    stacks = tuple(
-        np.shape(x)[: leaf.layer_axes] if of_weights else ()
-        for x, leaf in zip(leaves, jax.tree.leaves(described), strict=True)
-    )
+    layers = every(loss_fn, params, options)
     keep = [
-        keep and np.size(x) > 0
-        for keep, x, stack in zip(
-            jax.tree.leaves(resolved), leaves, stacks, strict=True
-        )
+        keep
+        for keep, stack in zip(jax.tree.leaves(resolved), layers.stacks, strict=True)
         for _ in range(math.prod(stack))
     ]
-    if not any(keep):
+    sizes = layers.sizes(params)
+    chosen = tuple(i for i in layers.chosen if keep[i] and sizes[i])
+    if not chosen:
         raise ValueError(
             "mask must choose a leaf that is not empty; by default those of two or "
             "more dimensions are chosen."
         )
-    return Layers(stacks, tuple(i for i, chosen in enumerate(keep) if chosen))
+    return layers._replace(chosen=chosen)
+
+
+def _of_weights(loss_fn: Callable[..., Any]) -> bool:
+    """Tell whether it is a loss of weights; offsets of activations are no layers."""
+    return getattr(loss_fn, "of_weights", True)

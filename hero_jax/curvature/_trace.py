@@ -100,7 +100,7 @@ def trace(
     """
     problem = _problem.make(loss_fn, params, args, options)
     _probes.check_probes(num_samples, deflation, _tree.size(params))
-    layers = _layers.choose(loss_fn, params, True, options)
+    layers = _layers.every(loss_fn, params, options)
     total = (num_samples + deflation) * problem.num_batches(args)
     compiled = _programs.compiled(_trace, problem, layers, num_samples, deflation)
     key = jax.random.key(0) if key is None else key

@@ -72,7 +72,7 @@ def by_leaf(
     found: dict[str, chex.ArrayTree],
 ) -> dict[str, Any]:
     """Collect what was found of the layers, path of the leaf to `[layers]`."""
-    names = _layers.choose(loss_fn, params, True, options).names_by_leaf(params)
+    names = _layers.every(loss_fn, params, options).names_by_leaf(params)
     return {
         path: jax.tree.map(lambda *x: jnp.stack(x), *(found[name] for name in own))
         for path, own in zip(_tree.unique_leaf_paths(params), names, strict=True)
