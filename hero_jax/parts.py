@@ -156,8 +156,9 @@ def averaged(
     def mean_over_axis(*args: Any, **kwargs: Any) -> Any:
         _axis.size(axis_name)  # raises where there is no such axis
         # shard_map sums the gradient of weights that all devices share.
-        own = jax.tree.map(lambda x: _own(x, axis_name), (args, kwargs))
-        result, auxiliary = _without_aux(value_and_grad(*own[0], **own[1]), has_aux)
+        own = [_own(x, axis_name) for x in args]
+        result, auxiliary = _without_aux(value_and_grad(*own, **kwargs), has_aux)
+        _axis.check_own("the gradient", result[1], axis_name)
         mean = _axis.mean(_tree.widen(result), axis_name)
         return _with_aux(_tree.cast_like(mean, result), auxiliary, has_aux)
 
@@ -177,6 +178,11 @@ def _check_not_sharded(args: Sequence[Any], where: Sequence[int]) -> None:
 
 def _without_aux(results: Any, has_aux: bool) -> tuple[Any, Any]:
     """Split what is averaged from the auxiliary output."""
+    if not isinstance(results, tuple) or len(results) < 2:
+        raise TypeError(
+            "value_and_grad must return (value, gradient), got "
+            f"{type(results).__name__}: pass jax.value_and_grad(loss_fn), not jax.grad."
+        )
     value, *others = results
     loss, auxiliary = _checks.loss_and_aux("value_and_grad", value, has_aux)
     return (loss, *others), auxiliary
@@ -187,12 +193,19 @@ def _with_aux(results: Any, auxiliary: Any, has_aux: bool) -> Any:
     return ((loss, auxiliary) if has_aux else loss), *others
 
 
-def _own(x: Any, axis_name: AxisName) -> Any:
-    """Return a floating-point leaf as one of the device's own, any other as it is."""
-    if not isinstance(x, (jax.Array, np.ndarray, float)):
-        return x
-    floating = jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-    return _axis.own(x, axis_name) if floating else x
+def _own(arg: Any, axis_name: AxisName) -> Any:
+    """Give the device floating-point leaves of its own; all else stays as it is.
+
+    An argument that is a Python number stays one: the loss may branch on it.
+    """
+
+    def of_leaf(x: Any) -> Any:
+        if not isinstance(x, (jax.Array, np.ndarray, float)):
+            return x
+        floating = jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+        return _axis.own(x, axis_name) if floating else x
+
+    return arg if type(arg) is float else jax.tree.map(of_leaf, arg)
 
 
 def _zeros(x: jax.ShapeDtypeStruct) -> chex.Array:

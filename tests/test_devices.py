@@ -435,6 +435,25 @@ def test_half_precision_is_averaged_in_full(method, scope):
     assert pmapped(update)(jnp.bfloat16(1.0), x, np.ones_like(x)) == mean
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("map_name", ["shard_map", "shard_map unchecked"])
+def test_python_numbers_stay_what_they_are(map_name):
+    """A loss may branch on them; weights among them would get a sum."""
+
+    def loss(w, x, y, power, *, strength):
+        penalty = strength * w if strength > 0.0 else 0.0
+        return jnp.mean((w * x - y) ** 2) + (penalty if power > 1.0 else 0.0)
+
+    value_and_grad = jax.value_and_grad(loss)
+    local = averaged(value_and_grad, "data")
+    step = MAPS[map_name](lambda w, x, y: local(w, x, y, 2.0, strength=0.5))
+    w, x, y = jnp.float64(2.0), np.arange(1.0, 1.0 + EXAMPLES), np.ones(EXAMPLES)
+    close(step(w, x, y), value_and_grad(w, x, y, 2.0, strength=0.5))
+    if map_name == "shard_map":
+        with pytest.raises(ValueError, match=r"the gradient must be those of each"):
+            MAPS[map_name](lambda _, x, y: local(2.0, x, y, 2.0, strength=0.5))(w, x, y)
+
+
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_one_bad_device_is_not_hidden(scope):
     params = {"w": jnp.ones((3, 2))}
@@ -646,6 +665,13 @@ def test_misuse_of_parts_is_named(case):
         in_parts(make, size, batch_argnums=batch_argnums, **options)(
             params, x[:3], y[:3], jnp.zeros(5), {"scale": 1.0}
         )
+
+
+def test_a_gradient_alone_is_no_value_and_gradient():
+    params, batch = in_single_precision()
+    by_parts = in_parts(jax.grad(mlp_loss), 2, batch_argnums=(1, 2))
+    with pytest.raises(TypeError, match=r"must return \(value, gradient\), got dict"):
+        by_parts(params, *batch)
 
 
 def test_misuse_of_an_axis_is_named():
