@@ -376,6 +376,14 @@ def _given(overrides: Overrides | None, paths: list[str]) -> list[Mapping[str, A
                 f"leaves must have patterns that match a leaf: {pattern!r} matches "
                 f"none of {paths}."
             )
+        fields = overrides[pattern]
+        axes = fields.get("output_axes", ())
+        several = axes if isinstance(axes, (list, tuple)) else ("none",)
+        if not all(type(n) is int for n in (fields.get("layer_axes", 0), *several)):
+            raise TypeError(
+                "leaves must give layer_axes as an integer and output_axes as a tuple "
+                f"of integers, got {fields!r} for {pattern!r}."
+            )
     return [
         next((f for p, f in overrides.items() if _tree.path_matches(path, p)), {})
         for path in paths

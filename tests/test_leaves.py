@@ -372,6 +372,8 @@ def test_what_is_known_counts_for_leaf_bias_and_neighbours():
     [
         (TypeError, "mapping from patterns", [("kernel", 1)]),
         (TypeError, "unexpected keyword argument 'layers'", {"*": {"layers": 1}}),
+        (TypeError, "layer_axes as an integer", {"*": {"layer_axes": 1.0}}),
+        (TypeError, "output_axes as a tuple", {"*": {"output_axes": -1}}),
         (ValueError, r"'heads' matches none of \['kernel'\]", {"heads": {}}),
         (ValueError, "kind must be one of", {"*": {"kind": "weight"}}),
         (ValueError, "must name axes of kernel", {"*": {"layer_axes": 3}}),
