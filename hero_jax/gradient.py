@@ -311,10 +311,8 @@ def hero_value_and_grad(
 
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
-      ValueError: h or gamma is negative or not a scalar, a name is unknown, a mask or
-        perturbation has another structure than the weights, no leaf is penalised (or
-        perturbed) by the default or a mask function although gamma (or h) is not 0, or
-        there is no such axis, or one is missing.
+      ValueError: an argument has a value that is not allowed, or no leaf is penalised
+        (or perturbed) by the default or a mask function although gamma (or h) is not 0.
 
     Example:
       >>> import jax.numpy as jnp

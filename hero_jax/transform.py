@@ -89,19 +89,15 @@ def hero(
         schedule of the step count.
       gamma: strength of the penalty, at least 0; likewise. For S times the loss
         `gamma / S` does the same.
-      perturbation: "layerwise" (Eq. 11), "adaptive" (released code), "normalized"
-        (SAM), or a function `(params, grads) -> z`; or a list of several, over which
-        the result is averaged.
-      reduction: "sum" of the squared differences of a tensor (the paper), or their
-        "mean" (released code).
-      perturb_mask: which leaves are perturbed: tree of bools, or a function
-        `params -> tree`. Default: all.
-      penalty_mask: which leaves enter the penalty. Default: kernels and embeddings;
-        where there is none, as in one flat vector, pass `True` for all.
+        Where it is a schedule or traced, the product with the Hessian is left out of a
+        step at which it is zero.
+      perturbation: direction, as in :func:`hero_jax.hero_value_and_grad`.
+      reduction: "sum" (the paper) or "mean" (released code), as there.
+      perturb_mask: which leaves are perturbed, as there. Default: all.
+      penalty_mask: which leaves enter the penalty, as there. Default: kernels and
+        embeddings.
       leaves: what :mod:`hero_jax.leaves` does not see in paths and shapes.
-      hvp: how to compute the product with the Hessian: "exact", or
-        :class:`hero_jax.FiniteDifference`, which takes less memory. Where gamma is a
-        schedule or traced, the product is left out of a step at which it is zero.
+      hvp: how to compute the product, as there.
       axis_name: axis of the surrounding `pmap`, `shard_map` or `vmap` over which the
         examples are spread. The gradient that comes in and `grad_fn` are then those of
         each device's own examples, not averaged yet; what goes out is averaged.
