@@ -300,7 +300,6 @@ def test_programs_live_as_long_as_the_function_and_no_longer(kind):
             TypeError,
             r"batch_size must be an integer >= 1, got 10.0",
         ),
-        ({"images": 1.0}, ValueError, r"images must have a first axis"),
         ({"key": 1}, TypeError, r"unknown options \['key'\]; known are"),
         ({"axis": "x"}, ValueError, r"axis must be one of \['output'\]"),
         ({"logits_fn": lambda p, s, x: (x,)}, ValueError, r"logits of shape .*tuple"),
