@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -183,7 +184,9 @@ class Checkpoints:
             self.check_there()
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if len(reason) > 300:  # the cause stands behind long names of files
-                reason = f"{reason[:60]} ... {reason[-200:]}"
+                code = re.search(r"os_error_code='(\d+)'", reason)
+                cause = os.strerror(int(code[1])) if code else reason[-200:]
+                reason = f"{reason[:60]} ... {cause}"
             raise CheckpointError(
                 f"cannot write a checkpoint to {self.folder}: {reason}. The last "
                 f"complete one is {self.latest()}."
