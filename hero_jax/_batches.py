@@ -28,7 +28,7 @@ def positions(
       TypeError: they are no positions, or that of an argument that was not given.
       ValueError: they name the weights.
     """
-    found = _checks.positions("batch_argnums", batch_argnums, None)
+    found = _checks.positions("batch_argnums", batch_argnums)
     for k in found:
         if not -num_args <= k < num_args:
             raise TypeError(

@@ -89,22 +89,14 @@ def check_all_nonnegative(**values: Any) -> None:
             raise ValueError(f"{name} must be >= 0, got {value!r}.")
 
 
-def positions(name: str, value: Any, least: int | None = 0) -> tuple[int, ...]:
-    """Return positions of arguments that were given as one or as several.
-
-    Args:
-      name: what they are called, for the error.
-      value: an integer, or a tuple or list of some.
-      least: of each; None if they may count from the end.
-    """
+def positions(name: str, value: Any) -> tuple[int, ...]:
+    """Return positions of arguments that were given as one or as several."""
     several = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     integers = all(isinstance(k, int) and not isinstance(k, bool) for k in several)
-    too_small = integers and least is not None and min(several, default=least) < least
-    if not several or not integers or too_small or len({*several}) < len(several):
+    if not several or not integers or len({*several}) < len(several):
         raise (ValueError if integers else TypeError)(
-            f"{name} must name arguments by their positions, an integer"
-            f"{'' if least is None else f' >= {least}'} or several that differ, got "
-            f"{value!r}."
+            f"{name} must name arguments by their positions, an integer or several "
+            f"that differ, got {value!r}."
         )
     return several
 

@@ -29,7 +29,7 @@ def of_weights(
     """
     signature = "(params, *args, **kwargs) -> loss"
     _checks.check_callable(name, loss_fn, signature)
-    _checks.positions("argnums", argnums, None)
+    _checks.positions("argnums", argnums)
 
     def own_loss(*args: Any, **kwargs: Any) -> Any:
         value = loss_fn(*args, **kwargs)

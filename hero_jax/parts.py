@@ -78,7 +78,7 @@ def in_parts(
         axes.
     """
     _checks.check_integer("size", size)
-    _checks.positions("batch_argnums", batch_argnums, None)
+    _checks.positions("batch_argnums", batch_argnums)
     around: Any = getattr(value_and_grad, "around", None)
     if around is not None:  # modules change: not in here, but around this
         return around(  # type: ignore[no-any-return]
@@ -89,11 +89,11 @@ def in_parts(
     def in_turns(*args: Any, **kwargs: Any) -> Any:
         where = _batches.positions(batch_argnums, len(args))
         _check_not_sharded(args, where)
-        stacked, rest = _batches.cut(args, where, size)
-        if rest is not None:
-            examples = _batches.number_of_examples(args, where)
+        examples = _batches.number_of_examples(args, where)
+        count, left = divmod(examples, size)
+        if left:
             raise ValueError(f"size must divide the {examples} examples, got {size}.")
-        count = _batches.number_of_examples(args, where) // size
+        stacked, _ = _batches.cut(args, where, size)
 
         def of_part(part: Sequence[Any]) -> tuple[Any, Any]:
             results = value_and_grad(*_batches.replaced(args, where, part), **kwargs)

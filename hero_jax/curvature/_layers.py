@@ -115,8 +115,8 @@ def choose(
     chosen = tuple(i for i in layers.chosen if keep[i] and sizes[i])
     if not chosen:
         raise ValueError(
-            "mask must choose a leaf that is not empty; by default those of two or "
-            "more dimensions are chosen."
+            "mask must choose a leaf that is not empty; by default kernels and "
+            "embeddings are chosen."
         )
     return layers._replace(chosen=chosen)
 

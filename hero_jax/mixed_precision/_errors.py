@@ -79,7 +79,7 @@ def weight_errors(
     if not any(x.size for x in plan.arrays):
         raise ValueError(
             f"mask must choose a leaf of {_tree.unique_leaf_paths(params)} that is not "
-            "empty; by default those of two or more dimensions are."
+            "empty; by default kernels and embeddings are."
         )
     paths = _tree.unique_leaf_paths(params)
     W = [_tree.widen(x) for x in plan.arrays]

@@ -272,6 +272,7 @@ def make_plan(
     flat = jax.tree.unflatten(structure, range(len(leaves)))
     by_default = mask is None
     described = describe(params, options.get("leaves"), is_quantized)
+    known = jax.tree.leaves(described)
     if mask is None:
         mask = jax.tree.unflatten(structure, _are_weights(leaves, described))
     mask = _tree.of_function("mask", mask, params)
@@ -296,8 +297,7 @@ def make_plan(
                 raise TypeError("params must not be quantized where mask is True")
             arrays.append(_array.as_array("params", leaves[i]))
             check(all_bits[i])
-            leaf = jax.tree.leaves(described)[i]
-            resolved.append(resolve(arrays[-1].shape, options, leaf))
+            resolved.append(resolve(arrays[-1].shape, options, known[i]))
     return Plan(
         leaves,
         structure,

@@ -48,6 +48,8 @@ def _copy(source: Path, target: Path, step: int) -> None:
     partial = _partial(target)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(_checkpoint(source, step), _checkpoint(partial, step))
+    for marker in partial.rglob("commit_success.txt"):  # of Orbax; names this machine
+        marker.write_text("")
     for name in ("config.toml", REVISIONS):
         shutil.copy(source / name, partial)
     shutil.rmtree(target, ignore_errors=True)

@@ -94,6 +94,8 @@ def test_a_stopped_row_goes_on_from_what_lies_beside_the_results(tmp_path):
         shutil.rmtree(machine / "work")
         steps += [int(path.name) for path in kept.glob("row/*/checkpoints/*")]
         assert len([*kept.rglob("checkpoints/*")]) <= 1
+        texts = [x.read_text() for x in kept.rglob("*.txt")]
+        assert not any(str(tmp_path) in text for text in texts), "to be committed"
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
     assert without_times(record_of(machine)) == without_times(
         record_of(tmp_path / "whole")
