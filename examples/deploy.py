@@ -8,7 +8,7 @@ which needs no Python code of the network, read back, and gives the same logits:
 with the packed integers as an argument, which whoever reads it builds with
 `import hero_jax`, and once with them inside, which needs JAX alone.
 
-    python examples/quickstart.py --save-weights
+    python -m examples.experiments.common.digits --save-weights
     python examples/deploy.py quickstart_results/weights/hero_seed0.safetensors
 
 Beside the weights it writes `NAME.4bit.safetensors`, the packed integers,
@@ -31,10 +31,9 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-import quickstart
-from accuracy_against_bits import load, logits_fn
-from image_classification.results import replace_file
 
+from examples.experiments.accuracy_against_bits import load, logits_fn
+from examples.experiments.common import digits as quickstart
 from hero_jax import quant
 
 
@@ -99,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ),
     ):
         file = stem.with_name(name)
-        replace_file(file, functools.partial(Path.write_bytes, data=program))
+        quant.write_file(file, program)
         served = jax.export.deserialize(bytearray(file.read_bytes()))
         logits = served.call(*trees, images)
         print(

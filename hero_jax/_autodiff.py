@@ -36,8 +36,9 @@ class FiniteDifference:
     done, and needs a loss with forward mode; this keeps nothing but a few copies of
     the weights. Networks with rectifiers have kinks, and at the best of all steps the
     two differ by 0.6 of the product's norm for ResNet20 in float32, and by several
-    times that norm at a hundredth of that step (`examples/product_error.py`). The loss
-    must compute in float32 or wider: to bfloat16 the step is nearly nothing.
+    times that norm at a hundredth of that step
+    (`examples/experiments/speed/product_error.py`). The loss must compute in float32 or
+    wider: to bfloat16 the step is nearly nothing.
 
     Attributes:
       step: length of the step in units of the weights' norm, above 0; a number or a

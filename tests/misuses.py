@@ -5,6 +5,7 @@ mistake, and compares the page.
 """
 
 import contextlib
+import importlib
 import io
 import sys
 import tempfile
@@ -276,19 +277,12 @@ def initialize(*shape: int) -> Any:
 
 def command(name: str, *arguments: str) -> None:
     """Run a command of the examples; what it prints becomes that of a `SystemExit`."""
-    if str(EXAMPLES) not in sys.path:
-        sys.path.insert(0, str(EXAMPLES))
     told = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(told):
         arguments = (*arguments, "--out", folder)
         try:
-            if name == "recipe":
-                from image_classification import __main__ as recipe
-
-                status = recipe.main(arguments)
-            else:
-                module = __import__(name)
-                status = module.parse(arguments)
+            module = importlib.import_module(f"examples.{name}")
+            status = getattr(module, "main" if "image" in name else "parse")(arguments)
         except SystemExit as error:
             status = error.code
     if isinstance(status, int) and status:
@@ -298,8 +292,7 @@ def command(name: str, *arguments: str) -> None:
 def run_of_another_config() -> None:
     """Use the folder of a run again with another config."""
     with tempfile.TemporaryDirectory() as folder:
-        sys.path.insert(0, str(EXAMPLES))
-        from image_classification import config, run
+        from examples.image_classification import config, run
 
         Path(folder, "config.toml").write_text(config.dumps(config.Config()))
         run.check_folder(Path(folder), config.Config(gamma=7.0))
@@ -1325,8 +1318,8 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
     "Commands": (
         Misuse(
             "epochs_0",
-            "Ran `python examples/quickstart.py --epochs 0`.",
-            lambda: command("quickstart", "--epochs", "0"),
+            "Ran `python -m examples.experiments.common.digits --epochs 0`.",
+            lambda: command("experiments.common.digits", "--epochs", "0"),
             SystemExit,
             ("--epochs must be at least 1, got 0",),
             "Train for an epoch at least.",
@@ -1334,8 +1327,10 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         ),
         Misuse(
             "average_bits_20",
-            "Ran `python examples/mixed_precision.py --average-bits 20`.",
-            lambda: command("mixed_precision", "--average-bits", "20"),
+            "Ran `python -m examples.experiments.mixed_precision --average-bits 20`.",
+            lambda: command(
+                "experiments.mixed_precision.__main__", "--average-bits", "20"
+            ),
             SystemExit,
             ("--average-bits must be 2 to 8, as --choices are, got 20",),
             "Ask for a number between the least and the most of `--choices`.",
@@ -1344,7 +1339,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         Misuse(
             "config_unknown",
             "Ran the recipe with a config that is not there.",
-            lambda: command("recipe", "cifar10_resnet21_hero"),
+            lambda: command("image_classification.__main__", "cifar10_resnet21_hero"),
             SystemExit,
             ("no config 'cifar10_resnet21_hero'", "cifar10_resnet20_hero"),
             "Take one of those that are listed, or the path of a TOML file.",
@@ -1353,7 +1348,9 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         Misuse(
             "noise_150_percent",
             "Ran the recipe with `--label-noise 1.5`.",
-            lambda: command("recipe", "digits", "--label-noise", "1.5"),
+            lambda: command(
+                "image_classification.__main__", "digits", "--label-noise", "1.5"
+            ),
             SystemExit,
             ("label_noise must be", "got 1.5"),
             "It is a share: 0.4 for 40 %.",
@@ -1362,7 +1359,9 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         Misuse(
             "dataset_unknown",
             "Ran the recipe with a data set that there is not.",
-            lambda: command("recipe", "digits", "--dataset", "cifar11"),
+            lambda: command(
+                "image_classification.__main__", "digits", "--dataset", "cifar11"
+            ),
             SystemExit,
             ("no data set 'cifar11'", "not an .npz file or a folder"),
             "Take a name of TensorFlow Datasets, an `.npz` file or a folder.",
@@ -1382,7 +1381,12 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         Misuse(
             "file_of_data_missing",
             "Ran the recipe with an `.npz` file that is not there.",
-            lambda: command("recipe", "digits", "--dataset", "/nowhere/data.npz"),
+            lambda: command(
+                "image_classification.__main__",
+                "digits",
+                "--dataset",
+                "/nowhere/data.npz",
+            ),
             SystemExit,
             ("no file /nowhere/data.npz",),
             "Look at the path.",

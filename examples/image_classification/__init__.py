@@ -22,9 +22,9 @@ The exit status is 0 if the run is finished, and 75 if it was stopped (by SIGTER
 Ctrl-C or `--minutes`) and has saved its state.
 
 `python -m examples.image_classification.predict RUN IMAGES` tells what a network sees,
-`python -m examples.image_classification.sweep` searches h and gamma,
-`python -m examples.image_classification.reproduce` computes the paper's tables and
-figures, and `python -m examples.image_classification.speed` measures pipeline and step.
+`python -m examples.experiments.sweep` searches h and gamma,
+`python -m examples.experiments.reproduction` computes the paper's tables and
+figures, and `python -m examples.experiments.speed.recipe` measures pipeline and step.
 
 To start a project of your own, copy this folder.
 """

@@ -18,8 +18,9 @@ from .config import Config
 from .datasets import DatasetError
 from .devices import DevicesError, divide_host
 from .logbook import prepare_streams, tell
-from .loop import STOPPED, RunError, Stopped
+from .loop import RunError
 from .run import Options, run
+from .stopping import STOPPED, Stopped
 
 ERRORS = (CheckpointError, DatasetError, DevicesError, hosts.HostsError, RunError)
 

@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from .results import replace_file, write_text
+from .results import write_figure, write_text
 
 Row = dict[str, float]
 
@@ -323,7 +323,7 @@ def plot(rows: list[Row], accuracy: dict[str, float], title: str, path: Path) ->
     axes[-1].set_xticks(places, ["float" if b == "32" else b for b in accuracy])
     axes[-1].set(xlabel="bits per weight", ylabel="test accuracy (%)")
     axes[-1].grid(alpha=0.3)
-    replace_file(path, lambda partial: figure.savefig(partial, dpi=120))
+    write_figure(path, figure)
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:

@@ -1,19 +1,13 @@
 """The epochs of a run: steps, measurements, checkpoints, signals."""
 
-import collections
 import contextlib
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from . import config as configs
 from . import evaluate, hosts, results
@@ -21,14 +15,9 @@ from .checkpoints import Checkpoints
 from .config import Config
 from .logbook import Logbook, Progress, Row, say
 from .pipeline import Pipeline
+from .stepping import take_steps
+from .stopping import Stop, Stopped
 from .train import OUTPUTS, Program, TrainState, make_model, make_program
-
-AHEAD = 2
-"""Steps that are dispatched before the outputs of an earlier one are looked at."""
-
-
-STOPPED = os.EX_TEMPFAIL
-"""Exit status of a command that has saved its state, and goes on if started again."""
 
 
 class RunError(Exception):
@@ -37,10 +26,6 @@ class RunError(Exception):
 
 class NotFiniteError(RunError):
     """A quantity is not finite; the message says which, and where."""
-
-
-class Stopped(Exception):  # noqa: N818 - no error
-    """The run was asked to stop, and has saved its state."""
 
 
 class Training:
@@ -52,7 +37,7 @@ class Training:
       out: its folder, to which the config is written.
       keep: number of latest checkpoints that stay.
       quiet: whether to print nothing.
-      stopped: whether to stop after a step; asked at each, by every process.
+      stop: asked after every step, by every process.
     """
 
     def __init__(
@@ -62,9 +47,9 @@ class Training:
         out: Path,
         keep: int,
         quiet: bool,
-        stopped: Callable[[], bool] = lambda: False,
+        stop: Stop,
     ) -> None:
-        self._to_stop = stopped
+        self._stop = stop
         model = make_model(config, pipeline, config.normalizes_together)
         self._config, self._pipeline, self._out = config, pipeline, out
         self._devices = pipeline.devices
@@ -139,7 +124,7 @@ class Training:
                 outputs = []
                 self._save(step, state, outputs, book, row["test_accuracy"])
                 book.write()
-                if epoch + 1 < epochs and self._to_stop():
+                if epoch + 1 < epochs and self._stop.now():
                     raise self._stopped(step)
             return self._devices.fetch(state), book.rows, book.seconds()
 
@@ -235,19 +220,15 @@ class Training:
             state, all_values = self._program.epoch(state, next(items))
             for values in self._devices.fetch(all_values):
                 look(values)
-            self._to_stop()
+            self._stop.now()
             return state
-        waiting: collections.deque[jax.Array] = collections.deque()
-        for item in items:
-            state, values = self._program.step(state, item)
-            waiting.append(values)
-            if len(waiting) > AHEAD:
-                look(self._devices.fetch(waiting.popleft()))
-            if self._to_stop():
-                break
-        for values in waiting:
-            look(self._devices.fetch(values))
-        return state
+        return take_steps(
+            self._program.step,
+            state,
+            items,
+            lambda values: look(self._devices.fetch(values)),
+            self._stop.now,
+        )
 
     def _row(self, state: TrainState, epoch: int, outputs: list[list[float]]) -> Row:
         """Measure at the end of an epoch."""
@@ -284,53 +265,3 @@ class Training:
                     f"{self._latest()}. Begin again in another "
                     "folder with a lower learning_rate, h or gamma, or with clip_norm."
                 )
-
-
-class Signals:
-    """Notes that SIGTERM or SIGINT came, instead of ending the process at once.
-
-    Or that the time is up. Of several processes, all are told of the SIGTERM that one
-    of them got, at the same step; SIGINT ends the one that gets it.
-
-    Args:
-      minutes: from now on, after which the run is to stop; no limit if None.
-
-    Attributes:
-      requested: whether the run is to stop.
-    """
-
-    def __init__(self, minutes: float | None = None) -> None:
-        self.requested = False
-        seconds = math.inf if minutes is None else 60.0 * minutes
-        self._end = time.monotonic() + seconds
-        self._calls = 0
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        """Take the signals over, if this is the main thread."""
-        if jax.process_count() > 1:
-            return self  # JAX has taken SIGTERM over
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._note)
-        return self
-
-    def now(self) -> bool:
-        """Whether to stop after this step; to be asked at each, by every process."""
-        if jax.process_count() > 1:
-            reached = multihost_utils.reached_preemption_sync_point(self._calls)
-            self.requested |= reached
-            self._calls += 1
-        elif time.monotonic() > self._end:
-            self.requested = True
-        return self.requested
-
-    def _note(self, number: int, frame: object) -> None:
-        del frame
-        self.requested = True
-        signal.signal(number, self._handlers[number])  # the second one ends it
-
-    def __exit__(self, *exception: object) -> None:
-        """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)

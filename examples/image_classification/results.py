@@ -3,6 +3,7 @@
 import contextlib
 import datetime as dt
 import importlib
+import io
 import json
 import os
 import platform
@@ -10,7 +11,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,25 +72,6 @@ def installed(module: str, wanted: str, quiet: bool) -> bool:
     return True
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place, and move it there when the disk has all of it.
-
-    Raises:
-      OSError: the file, which the message names, cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(error.errno, reason, str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def remove_partial(folder: Path) -> None:
     """Remove what processes that were killed have left half written in a folder."""
     for path in folder.iterdir():
@@ -99,14 +80,20 @@ def remove_partial(folder: Path) -> None:
                 path.unlink()
 
 
-_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial|\..+(\.\w+)\.\d+\1")
-"""Names of such files: of `hero_jax.quant.save`, and of `replace_file`."""
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
+"""Names of such files, of `hero_jax.quant.write_file`."""
 
 
 def write_text(path: Path, text: str) -> None:
     """Write text, whole or not at all; names that are not UTF-8 become escapes."""
-    data = text.encode(errors="backslashreplace")
-    replace_file(path, lambda partial: partial.write_bytes(data))
+    hero_jax.quant.write_file(path, text.encode(errors="backslashreplace"))
+
+
+def write_figure(path: Path, figure: Any, dpi: int = 120) -> None:
+    """Write a figure of matplotlib as PNG, whole or not at all."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi, format="png")
+    hero_jax.quant.write_file(path, drawn.getvalue())
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from .config import Config
 from .datasets import printable
 from .devices import Parallel
 from .logbook import plot, say, tell
-from .loop import RunError, Signals, Training
+from .loop import RunError, Training
 from .pipeline import Pipeline
+from .stopping import Stop
 
 WEIGHTS, CURVES = "weights.safetensors", "curves.png"
 _NOT_DRAWN = (OSError, RunError, KeyError, TypeError)
@@ -82,9 +83,7 @@ class Options:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
-def run(
-    config: Config, options: Options, stopped: Callable[[], bool] | None = None
-) -> dict[str, Any]:
+def run(config: Config, options: Options, stop: Stop | None = None) -> dict[str, Any]:
     """Train and test; go on where an earlier attempt in the same folder ended.
 
     Of several processes that have joined, only the first one reads and writes files of
@@ -93,7 +92,7 @@ def run(
     Args:
       config: what to train, on what, and how.
       options: where and how to run.
-      stopped: whether to stop, in place of signals and `options.minutes`.
+      stop: when to stop, in place of signals and `options.minutes`.
 
     Returns:
       The record that is written to `result.json`.
@@ -111,7 +110,6 @@ def run(
         raise RunError("out must be a folder, got None.")
     out = options.out
     first = hosts.is_first()
-    signals = Signals(options.minutes)
     with contextlib.ExitStack() as stack:
         record = None
         with hosts.together():
@@ -133,9 +131,9 @@ def run(
         with hosts.together():
             pipeline = stack.enter_context(open_pipeline(config, options))
         hosts.check_same("the data", str(pipeline.checksum))
-        if stopped is None:
-            stopped = stack.enter_context(signals).now
-        return _train_and_test(config, pipeline, out, options, stopped)
+        if stop is None:
+            stop = stack.enter_context(Stop(options.minutes))
+        return _train_and_test(config, pipeline, out, options, stop)
 
 
 def open_pipeline(config: Config, options: Options) -> contextlib.closing[Pipeline]:
@@ -160,13 +158,13 @@ def _train_and_test(
     pipeline: Pipeline,
     out: Path,
     options: Options,
-    stopped: Callable[[], bool],
+    stop: Stop,
 ) -> dict[str, Any]:
     devices = pipeline.devices
     first = hosts.is_first()
     quiet = options.quiet or not first
     with hosts.together():
-        training = Training(config, pipeline, out, options.keep, quiet, stopped)
+        training = Training(config, pipeline, out, options.keep, quiet, stop)
     if devices.count > 1:
         say(_in_words(config, options, devices.count), quiet)
     with contextlib.ExitStack() as stack:

@@ -4,7 +4,7 @@ from hero_jax.quant._activations import quantize_activations
 from hero_jax.quant._array import QuantizedArray, fake_quantize_array, quantize_array
 from hero_jax.quant._error import QuantizationError, quantization_error
 from hero_jax.quant._evaluation import accuracy_against_bits
-from hero_jax.quant._files import QuantFileError, file_size, load, save
+from hero_jax.quant._files import QuantFileError, file_size, load, save, write_file
 from hero_jax.quant._options import GridOptions
 from hero_jax.quant._packing import PackedArray
 from hero_jax.quant._ranges import ActivationRange, activation_ranges
@@ -41,4 +41,5 @@ __all__ = [
     "save",
     "size_in_bytes",
     "unpack",
+    "write_file",
 ]

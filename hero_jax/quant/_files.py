@@ -94,7 +94,7 @@ def save(path: str | os.PathLike[str], tree: chex.ArrayTree) -> None:
       >>> quantized["kernel"].bits, quantized["bias"].shape
       (4, (3,))
     """
-    _write_whole(Path(path), _serialized(tree))
+    write_file(path, _serialized(tree))
 
 
 def file_size(tree: chex.ArrayTree) -> int:
@@ -381,11 +381,28 @@ def _shape(x: Any) -> tuple[int, ...]:
     return tuple(x.shape if hasattr(x, "shape") else np.shape(x))
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside `path`, then put it in its place.
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file whole or not at all: beside its place, then into it.
 
-    A link keeps pointing at the file, and the file keeps its permissions.
+    :func:`save` writes this way. A link keeps pointing at the file, and the file keeps
+    its permissions.
+
+    Args:
+      path: of the file.
+      data: its content.
+
+    Raises:
+      OSError: the file, which the message names, cannot be written.
+
+    Example:
+      >>> import os, tempfile
+      >>> from hero_jax import quant
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     quant.write_file(os.path.join(folder, "result.json"), b"{}")
+      ...     os.listdir(folder)
+      ['result.json']
     """
+    path = Path(path)
     with contextlib.suppress(FileNotFoundError):
         _check_is_file(path)
     path = path.resolve()
@@ -398,6 +415,9 @@ def _write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, reason, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 

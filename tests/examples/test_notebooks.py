@@ -16,11 +16,11 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "examples" / "notebooks"
-sys.path.insert(0, str(FOLDER))
+from examples.notebooks import execute
 
-import execute  # noqa: E402
+ROOT = Path(__file__).parents[2]
+
+FOLDER = ROOT / "examples" / "notebooks"
 
 TEN_MINUTES = FOLDER / "hero_in_ten_minutes.ipynb"
 CHOOSING = FOLDER / "choosing_h_and_gamma.ipynb"

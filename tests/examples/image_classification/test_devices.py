@@ -10,9 +10,7 @@ import optax
 import pytest
 
 from examples.image_classification import __main__ as command
-from examples.image_classification import (
-    devices as devices_of,
-)
+from examples.image_classification import devices as devices_of
 from examples.image_classification import evaluate, input_pipeline, loop, train
 from examples.image_classification import run as run_module
 from examples.image_classification.config import Config

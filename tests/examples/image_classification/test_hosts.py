@@ -17,8 +17,8 @@ import pytest
 from examples.image_classification import config as configs
 from examples.image_classification import hosts, loop
 from examples.image_classification.config import Config
-from examples.image_classification.loop import STOPPED
 from examples.image_classification.run import Options, run
+from examples.image_classification.stopping import STOPPED
 from hero_jax import quant
 from tests.examples.image_classification.small import make_model
 

@@ -11,7 +11,7 @@ from examples.image_classification import datasets, input_pipeline
 from examples.image_classification.config import Config
 from examples.image_classification.run import Options, run
 
-SHARED = Path(__file__).parents[4] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 PHOTOGRAPHS = SHARED / "data" / "imagenette_mini"
 UNPACK = SHARED / "tools" / "unpack_data.py"
 

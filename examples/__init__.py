@@ -1,0 +1,1 @@
+"""Demos, one file each; the recipe `image_classification`; and the experiments."""

@@ -1,1 +1,0 @@
-"""What `examples/curvature_report.py` measures, draws and writes."""

@@ -1,0 +1,1 @@
+"""Shared by experiments: results, statistics, command lines, digits, networks."""

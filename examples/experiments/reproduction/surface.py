@@ -1,0 +1,91 @@
+"""The loss around the weights of a run: Figure 3, and the largest eigenvalue."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from examples.image_classification import evaluate
+from examples.image_classification.array_pipeline import ArrayPipeline
+from examples.image_classification.config import Config
+from examples.image_classification.train import make_model
+from hero_jax import curvature, landscape
+
+POINTS = 21
+"""Along each of two filter-normalized random directions, from -1 to 1."""
+
+IMAGES = 500
+"""Training images that the loss is a mean over."""
+
+AT_ONCE = 125
+"""Of these, that a product with the Hessian takes at once."""
+
+
+def measure(
+    config: Config, pipeline: ArrayPipeline, variables: evaluate.Variables
+) -> dict[str, Any]:
+    """Return coordinates and the loss on a grid, with the statistics of the weights.
+
+    Args:
+      config: of the run.
+      pipeline: its data, with its labels.
+      variables: what it came to.
+    """
+    loss_fn, arguments = _loss(config, pipeline, variables)
+    params = variables["params"]
+    directions = [
+        landscape.filter_normalized(landscape.random_direction(key, params), params)
+        for key in jax.random.split(jax.random.key(0))
+    ]
+    axis = np.linspace(-1.0, 1.0, POINTS, dtype=np.float32)
+    surface = landscape.loss_surface(
+        loss_fn, params, directions, [axis, axis], *arguments
+    )
+    return {
+        "axis": [round(float(x), 6) for x in axis],
+        "images": len(arguments[-1]),
+        "loss": [[float(f"{x:.5g}") for x in row] for row in np.asarray(surface)],
+    }
+
+
+def largest_eigenvalue(
+    config: Config, pipeline: ArrayPipeline, variables: evaluate.Variables
+) -> dict[str, float]:
+    """Return the largest eigenvalue of the Hessian of the same loss, and its residual.
+
+    The arguments are those of :func:`measure`.
+    """
+    loss_fn, arguments = _loss(config, pipeline, variables)
+    found = curvature.top_eigenvalues(
+        loss_fn,
+        variables["params"],
+        *arguments,
+        batch_size=AT_ONCE,
+        batch_argnums=(2, 3),
+    )
+    return {
+        "value": float(f"{found.values[0]:.5g}"),
+        "residual": float(f"{found.residuals[0]:.2g}"),
+        "images": len(arguments[-1]),
+    }
+
+
+def _loss(
+    config: Config, pipeline: ArrayPipeline, variables: evaluate.Variables
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return `(params, *arguments) -> loss` and the arguments."""
+    model = make_model(config, pipeline, synchronized=True)
+    item = pipeline.sample(1)[0]
+
+    def loss_fn(params: Any, batch_stats: Any, images: Any, labels: Any) -> Any:
+        logits: Any = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            pipeline.standardized(images),
+            train=False,
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    images, labels = (np.asarray(x)[:IMAGES] for x in (item.images, item.labels))
+    return loss_fn, (variables["batch_stats"], images, labels)

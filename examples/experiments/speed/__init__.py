@@ -1,0 +1,1 @@
+"""Step times, and what else costs how much."""

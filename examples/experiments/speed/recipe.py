@@ -1,0 +1,99 @@
+"""Images per second of the input pipeline alone, of the step alone, and of both.
+
+    python -m examples.experiments.speed.recipe CONFIG [the options of a run]
+
+The step alone trains on one batch that is ready; of both together, the share of the
+time that it takes is told. If that is far from all of it, more `--workers` may help. Of
+several devices the step includes what is done to images on the devices.
+"""
+
+import copy
+import dataclasses
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from examples.image_classification import devices
+from examples.image_classification.__main__ import parse
+from examples.image_classification.config import Config
+from examples.image_classification.pipeline import Pipeline
+from examples.image_classification.results import markdown
+from examples.image_classification.run import open_pipeline
+from examples.image_classification.train import make_model, make_program
+
+LEAST_STEPS = 30
+"""So many that a few batches which workers have ready do not count."""
+
+
+def measure(config: Config, pipeline: Pipeline, steps: int) -> dict[str, float]:
+    """Return images per second, after a first step that is not counted.
+
+    Args:
+      config: of the run.
+      pipeline: its data.
+      steps: how many are timed.
+    """
+    model = make_model(config, pipeline, config.normalizes_together)
+    program = make_program(config, model, pipeline)
+    epochs = itertools.count()
+    items = itertools.chain.from_iterable(map(pipeline.epoch, epochs))
+    first = next(items)
+    state = program.init()
+    alone, ready = program.step, first
+    if pipeline.devices.count == 1:
+        ready = jax.jit(pipeline.batch)(first, state.step)
+        prepared = copy.copy(pipeline)
+        prepared.batch = lambda item, step: item  # type: ignore[method-assign]  # noqa: ARG005
+        alone = make_program(config, model, prepared).step
+
+    def rate(source: Any, step: Any = None, warm_up: Any = None) -> float:
+        nonlocal state
+        if step is not None:
+            state, _ = step(state, warm_up)  # compiles, the first time
+        jax.block_until_ready(state)
+        start = time.perf_counter()
+        for item in itertools.islice(source, steps):
+            if step is None:
+                jax.block_until_ready(item)
+            else:
+                state, _ = step(state, item)
+        jax.block_until_ready(state)
+        return steps * config.micro_batch / (time.perf_counter() - start)
+
+    return {
+        "input pipeline alone": rate(items),
+        "step alone": rate(itertools.repeat(ready), alone, ready),
+        "both": rate(items, program.step, first),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure over an epoch, or a few short ones, and print a table."""
+    config, options = parse(sys.argv[1:] if arguments is None else arguments)
+    if options.distributed:
+        raise SystemExit("error: speed measures one process: leave out --distributed.")
+    try:
+        devices.divide_host(options.host_devices)
+    except devices.DevicesError as error:
+        raise SystemExit(f"error: {error}") from None
+    config = dataclasses.replace(config, epochs=max(3 * LEAST_STEPS, config.epochs))
+    with open_pipeline(config, options) as pipeline:
+        rates = measure(config, pipeline, max(pipeline.steps, LEAST_STEPS))
+    print(
+        f"{config.model}, {config.method}, {'x'.join(map(str, pipeline.image_shape))} "
+        f"images, batch {config.micro_batch}, {options.workers} workers, "
+        f"{pipeline.devices.count} x {jax.devices()[0].device_kind}, "
+        f"jax {jax.__version__}\n"
+    )
+    rows = [["what", "images/s"], *([k, f"{v:.0f}"] for k, v in rates.items())]
+    print(markdown(rows))
+    share = rates["both"] / rates["step alone"]
+    print(f"\nOf the time of both, {min(share, 1):.1%} is that of the step.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A search of settings on images held out, by one compiled program."""

@@ -1,0 +1,175 @@
+"""Which settings a sweep tries, and which of them is best."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from examples.image_classification.config import Config, Method
+from examples.image_classification.train import Settings
+
+Row = dict[str, Any]
+
+OF_METHOD: dict[Method, tuple[str, ...]] = {
+    "hero": ("h", "gamma"),
+    "first_order": ("h",),
+    "grad_l1": ("strength",),
+    "sgd": (),
+}
+"""Settings that a method has, beside those of the optimizer."""
+
+
+class Run(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+      settings: of the method and the optimizer.
+      seed: of weights, order, augmentation and label noise.
+      label_noise: share of the labels that are random; the config's if None.
+    """
+
+    settings: Settings
+    seed: int
+    label_noise: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What a sweep tries: all combinations, each from every seed.
+
+    Attributes:
+      h: lengths of HERO's and first_order's step, in units of z; 0 is SGD.
+      gamma: strengths of HERO's penalty; the default is the paper's grid, and 0, which
+        is first_order.
+      learning_rate: at the start; on the command line, the config's if not given.
+      weight_decay: added to the gradient, times the weights; likewise.
+      strength: of GRAD-L1's penalty; 0 is SGD.
+      seeds: of weights, order, augmentation and label noise.
+    """
+
+    h: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+    gamma: tuple[float, ...] = (0.0, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+    learning_rate: tuple[float, ...] = (Config.learning_rate,)
+    weight_decay: tuple[float, ...] = (Config.weight_decay,)
+    strength: tuple[float, ...] = (0.0, 0.0001, 0.001, 0.01)
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` or `TypeError` where a value is out of range."""
+        for name, values in dataclasses.asdict(self).items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(
+                    f"{name} must be one or more values that differ, got {values}."
+                )
+            field = "seed" if name == "seeds" else name
+            checked = [getattr(Config(**{field: x}), field) for x in values]
+            object.__setattr__(self, name, tuple(checked))
+
+    def of_method(self, method: Method) -> "Grid":
+        """Return the grid without what a method has not."""
+        names = {name for names in OF_METHOD.values() for name in names}
+        without: dict[str, Any] = dict.fromkeys(names - {*OF_METHOD[method]}, (0.0,))
+        return dataclasses.replace(self, **without)
+
+    def told(self, method: Method) -> list[str]:
+        """Return the names of the method, and of what has several values."""
+        return [
+            name
+            for name in Settings._fields
+            if name in OF_METHOD[method] or len(getattr(self, name)) > 1
+        ]
+
+    def settings(self) -> list[Settings]:
+        """Return all combinations, h the slowest to change.
+
+        With h = 0 there is nothing that gamma could penalise: its least value stands
+        for all.
+        """
+        axes = (getattr(self, name) for name in Settings._fields)
+        combined = (Settings(*values) for values in itertools.product(*axes))
+        return [x for x in combined if x.h or x.gamma == min(self.gamma)]
+
+    def runs(self) -> list[Run]:
+        """Return all runs: those of the first seed, then those of the next."""
+        return [Run(x, seed) for seed in self.seeds for x in self.settings()]
+
+
+def summarize(grid: Grid, rows: Sequence[Row]) -> list[Row]:
+    """Return means over the seeds, of every setting that has a run from each.
+
+    Args:
+      grid: of the sweep.
+      rows: its runs, with `accuracy_by_bits`, which is None of one that diverged.
+
+    Returns:
+      For each setting the number of runs that diverged, `accuracy_by_bits` and
+      `score`, the mean of these accuracies, with standard errors; None if any diverged.
+    """
+    by_run = {run_of(row): row["accuracy_by_bits"] for row in rows}
+    summaries = []
+    for settings in grid.settings():
+        runs = [Run(settings, seed) for seed in grid.seeds]
+        if not by_run.keys() >= set(runs):
+            continue
+        accuracies = [by_run[run] for run in runs]
+        diverged = accuracies.count(None)
+        summary: Row = {
+            **settings._asdict(),
+            "diverged": diverged,
+            "accuracy_by_bits": None,
+            "score": None,
+        }
+        if not diverged:
+            summary["accuracy_by_bits"] = {
+                bits: _summary([of_seed[bits] for of_seed in accuracies])
+                for bits in accuracies[0]
+            }
+            scores = [float(np.mean([*x.values()])) for x in accuracies]
+            summary["score"] = _summary(scores)
+        summaries.append(summary)
+    return summaries
+
+
+def best(summaries: Sequence[Row]) -> Row | None:
+    """Return the setting of the highest score; None if there is none."""
+    scored = [x for x in summaries if x["score"] is not None]
+    return max(scored, key=lambda x: float(x["score"]["mean"]), default=None)
+
+
+def at_edge(grid: Grid, row: Row) -> dict[str, str]:
+    """Return which settings have an end of the grid, other than zero, and which end."""
+    found = {}
+    for name in Settings._fields:
+        if name == "gamma" and not row["h"]:
+            continue
+        values, value = getattr(grid, name), row[name]
+        if len(values) > 1 and value and value in (min(values), max(values)):
+            found[name] = "largest" if value == max(values) else "smallest"
+    return found
+
+
+def plain(method: Method, summaries: Sequence[Row]) -> Row | None:
+    """Return the best of the settings with which a method is SGD; None if none is."""
+    first = OF_METHOD[method][:1]
+    return best([x for x in summaries if first and not x[first[0]]])
+
+
+def run_of(row: Row) -> Run:
+    """Return which run a row is of."""
+    return Run(settings_of(row), row["seed"])
+
+
+def settings_of(row: Row) -> Settings:
+    """Return the settings of a row; what it does not tell has its default."""
+    return Settings(**{x: row[x] for x in Settings._fields if x in row})
+
+
+def _summary(values: Sequence[float]) -> dict[str, float | None]:
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {
+        "mean": float(np.mean(values)),
+        "standard_error": None if error is None else float(error),
+    }

@@ -1,0 +1,433 @@
+"""The language model: its text, its causality, and every optimizer's first step."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from tqdm import tqdm
+
+from examples.experiments.common import digits as quickstart
+from examples.experiments.language_model import __main__ as language_model
+from examples.experiments.language_model import corpus, search, training
+from examples.experiments.language_model.model import Transformer, make_loss
+from examples.experiments.language_model.training import METHODS, OPTIMIZERS, Settings
+from hero_jax import quant
+
+EXAMPLES = Path(__file__).parents[4] / "examples"
+
+TINY = Transformer(vocabulary=11, context=6, width=8, blocks=1)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return training.init_params(TINY, 0)
+
+
+def test_a_later_character_changes_no_earlier_logit(params):
+    # Weights with which attention matters everywhere.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape), params)
+    tokens = np.array([[1, 2, 3, 4, 5, 6]])
+    apply = jax.jit(TINY.apply)
+    logits = apply({"params": params}, tokens)
+    for changed in range(6):
+        other = tokens.copy()
+        other[0, changed] = 9
+        found = apply({"params": params}, other)
+        np.testing.assert_allclose(found[:, :changed], logits[:, :changed], atol=1e-6)
+        # All that can see it do.
+        seen = np.abs(found - logits)[0, changed:].max(-1)
+        assert seen.min() > 1e-4
+
+
+def test_all_characters_are_about_equally_likely_at_first(params):
+    tokens = np.random.default_rng(0).integers(0, 11, (40, 7))
+    loss = jax.jit(make_loss(TINY))(params, tokens)
+    # Logits of 0.02 sqrt(width) add half their square, 0.002, on average.
+    assert loss == pytest.approx(math.log(11), abs=0.02)
+
+
+def paragraphs(text):
+    return {" ".join(p.split()) for p in text.split("\n\n")} - {""}
+
+
+def pieces(text):
+    return [text[i : i + 50] for i in range(len(text) - 50)]
+
+
+def test_no_paragraph_is_in_two_parts_of_the_text():
+    topics = corpus.load_topics()
+    parts = corpus.split(topics)
+    text = ["".join(parts.vocabulary[i] for i in part) for part in parts[1:]]
+    assert "".join(text) == "".join(topics.values())
+    train, validation, test = map(paragraphs, text)
+    assert not train & validation
+    assert not (train | validation) & test
+    # Nor is much in two parts otherwise: of all pieces of 50 characters one in fifty;
+    # one in ten or more, were repeated paragraphs not left out. The rules of tables,
+    # of which some versions have many, are not text.
+    known = {*pieces(text[0])}
+    for part in text[1:]:
+        words = [piece for piece in pieces(part) if len({*piece}) > 8]
+        assert np.mean([piece in known for piece in words]) < 0.01
+    # Each has at least a tenth, and would not without its first topic.
+    total = sum(map(len, text))
+    names = [*topics]
+    for part in (text[2], text[1]):
+        mine = []
+        while "".join(topics[n] for n in mine) != part:
+            mine.insert(0, names.pop())
+        assert len(part) >= 0.1 * total > len(part) - len(topics[mine[0]])
+
+
+def test_repeated_paragraphs_stay_where_they_come_first():
+    topics = {"b": "two\n\n one  line\n\nthree", "a": "one\nline\n\nfour", "c": "two"}
+    kept = corpus.without_repetition(topics)
+    assert kept == {"a": "one\nline\n\nfour\n\n", "b": "two\n\nthree\n\n"}
+
+
+def test_a_text_too_short_to_split_is_named():
+    with pytest.raises(ValueError, match="nothing is left to train on of 2 topics"):
+        corpus.split({"a": "x", "b": "y"})
+
+
+def test_windows_predict_every_character_once():
+    text = np.arange(14)
+    found = corpus.windows(text, 4)
+    np.testing.assert_array_equal(found[:, 0], [0, 4, 8])
+    np.testing.assert_array_equal(found[:, 1:].ravel(), range(1, 13))
+    np.testing.assert_array_equal(corpus.windows(text[:13], 4), found)
+
+
+def test_batches_come_from_everywhere():
+    rng = np.random.default_rng(0)
+    drawn = corpus.batch(np.arange(7), 4, 300, rng)
+    assert drawn.shape == (300, 5)
+    assert {*drawn[:, 0]} == {0, 1, 2}
+    assert (np.diff(drawn, axis=1) == 1).all()
+
+
+def test_missing_topics_are_explained(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(SystemExit):
+        language_model.main([])
+    assert "which this Python comes without" in capsys.readouterr().err
+
+
+# One matrix that Muon makes orthogonal, one that it leaves to Adam, and a vector.
+def toy_loss(params, x):
+    hidden = jnp.tanh(x @ params["block_0"]["kernel"] + params["block_0"]["bias"])
+    return jnp.mean(jnp.sin(hidden @ params["head"]) ** 2)
+
+
+def toy():
+    rng = np.random.default_rng(3)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape))
+    params = {"block_0": {"kernel": draw(4, 3), "bias": draw(3)}, "head": draw(3, 2)}
+    return params, draw(5, 4)
+
+
+def gradient_by_hand(method, params, x, h, gamma):
+    """Eq. 11-13 with the dense Hessian; the vector is perturbed, not penalised."""
+    leaves, structure = jax.tree.flatten(params)
+    W, unravel = ravel_pytree(params)
+    loss = lambda w: toy_loss(unravel(w), x)
+    grad, hessian = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss))
+    at = np.split(np.arange(W.size), np.cumsum([leaf.size for leaf in leaves])[:-1])
+    W = np.asarray(W)
+    U, g = W.copy(), np.asarray(grad(W))
+    for i in at:
+        z = W[i] ** 2 / np.linalg.norm(W[i]) * g[i] / np.linalg.norm(g[i])
+        U[i] += h * z
+    found = np.asarray(grad(U))
+    difference = found - g
+    for i, leaf in zip(at, leaves, strict=True):
+        difference[i] *= leaf.ndim > 1
+    found = {
+        "plain": g,
+        "first-order": found,
+        "HERO": found + 2.0 * gamma * np.asarray(hessian(U)) @ difference,
+    }[method]
+    parts = [found[i].reshape(x.shape) for i, x in zip(at, leaves, strict=True)]
+    return structure.unflatten(parts)
+
+
+def orthogonal_by_hand(g):
+    """Five steps of the polynomial of Newton and Schulz, by singular values."""
+    u, s, vt = np.linalg.svd(g / np.linalg.norm(g), full_matrices=False)
+    for _ in range(5):
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    return u @ np.diag(s) @ vt
+
+
+def update_by_hand(optimizer, path, W, g, rate, decay):
+    """The first step: moments are of one gradient, corrected for their start."""
+    W, g = np.asarray(W), np.asarray(g)
+    if optimizer == "SGD":
+        return -rate * (g + decay * W)
+    if optimizer == "Lion":
+        return -rate * (np.sign(g) + decay * W)
+    if optimizer == "LAMB":
+        u = g / (np.abs(g) + 1e-6) + decay * W
+        return -rate * np.linalg.norm(W) / np.linalg.norm(u) * u
+    if optimizer == "AdamW":
+        return -rate * (g / (np.abs(g) + 1e-8) + decay * W)
+    if path == "block_0/kernel":  # Muon; 4 inputs, 3 outputs: no larger than 1
+        return -rate * (orthogonal_by_hand(g) + decay * W)
+    ahead = 1.0 + 0.9 / (1.0 + 0.9)  # Nesterov's variant of Adam, after one step
+    return -rate * (ahead * g / (np.abs(g) + 1e-8) + decay * W)
+
+
+CASES = [(o, "HERO") for o in OPTIMIZERS] + [("SGD", m) for m in METHODS[:2]]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("optimizer", "method"), CASES)
+def test_first_step_is_the_optimizers_with_the_gradient_by_hand(optimizer, method):
+    params, x = toy()
+    settings = Settings(learning_rate=0.1, weight_decay=0.2, h=0.7, gamma=0.3)
+    g = gradient_by_hand(method, params, x, 0.7, 0.3)
+    rate = 0.1 / 3  # 2 of 20 steps warm up: a third, two thirds, all of it
+    expected = jax.tree_util.tree_map_with_path(
+        lambda path, W, g: update_by_hand(
+            optimizer,
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            W,
+            g,
+            rate,
+            0.2,
+        ),
+        params,
+        g,
+    )
+    before = jax.tree.map(np.asarray, params)
+    program = training.make_program(toy_loss, optimizer, method, 20, "layerwise")
+    state, loss = program.step(program.init(params, settings), x, settings)
+    assert loss == pytest.approx(toy_loss(before, x))
+    update = jax.tree.map(lambda a, b: np.asarray(a) - b, state.params, before)
+    # Newton-Schulz and Adam's moments are a few products in double precision.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8),
+        update,
+        expected,
+    )
+    # Neither the next step nor other settings need another program.
+    other = Settings(*(2.0 * x for x in settings))
+    state, loss = program.step(state, x, other)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert program.step._cache_size() == 1
+
+
+def test_main_writes_what_training_by_hand_gives(tmp_path, capsys, monkeypatch):
+    topics = dict(sorted(corpus.load_topics().items())[:9])
+    monkeypatch.setattr(language_model, "load_topics", lambda: topics)
+    monkeypatch.setattr(language_model, "METHODS", ("first-order",))
+    arguments = [
+        *("--optimizers", "Lion", "--steps", "3", "--width", "8", "--blocks", "1"),
+        *("--batch-size", "4", "--context", "16", "--seeds", "4", "2", "--quiet"),
+        *("--out", str(tmp_path)),
+    ]
+    record = language_model.main(arguments)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "language_model.json",
+        "language_model.png",
+    }
+    written = json.loads((tmp_path / "language_model.json").read_text())
+    assert written["found"] == record["found"]
+    assert written["text"]["characters"] == sum(
+        written["text"][part] for part in ("train", "validation", "test")
+    )
+    assert (tmp_path / "language_model.png").read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    assert "Help topics of Python" in out
+    assert [*record["found"]] == ["Lion"]
+    assert [*record["found"]["Lion"]] == ["first-order"]
+
+    parts = corpus.split(topics)
+    model = Transformer(len(parts.vocabulary), context=16, width=8, blocks=1)
+    program = training.make_program(
+        make_loss(model), "Lion", "first-order", 3, language_model.PERTURBATION
+    )
+    params = training.train(
+        program,
+        model,
+        parts.train,
+        language_model.SETTINGS["Lion"]["first-order"],
+        num_steps=3,
+        batch_size=4,
+        seed=2,
+        progress=tqdm(disable=True),
+    )
+    windows = corpus.windows(parts.test, 16)
+    rounded = quant.dequantize(quant.quantize(params, bits=3, axis=-1))
+    assert np.unique(rounded["Embed_0"]["embedding"][:, 0]).size <= 8
+    for name, weights in (("float", params), ("3 bit, channel", rounded)):
+        logits = jax.jit(model.apply)({"params": weights}, windows[:, :-1])
+        logits = np.asarray(logits, float)
+        shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        chosen = np.take_along_axis(shares, windows[:, 1:, None], -1)
+        expected = -np.log2(chosen).mean()
+        found = record["found"]["Lion"]["first-order"]["bits_per_character"][name]
+        assert found["values"][1] == pytest.approx(expected, rel=1e-5)
+
+    # What is there with the same settings is not trained again.
+    def trained(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr(language_model, "train", trained)
+    assert language_model.main(arguments)["found"] == record["found"]
+    others = {"first-order": Settings(0.5, h=0.1)}
+    monkeypatch.setitem(language_model.SETTINGS, "Lion", others)
+    with pytest.raises(InterruptedError):
+        language_model.main(arguments)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    program = training.Program(lambda params, _: params, lambda s, *_: (s, np.nan))
+    with pytest.raises(FloatingPointError, match="seed 5 is nan after step 3; lower"):
+        training.train(
+            program,
+            TINY,
+            np.arange(11),
+            Settings(0.1),
+            num_steps=3,
+            batch_size=2,
+            seed=5,
+            progress=tqdm(disable=True),
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--batch-size", "-1"], "--batch-size must be at least 1, got -1"),
+        (["--width", "10"], "--width must be a multiple of 4, the attention heads"),
+        (["--seeds", "1", "1"], "--seeds must be different and at least 0, got [1, 1]"),
+        (["--context", "10000000"], "--context must be at most"),
+        (["--optimizers", "Adam"], "invalid choice: 'Adam'"),
+        (["--out", "/dev/null/x"], "--out must be a folder that can be written to"),
+    ],
+)
+def test_bad_options_are_named_before_any_work(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        language_model.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+SEARCH = ["--search", "--quiet", "--optimizers", "AdamW"]
+
+
+@pytest.mark.slow
+def test_search_finds_the_best_on_the_validation_text(tmp_path, monkeypatch):
+    """Of losses that are known: least at certain settings, not finite at others."""
+    tried = []
+
+    def train(program, _, text, settings, **__):
+        optimizer, method, perturbation = program
+        assert len(text) == len(corpus.split(corpus.load_topics()).train)
+        tried.append((optimizer, method, perturbation, settings))
+        if settings.learning_rate == search.RATES[optimizer][-1]:
+            raise FloatingPointError
+        rate = abs(settings.learning_rate - search.RATES[optimizer][1])
+        wrong = {"adaptive": 0.0, "layerwise": 0.1, "normalized": 0.2}[perturbation]
+        wrong = 0.0 if method == "plain" else wrong + abs(settings.h - 0.1)
+        decay = abs(settings.weight_decay - (0.075 if optimizer == "AdamW" else 0.0))
+        return 3.0 + rate + wrong + abs(settings.gamma - 0.1) + decay
+
+    class Evaluation:
+        def __init__(self, _, text):
+            assert len(text) == len(corpus.split(corpus.load_topics()).validation)
+
+        def __call__(self, params, bits=32, **_):
+            return 0.0 if bits == 8 else params + 1.0 / bits
+
+    monkeypatch.setattr(search, "train", train)
+    monkeypatch.setattr(search, "make_program", lambda *a: (a[1], a[2], a[4]))
+    monkeypatch.setattr(search, "Evaluation", Evaluation)
+    out = ["--out", str(tmp_path)]
+    first = language_model.main([*SEARCH, *out])["found"]
+    stopped = len(tried)
+    # A search goes on where an earlier one with the same arguments was stopped.
+    found = language_model.main([*SEARCH, "Muon", *out])["found"]
+    assert {t[0] for t in tried[stopped:]} == {"Muon"}
+    assert first["trials"]["AdamW"] == found["trials"]["AdamW"]
+    assert found["perturbation"] == "adaptive"
+    for optimizer, rate, decay in (("AdamW", 0.01, 0.075), ("Muon", 0.02, 0.0)):
+        for method in METHODS:
+            same = [t for t in tried if t[:2] == (optimizer, method)]
+            rates = 4 if method == "plain" else 0
+            directions = 9 if (optimizer, method) == ("AdamW", "first-order") else 0
+            assert len(same) == 4 + rates + directions
+        # HERO takes over rate and decay.
+        plain = Settings(rate, decay)
+        assert search.winner(found, optimizer, "plain") == plain
+        first_order = plain._replace(h=0.1)
+        assert search.winner(found, optimizer, "first-order") == first_order
+        hero = first_order._replace(gamma=0.1)
+        assert search.winner(found, optimizer, "HERO") == hero
+    written = json.loads((tmp_path / "search.json").read_text())["found"]
+    assert written["trials"] == found["trials"]
+    trial = written["trials"]["Muon"]["HERO"][0]
+    # The mean over the precisions but 8 bits: 1/32, and twice 1/4 and 1/3.
+    expected = trial["bits_per_character"]["float"] - 1 / 32
+    expected += (1 / 32 + 2 / 4 + 2 / 3) / 5
+    assert trial["score"] == pytest.approx(expected)
+    assert written["rates"]["AdamW"][-1]["score"] is None
+    tried.clear()
+    language_model.main([*SEARCH, *out, "--steps", "9"])
+    assert len(tried) == 4 + 9 + 3 * 4
+
+
+def test_a_search_without_a_finite_loss_says_so():
+    with pytest.raises(FloatingPointError, match="none of 1 trials"):
+        search.best([{"settings": {}, "score": None}])
+
+
+def test_differences_are_taken_seed_by_seed():
+    def of(*values):
+        found = quickstart.summary(values)
+        return {"bits_per_character": dict.fromkeys(search.PRECISIONS, found)}
+
+    found = {"Lion": {"plain": of(3.0, 5.0), "HERO": of(2.5, 4.75)}}
+    rows = language_model.difference_table(found).splitlines()
+    # Halves and quarters: -0.375 on average, and 0.25 / 2 of them either way.
+    assert [x.strip() for x in rows[2].split("|")[1:4]] == [
+        "Lion",
+        "HERO",
+        "-0.375 ± 0.125",
+    ]
+    found["Lion"]["HERO"] = of(3.25, 5.25)
+    assert "+0.250 ± 0.000" in language_model.difference_table(found)
+
+
+RESULTS = EXAMPLES / "results" / "language_model"
+
+
+def test_settings_are_those_that_the_search_found():
+    found = json.loads((RESULTS / "search.json").read_text())["found"]
+    assert found["perturbation"] == language_model.PERTURBATION
+    for optimizer in OPTIMIZERS:
+        for method in METHODS:
+            used = language_model.SETTINGS[optimizer][method]
+            assert used == search.winner(found, optimizer, method)
+
+
+def test_the_document_says_what_the_results_say():
+    record = json.loads((RESULTS / "language_model.json").read_text())
+    page = (EXAMPLES.parent / "docs" / "language_model.md").read_text()
+    assert language_model.table(record["found"]) in page
+    assert language_model.difference_table(record["found"]) in page
+    assert f"{record['text']['characters']:,} characters" in page
+    assert f"Python {record['text']['python']}" in page
+    for optimizer, methods in record["found"].items():
+        for method, result in methods.items():
+            used = language_model.SETTINGS[optimizer][method]
+            assert result["settings"] == used._asdict()

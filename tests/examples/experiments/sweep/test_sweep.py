@@ -1,0 +1,559 @@
+"""Sweeps: each run against the ordinary one, what is compiled, kept and chosen."""
+
+import dataclasses
+import errno
+import json
+import shlex
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from examples.experiments.sweep import __main__ as sweep
+from examples.experiments.sweep import grid, many_runs, search
+from examples.experiments.sweep.grid import Grid, Run
+from examples.experiments.sweep.many_runs import ManyRuns
+from examples.experiments.sweep.search import Options
+from examples.image_classification import __main__ as command
+from examples.image_classification import config as configs
+from examples.image_classification import input_pipeline, loop
+from examples.image_classification.config import Config
+from examples.image_classification.loop import RunError
+from examples.image_classification.run import Options as RunOptions
+from examples.image_classification.run import run
+from examples.image_classification.train import Settings
+from tests.examples.image_classification.small import make_model
+
+EXAMPLES = Path(__file__).parents[4] / "examples"
+CONFIG = Config(
+    dataset="digits",
+    augmentation="crop_flip",
+    model="resnet8",
+    label_noise=0.2,
+    train_size=128,
+    validation_size=60,
+    batch_size=32,
+    epochs=2,
+    curvature_batches=1,
+    bits=(4,),
+)
+GRID = Grid(
+    h=(1.0, 3.0),
+    gamma=(0.1, 0.5),
+    learning_rate=(0.05,),
+    weight_decay=(0.01,),
+    strength=(0.0,),
+    seeds=(0, 7),
+)
+ARGUMENTS = shlex.split(
+    "digits --train-size 128 --validation-size 60 --batch-size 32 --epochs 1"
+)
+
+
+IN_A_HURRY = True
+"""What is compiled here runs for some steps only."""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Train a network that is quick to compile, and smooth."""
+    monkeypatch.setattr(loop, "make_model", make_model)
+    monkeypatch.setattr(many_runs, "make_model", make_model)
+
+
+def options(out, **fields):
+    return Options(**{"out": out, "quiet": True, **fields})
+
+
+def as_read(record):
+    """The record as JSON gives it back."""
+    return json.loads(json.dumps(record))
+
+
+def numbers(rows):
+    """Rows by run, without how long they took and how they were run."""
+    ignored = ("seconds", "together", "at_once")
+    return {
+        grid.run_of(row): {k: v for k, v in row.items() if k not in ignored}
+        for row in rows
+    }
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_run_of_a_sweep_is_the_ordinary_run_either_way(tmp_path):
+    """In double precision; weights, order, crops and noise are those of the seed."""
+    config = dataclasses.replace(CONFIG, accumulation=2)
+    turns = search.sweep(config, GRID, options(tmp_path / "turns"))["runs"]
+    fields = {"together": "vmap", "at_once": 3}  # the last chunk is filled up
+    together = search.sweep(config, GRID, options(tmp_path / "vmap", **fields))["runs"]
+    assert [row["at_once"] for row in turns] == [1] * 8
+    assert [row["at_once"] for row in together] == [3] * 8
+    one, two = numbers(turns), numbers(together)
+    assert [*one] == [*two] == GRID.runs()
+    assert len({row["train_loss"] for row in turns}) == 8
+    for key, row in one.items():
+        assert row["accuracy_by_bits"] == two[key]["accuracy_by_bits"]
+        for name in ("train_loss", "validation_loss"):
+            # Sixteen steps of the same sums in double precision.
+            np.testing.assert_allclose(row[name], two[key][name], rtol=1e-9)
+
+    chosen = Run(Settings(h=3.0, gamma=0.1, learning_rate=0.05, weight_decay=0.01), 7)
+    fields = chosen.settings._asdict() | {"seed": chosen.seed}
+    ordinary = dataclasses.replace(config, **fields)
+    expected = run(ordinary, RunOptions(out=tmp_path / "run", devices=1, quiet=True))
+    row = one[chosen]
+    assert row["accuracy_by_bits"] == expected["accuracy_by_bits"]
+    np.testing.assert_allclose(
+        [row["validation_loss"], row["train_loss"]],
+        [expected["test_loss"], expected["epochs"][-1]["train_loss"]],
+        rtol=1e-9,
+    )
+
+
+@pytest.mark.slow
+def test_an_epoch_may_be_one_loop_on_the_device():
+    runs = [run._replace(label_noise=0.5) for run in GRID.runs()[1:4]]
+    outputs = []
+    for on_device in (False, True):
+        config = dataclasses.replace(CONFIG, epoch_on_device=on_device)
+        many = ManyRuns(config, input_pipeline.create(config), 3, "vmap")
+        seen = []
+        outputs.append([x for _, x in many.epochs(runs, seen.append)])
+        assert np.shape(seen) == (8, 3)
+        np.testing.assert_array_equal(seen[:4], outputs[-1][0][:, :, 0].T)
+    assert np.shape(outputs) == (2, 2, 3, 4, 5)
+    # Eight steps in single precision, of sums in another order.
+    np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-5)
+    clean, noisy = outputs[0][-1][:, :, 2], outputs[0][-1][:, :, 1]
+    assert (clean != noisy).any()
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [("first_order", ["h"]), ("grad_l1", ["strength"]), ("sgd", ["learning_rate"])],
+)
+def test_a_method_is_searched_in_its_own_settings(method, names, tmp_path, monkeypatch):
+    monkeypatch.setattr(ManyRuns, "train", lambda _, runs, __: [None] * len(runs))
+    config = dataclasses.replace(CONFIG, method=method)
+    rates = (0.1, 0.2) if method == "sgd" else (0.1,)
+    tried = Grid(
+        h=(1.0, 3.0), gamma=(0.1, 0.2), strength=(0.1, 0.3), learning_rate=rates
+    )
+    record = search.sweep(config, tried, options(tmp_path))
+    settings = {grid.settings_of(row) for row in record["runs"]}
+    assert len(settings) == 2
+    zero = Settings(0.0, 0.0, 0.1, 1e-4, 0.0)._asdict()
+    for found in settings:
+        found = found._asdict()
+        assert [x for x in found if found[x] != zero[x]] in ([], names)
+
+
+def test_the_penalty_of_grad_l1_has_the_strength_of_the_run(tmp_path):
+    config = dataclasses.replace(CONFIG, method="grad_l1", epochs=1)
+    tried = dataclasses.replace(GRID, strength=(0.0, 0.05), seeds=(0,))
+    rows = search.sweep(config, tried, options(tmp_path / "grad_l1"))["runs"]
+    plain = dataclasses.replace(config, method="sgd")
+    (sgd,) = search.sweep(plain, tried, options(tmp_path / "sgd"))["runs"]
+    losses = [row["validation_loss"] for row in rows]
+    # The same sums, but for the product times zero.
+    np.testing.assert_allclose(losses[0], sgd["validation_loss"], rtol=1e-4)
+    assert abs(losses[1] / losses[0] - 1.0) > 1e-3
+
+
+@pytest.mark.parametrize("together", ["vmap", "one_by_one"])
+def test_nothing_is_traced_or_compiled_after_the_first_runs(together):
+    events = []
+    pipeline = input_pipeline.create(CONFIG)
+    many = ManyRuns(CONFIG, pipeline, 3, together)
+    runs = GRID.runs()
+    chunks = [runs[k : k + many.size] for k in range(0, len(runs), many.size)]
+    many.train(chunks[0], lambda _: None)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: events.append(name)
+    )
+    try:
+        for chunk in chunks[1:]:
+            assert None not in many.train(chunk, lambda _: None)
+        during = [name for name in events if "trace" in name or "compile" in name]
+        assert during == []
+        jax.jit(lambda x: x + 1)(np.float32(0.0))
+        assert len(events) > len(during)  # there would have been any
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert many._step._cache_size() == many._start._cache_size() == 1
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs that are trained, in chunks; stops before those that `allowed` cuts."""
+    calls = []
+    train = ManyRuns.train
+
+    def counted(self, runs, look):
+        if len(calls) == counted.allowed:
+            raise KeyboardInterrupt
+        calls.append([*runs])
+        return train(self, runs, look)
+
+    counted.allowed = None
+    monkeypatch.setattr(ManyRuns, "train", counted)
+    return calls, counted
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_to_the_same_result(trained, tmp_path):
+    calls, limit = trained
+    fields = {"together": "vmap", "at_once": 3}
+    whole = search.sweep(CONFIG, GRID, options(tmp_path / "whole", **fields))
+    calls.clear()
+    limit.allowed = 2
+    killed = options(tmp_path / "killed", **fields)
+    with pytest.raises(KeyboardInterrupt):
+        search.sweep(CONFIG, GRID, killed)
+    path = tmp_path / "killed" / "sweep.json"
+    finished = sum(map(len, calls))
+    assert len(json.loads(path.read_text())["runs"]) == finished > 0
+    limit.allowed = None
+    record = search.sweep(CONFIG, GRID, killed)
+    assert [run for chunk in calls for run in chunk] == GRID.runs()
+    # The same program on the same numbers, from the same start: bit for bit.
+    assert numbers(record["runs"]) == numbers(whole["runs"])
+    assert (record["settings"], record["best"]) == (whole["settings"], whole["best"])
+    assert json.loads(path.read_text()) == as_read(record)
+
+    limit.allowed = len(calls)  # nothing is left to do
+    again = search.sweep(CONFIG, GRID, killed)
+    assert as_read(again) == as_read(record)
+    limit.allowed = None
+    calls.clear()
+    more = dataclasses.replace(GRID, h=(2.0, *GRID.h))
+    assert len(search.sweep(CONFIG, more, killed)["settings"]) == 6
+    assert {run.settings.h for chunk in calls for run in chunk} == {2.0}
+    other = dataclasses.replace(CONFIG, epochs=3)
+    with pytest.raises(loop.RunError, match=r"another config \(epochs was 2, now 3\)"):
+        search.sweep(other, GRID, killed)
+
+
+def test_runs_that_diverge_are_marked_and_never_win(tmp_path):
+    """And leave the others of their program alone."""
+    wild = dataclasses.replace(GRID, h=(1.0,), gamma=(1e30, 0.1))
+    record = search.sweep(CONFIG, wild, options(tmp_path / "wild", together="vmap"))
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    text = (tmp_path / "wild" / "sweep.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == as_read(record)  # strict JSON
+    bad, good = record["settings"]
+    assert (bad["diverged"], bad["score"], bad["accuracy_by_bits"]) == (2, None, None)
+    assert record["best"] == good
+    assert good["gamma"] == 0.1
+    assert record["runs"][0]["validation_loss"] is None
+    assert (tmp_path / "wild" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    tame = dataclasses.replace(wild, gamma=(0.1,))
+    alone = search.sweep(CONFIG, tame, options(tmp_path / "tame"))
+    expected = numbers(alone["runs"])
+    for row in record["runs"]:
+        if row["gamma"] == 0.1:
+            # Rounding in single precision through eight steps.
+            loss = expected[grid.run_of(row)]["validation_loss"]
+            np.testing.assert_allclose(row["validation_loss"], loss, rtol=1e-3)
+
+
+def test_a_run_whose_last_update_overflows_has_diverged():
+    """All that its only step returns is of the weights before."""
+    config = dataclasses.replace(CONFIG, train_size=32, epochs=1)
+    many = ManyRuns(config, input_pipeline.create(config), 1, "one_by_one")
+    losses = []
+    settings = Settings(h=1.0, gamma=0.1, learning_rate=3e38, weight_decay=1e10)
+    assert many.train([Run(settings, 0)], losses.extend) == [None]
+    assert np.isfinite(losses).all()
+    assert len(losses) == 1
+
+
+def test_a_sweep_of_which_all_diverges_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ManyRuns, "train", lambda _, runs, __: [None] * len(runs))
+    arguments = [*ARGUMENTS, "--h", "1", "--gamma", "1e30", "--seeds", "0"]
+    assert sweep.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert "every setting diverged" in capsys.readouterr().out
+    assert json.loads((tmp_path / "sweep.json").read_text())["best"] is None
+    assert (tmp_path / "sweep.png").exists()
+
+
+def rows_of(accuracies, h):
+    """Rows of a setting from (full, 4 bit) of seeds 0 and 7."""
+    settings = Settings(h, 0.1, 0.1, 1e-4)._asdict()
+    return [
+        settings
+        | {
+            "seed": seed,
+            "accuracy_by_bits": x and dict(zip(("32", "4"), x, strict=True)),
+        }
+        for seed, x in zip((0, 7), accuracies, strict=True)
+    ]
+
+
+def test_the_best_setting_has_the_highest_mean_over_precisions_and_seeds():
+    rows = [
+        *rows_of([(0.9, 0.9), (0.8, 0.6)], h=1.0),  # 0.8
+        *rows_of([(0.99, 0.4), (0.99, 0.5)], h=2.0),  # better in full, worse in both
+        *rows_of([(1.0, 1.0), None], h=3.0),  # one of the seeds diverged
+        *rows_of([(1.0, 1.0), (1.0, 1.0)], h=4.0)[:1],  # not finished
+    ]
+    tried = Grid(h=(1.0, 2.0, 3.0, 4.0), gamma=(0.1,), strength=(0.0,), seeds=(0, 7))
+    summaries = grid.summarize(tried, rows)
+    assert [x["h"] for x in summaries] == [1.0, 2.0, 3.0]
+    assert [x["diverged"] for x in summaries] == [0, 0, 1]
+    best = grid.best(summaries)
+    assert best["h"] == 1.0
+    assert best["accuracy_by_bits"]["4"]["mean"] == pytest.approx(0.75)
+    # Of 0.9 and 0.7, by hand: deviation 0.1414, by the root of two.
+    assert best["score"] == pytest.approx({"mean": 0.8, "standard_error": 0.1})
+    one = grid.summarize(dataclasses.replace(tried, seeds=(0,)), rows)
+    assert one[0]["score"] == {"mean": 0.9, "standard_error": None}
+
+
+def summary_of(score, **settings):
+    score = None if score is None else {"mean": score, "standard_error": None}
+    zero = Settings(0.0, 0.0, 0.1, 1e-4)._asdict()
+    accuracy = score and {"32": score, "4": score}
+    return zero | settings | {"score": score, "accuracy_by_bits": accuracy}
+
+
+def test_values_at_the_ends_of_the_grid_are_flagged():
+    """But for zero, which nothing lies below, what has one value, gamma of no h."""
+    tried = Grid(h=(2.0, 0.0, 1.0), gamma=(0.1, 0.5, 1.0), learning_rate=(0.2, 0.1))
+    for settings, expected in (
+        ({"h": 1.0, "gamma": 0.5, "learning_rate": 0.1}, {"learning_rate": "smallest"}),
+        ({"h": 2.0, "gamma": 0.5, "learning_rate": 0.2}, {}),
+        ({"h": 0.0, "gamma": 0.1, "learning_rate": 0.2}, {}),
+        ({"h": 1.0, "gamma": 0.1, "learning_rate": 0.2}, {"gamma": "smallest"}),
+        ({"h": 1.0, "gamma": 1.0, "learning_rate": 0.2}, {"gamma": "largest"}),
+    ):
+        if settings["learning_rate"] == 0.2:
+            expected = expected | {"learning_rate": "largest"}
+        if settings["h"] == 2.0:
+            expected = expected | {"h": "largest"}
+        assert grid.at_edge(tried, summary_of(0.5, **settings)) == expected
+
+
+@pytest.mark.parametrize("method", ["hero", "first_order", "grad_l1"])
+def test_the_default_grid_has_a_row_of_sgd_and_one_without_penalty(method):
+    tried = Grid().of_method(method)
+    settings = tried.settings()
+    assert len({*settings}) == len(settings)
+    name = grid.OF_METHOD[method][0]
+    (plain,) = (x for x in settings if not getattr(x, name))
+    assert plain == Settings(0.0, 0.0, 0.1, 1e-4)
+    if method == "hero":
+        assert len(settings) == (len(tried.h) - 1) * len(tried.gamma) + 1
+        assert {x.h for x in settings if not x.gamma} == {*tried.h}
+    rows = [summary_of(0.6, **x._asdict()) for x in settings]
+    rows[settings.index(plain)] = summary_of(0.3, **plain._asdict())
+    assert grid.plain(method, rows)["score"]["mean"] == 0.3
+    assert grid.plain("sgd", rows) is None
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_row_of_sgd_is_sgd(tmp_path):
+    """With h = 0 one gamma stands for all; in double precision."""
+    config = dataclasses.replace(CONFIG, epochs=1)
+    tried = dataclasses.replace(GRID, h=(0.0, 1.0), gamma=(0.5, 0.0), seeds=(0,))
+    record = search.sweep(config, tried, options(tmp_path / "hero"))
+    found = {(x["h"], x["gamma"]): x for x in record["runs"]}
+    assert sorted(found) == [(0.0, 0.0), (1.0, 0.0), (1.0, 0.5)]
+    assert (tmp_path / "hero" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    rows = {}
+    for method, h in (("sgd", 0.0), ("first_order", 1.0)):
+        other = dataclasses.replace(config, method=method)
+        given = dataclasses.replace(tried, h=(h,), gamma=(0.0,))
+        (rows[h],) = search.sweep(other, given, options(tmp_path / method))["runs"]
+        # The same sums, but for the product times zero.
+        for name in ("train_loss", "validation_loss"):
+            np.testing.assert_allclose(found[h, 0.0][name], rows[h][name], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("hero", "hero, perturbation adaptive, reduction mean: h 3, gamma 0.1, with"),
+        ("first_order", "first_order, perturbation adaptive: h 3, with"),
+        ("grad_l1", "grad_l1: strength 0.1, with"),
+    ],
+)
+def test_the_best_setting_is_told_with_all_that_it_depends_on(
+    method, told, tmp_path, capsys, monkeypatch
+):
+    def better_with_more(run):
+        score = (run.settings.h + run.settings.gamma + run.settings.strength) / 5
+        return many_runs.Result(1.0, 1.0, {"32": score, "4": score})
+
+    monkeypatch.setattr(
+        ManyRuns, "train", lambda _, runs, __: [*map(better_with_more, runs)]
+    )
+    text = "--perturbation adaptive --reduction mean --h 0 1 3 --gamma 0 0.1 --seeds 0"
+    arguments = [*ARGUMENTS, "--method", method, *text.split(), "--strength", "0"]
+    assert sweep.main([*arguments, "0.1", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    lines = lines[next(k for k, x in enumerate(lines) if x.startswith("best of")) :]
+    assert lines[0].startswith(f"best of {told}")
+    assert lines[1] == "SGD has 0.0 %."
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    assert record["at_edge"] == dict.fromkeys(grid.OF_METHOD[method], "largest")
+    for line, name in zip(lines[2:], grid.OF_METHOD[method], strict=False):
+        best = record["best"][name]
+        assert line.startswith(f"{name} {best:g} is the largest that was tried: ")
+    _, found = command.parse(shlex.split(lines[-1])[3:])
+    assert found.out.parent == tmp_path
+
+
+def test_no_room_for_the_picture_does_not_matter(tmp_path, capsys, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "sweep.png")
+
+    result = many_runs.Result(1.0, 1.0, {"32": 0.5, "4": 0.5})
+    monkeypatch.setattr(ManyRuns, "train", lambda _, runs, __: [result] * len(runs))
+    monkeypatch.setattr(search.heat_maps, "plot", no_room)
+    arguments = [*ARGUMENTS, "--h", "1", "--gamma", "0.1", "--out", str(tmp_path)]
+    assert sweep.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "picture is not written: [Errno 28] No space left" in printed.err
+    assert printed.out.splitlines()[-1].startswith("python -m examples")
+
+
+@pytest.mark.parametrize("damaged", ["{}", '{"runs": 1}', '{"runs": [1]}'])
+def test_a_damaged_record_is_named(damaged, tmp_path):
+    (tmp_path / "config.toml").write_text(configs.dumps(CONFIG))
+    (tmp_path / "sweep.json").write_text(damaged)
+    with pytest.raises(RunError, match=r"sweep.json is damaged .*: delete it"):
+        search.sweep(CONFIG, GRID, options(tmp_path))
+
+
+def test_test_images_are_not_used(tmp_path):
+    """Others in their place change nothing."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (80, 8, 8, 1), dtype=np.uint8)
+    labels = np.arange(80) % 10
+    arrays = {"x_train": images, "y_train": labels}
+    arrays |= {"x_test": images[:20], "y_test": labels[:20]}
+    files = {
+        "first": arrays,
+        "poisoned": arrays | {"x_test": images[50:59] // 2, "y_test": 0 * labels[:9]},
+    }
+    tried = dataclasses.replace(GRID, h=(1.0,), gamma=(0.1,), seeds=(0,))
+    records = {}
+    for name, content in files.items():
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, **content)
+        config = dataclasses.replace(
+            CONFIG, dataset=str(path), train_size=None, validation_size=None
+        )
+        records[name] = search.sweep(config, tried, options(tmp_path / name))
+    assert [x["validation_images"] for x in records.values()] == [8, 8]
+    first, poisoned = (numbers(record["runs"]) for record in records.values())
+    assert first == poisoned
+
+
+def test_the_command_names_the_best_run_on_all_images(tmp_path, capsys, monkeypatch):
+    text = "--label-noise 0 --no-synchronized-batch-norm --h 1 3 --gamma 0.2"
+    rates = ["--learning-rate", "0.02", "0.1", "--weight-decay", "1e-3"]
+    arguments = [*ARGUMENTS, *text.split(), *rates, "--seeds", "1", "--bits", "3"]
+    arguments += ["--dataset-path", "digits", "--reduction", "mean"]
+    monkeypatch.chdir(tmp_path)
+    assert sweep.main(arguments) == 0
+    record = json.loads(Path("runs/digits/sweep/sweep.json").read_text())
+    assert len(record["runs"]) == 4
+    assert [*record["best"]["accuracy_by_bits"]] == ["32", "3"]
+    lines = capsys.readouterr().out.splitlines()
+    titles = [title.strip() for title in lines[0].split("|")[1:-1]]
+    assert titles == ["h", "gamma", "learning_rate", "float", "3 bit", "mean"]
+    last = shlex.split(lines[-1])
+    assert last[:4] == ["python", "-m", "examples.image_classification", "digits"]
+    config, found = command.parse(last[3:])
+    digits, _ = command.parse(["digits"])
+    assert found.dataset_path == "digits"
+    best = record["best"]
+    setting = f"h_{best['h']:g}_gamma_0.2_learning_rate_{best['learning_rate']:g}"
+    assert found.out == Path("runs/digits/sweep") / setting
+    assert config == dataclasses.replace(
+        digits,
+        train_size=128,
+        batch_size=32,
+        epochs=1,
+        label_noise=0.0,
+        reduction="mean",
+        synchronized_batch_norm=False,
+        **grid.settings_of(record["best"])._replace(strength=digits.strength)._asdict(),
+    )
+
+
+@pytest.mark.slow
+def test_both_ways_are_timed(tmp_path, capsys):
+    grid_of_two = ["--h", "1", "2", "--gamma", "0.1", "--seeds", "0", "--at-once", "2"]
+    arguments = [*ARGUMENTS, *grid_of_two, "--measure", "--out", str(tmp_path)]
+    assert sweep.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    ways = json.loads((tmp_path / "speed.json").read_text())["ways"]
+    for line, (name, way) in zip(lines[2:], ways.items(), strict=True):
+        assert [x.strip() for x in line.split("|")[1:-1]] == [
+            name,
+            *map(str, way.values()),
+        ]
+        assert way["runs_per_hour"] > 0.0
+        # An epoch has four steps; both are rounded.
+        expected = 3.6e6 * way["at_once"] / (4 * way["step_ms"])
+        assert way["runs_per_hour"] == pytest.approx(expected, rel=0.05)
+    assert [way["at_once"] for way in ways.values()] == [2, 1]
+    assert not (tmp_path / "sweep.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--h", "1", "-2"], "h must be at least 0, got -2.0."),
+        (["--gamma", "1", "1"], "gamma must be one or more values that differ, got"),
+        (["--seeds"], "seeds must be one or more values that differ, got ()"),
+        (["--at-once", "0"], "at_once must be at least 1, got 0."),
+        (["--at-once", "2"], "at_once must be None where runs take turns, got 2"),
+    ],
+)
+def test_bad_grids_are_explained(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        sweep.main(["digits", *arguments])
+    assert message in " ".join("".join(capsys.readouterr()).split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--augmentation", "resized_crop"], 1, "augmentation must be 'none' or 'crop"),
+        (["--learning-rate", "inf"], 2, "learning_rate must be a finite number, got"),
+        (["--out", "/dev/null/x"], 1, "out must be a folder that can be written to"),
+        (["--out", "/dev/null/x", "--measure"], 1, "out must be a folder: "),
+        (["--validation-size", "1000"], 1, "validation_size must be at most 999"),
+        (["--penalty-layers", "Conv9"], 1, "penalty_layers must be found in the path"),
+        (["--model", "vgg19_bn"], 1, "vgg19_bn does not fit the data: images"),
+    ],
+)
+def test_errors_are_one_line(arguments, status, message, tmp_path, capsys, monkeypatch):
+    if "--model" in arguments:
+        monkeypatch.undo()
+    if "--out" not in arguments:
+        arguments = [*arguments, "--out", str(tmp_path)]
+    assert sweep.main(["digits", *arguments]) == status
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_guide_shows_the_best_setting_of_the_sweep_on_digits():
+    record = json.loads((EXAMPLES / "results/sweep_digits/sweep.json").read_text())
+    guide = " ".join((EXAMPLES.parent / "docs/training.md").read_text().split())
+    best = record["best"]
+    assert best == grid.best(record["settings"])
+    assert f"h = {best['h']:g}, gamma = {best['gamma']:g}" in guide
+    for value in (*best["accuracy_by_bits"].values(), best["score"]):
+        assert search.percent(value) in guide
+    assert " ".join(record["environment"]["command"].split()) in guide
