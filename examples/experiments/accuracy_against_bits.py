@@ -29,7 +29,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from examples.experiments.common import digits as quickstart
+from examples.experiments.common.command_line import check_training_options
 from examples.experiments.common.digits import ConvNet, Data
+from examples.experiments.common.statistics import cell, summary
 from examples.image_classification.results import (
     environment,
     markdown,
@@ -112,7 +114,7 @@ def evaluate(
         )
         for tree in trees
     ]
-    return [quickstart.summary(column) for column in 100.0 * np.array(accuracies).T]
+    return [summary(column) for column in 100.0 * np.array(accuracies).T]
 
 
 def load(path: Path) -> Any:
@@ -152,7 +154,7 @@ def table(results: Results) -> str:
     rows = [["network", "quantizer", *titles]]
     for setting, networks in results.items():
         for name, accuracies in networks.items():
-            rows.append([name, setting, *(quickstart.cell(a, 1) for a in accuracies)])
+            rows.append([name, setting, *(cell(a, 1) for a in accuracies)])
     return markdown(rows)
 
 
@@ -201,7 +203,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("quickstart_results"), help="folder to write")
     add("--quiet", action="store_true", help="show no progress bars")
     options = parser.parse_args(arguments)
-    quickstart.check_training_options(parser, options)
+    check_training_options(parser, options)
     try:
         options.networks = load_all(options.weights)
     except (OSError, ValueError) as error:

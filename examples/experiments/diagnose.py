@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import hero_jax
 from examples.experiments.common import digits as quickstart
+from examples.experiments.common.command_line import check_training_options
 from examples.experiments.common.digits import Data, Method, TrainState
 from examples.image_classification.results import (
     environment,
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     add("--out", type=Path, default=Path("diagnose_results"), help="folder to write")
     add("--quiet", action="store_true", help="show no progress bars")
     options = parser.parse_args(arguments)
-    quickstart.check_training_options(parser, options)
+    check_training_options(parser, options)
 
     data = quickstart.load_data(options.label_noise, seed=0)
     images = len(data.train_labels) // quickstart.BATCH_SIZE * quickstart.BATCH_SIZE

@@ -37,7 +37,12 @@ from tqdm import tqdm
 import hero_jax
 from examples.experiments import quickstart_search
 from examples.experiments.common import digits as quickstart
+from examples.experiments.common.command_line import (
+    check_at_least,
+    check_training_options,
+)
 from examples.experiments.common.digits import Data, Method, Program, TrainState
+from examples.experiments.common.statistics import cell, summary
 from examples.image_classification.results import (
     environment,
     markdown,
@@ -312,10 +317,10 @@ def train_and_measure(
     found: dict[str, Any] = {"diverged_seeds": diverged}
     if pairs:
         norms = [quickstart.measure_curvature(*pair) for pair in pairs]
-        found["hessian_norm"] = quickstart.summary([x.finite_difference for x in norms])
-        found["hessian_norm_exact"] = quickstart.summary([x.exact for x in norms])
+        found["hessian_norm"] = summary([x.finite_difference for x in norms])
+        found["hessian_norm_exact"] = summary([x.exact for x in norms])
         found["accuracy"] = {
-            str(bits): quickstart.summary(
+            str(bits): summary(
                 [100 * quickstart.evaluate(*pair, bits) for pair in pairs]
             )
             for bits in BITS
@@ -331,8 +336,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         cells = ["diverged"] * (len(BITS) + 1)
         if "accuracy" in result:
             accuracy = result["accuracy"]
-            cells = [quickstart.cell(accuracy[str(bits)], 1) for bits in BITS]
-            cells.append(quickstart.cell(result["hessian_norm"], 3))
+            cells = [cell(accuracy[str(bits)], 1) for bits in BITS]
+            cells.append(cell(result["hessian_norm"], 3))
             if lost := result["diverged_seeds"]:
                 name += f" (without seed {', '.join(map(str, lost))}: diverged)"
         rows.append([name, *cells, f"{result['relative_step_time']:.2f}"])
@@ -456,10 +461,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("family_results"), help="folder to write")
     add("--quiet", action="store_true", help="show no progress bars")
     options = parser.parse_args(arguments)
-    quickstart.check_at_least(parser, options, seeds=1)
+    check_at_least(parser, options, seeds=1)
     if options.search and not TRIALS.keys() & {*options.methods}:
         parser.error(f"--search must be of some of {', '.join(TRIALS)}")
-    quickstart.check_training_options(parser, options)
+    check_training_options(parser, options)
     return options
 
 

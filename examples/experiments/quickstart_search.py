@@ -25,6 +25,7 @@ from tqdm import tqdm
 import hero_jax
 from examples.experiments.common import digits as quickstart
 from examples.experiments.common.digits import BITS, METHODS, Method
+from examples.experiments.common.statistics import summary
 from examples.image_classification.results import environment, write_json
 
 SEEDS = (100, 101, 102)
@@ -79,7 +80,7 @@ def try_one(
         "learning_rate": method.learning_rate,
         "weight_decay": method.weight_decay,
         "accuracy": dict(zip(BITS, np.mean(accuracies, 0).tolist(), strict=True)),
-        "score": quickstart.summary(np.mean(accuracies, 1).tolist()),
+        "score": summary(np.mean(accuracies, 1).tolist()),
     }
 
 

@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import math
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,6 +35,11 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import hero_jax
+from examples.experiments.common.command_line import (
+    check_at_least,
+    check_training_options,
+)
+from examples.experiments.common.statistics import cell, summary
 from examples.image_classification.label_noise import symmetric_noise
 from examples.image_classification.results import (
     environment,
@@ -358,20 +362,6 @@ def save_weights(folder: Path, method: str, seed: int, state: TrainState) -> Pat
     return path
 
 
-def summary(values: Sequence[Any]) -> dict[str, Any]:
-    """Return mean and standard error over seeds; one seed has no standard error."""
-    numbers = [float(x) for x in values]
-    n = len(numbers)
-    error = float(np.std(numbers, ddof=1) / math.sqrt(n)) if n > 1 else None
-    return {"mean": float(np.mean(numbers)), "stderr": error, "values": numbers}
-
-
-def cell(x: dict[str, Any], digits: int) -> str:
-    """Format mean and standard error."""
-    error = "" if x["stderr"] is None else f" ± {x['stderr']:.{digits}f}"
-    return f"{x['mean']:.{digits}f}{error}"
-
-
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Format the results as a Markdown table."""
     titles = ["float" if bits == 32 else f"{bits} bit" for bits in BITS]
@@ -423,37 +413,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     check_at_least(parser, options, seeds=1)
     check_training_options(parser, options)
     return options
-
-
-def check_training_options(
-    parser: argparse.ArgumentParser, options: argparse.Namespace
-) -> None:
-    """Exit unless label noise and epochs are in range and the folder is writable."""
-    if not 0.0 <= options.label_noise <= 1.0:
-        parser.error(f"--label-noise must be from 0 to 1, got {options.label_noise}")
-    check_at_least(parser, options, epochs=1)
-    check_folder(parser, options.out)
-
-
-def check_at_least(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, **least: int
-) -> None:
-    """Exit unless these options are at least so large."""
-    for name, number in least.items():
-        value = getattr(options, name)
-        if value < number:
-            option = name.replace("_", "-")
-            parser.error(f"--{option} must be at least {number}, got {value}")
-
-
-def check_folder(parser: argparse.ArgumentParser, out: Path) -> None:
-    """Make the folder, or exit now rather than after the training."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        parser.error(f"--out must be a folder that can be written to: {error}")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -27,6 +27,10 @@ from matplotlib.figure import Figure
 
 from examples.experiments.common import digits as quickstart
 from examples.experiments.common import networks
+from examples.experiments.common.command_line import (
+    check_at_least,
+    check_training_options,
+)
 from examples.image_classification.results import (
     environment,
     write_figure,
@@ -68,8 +72,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--gap-epochs", type=int, default=10, help="last epochs of the gap")
     add("--seed", type=int, default=0, help="of probes and directions")
     options = parser.parse_args(arguments)
-    quickstart.check_training_options(parser, options)
-    quickstart.check_at_least(
+    check_training_options(parser, options)
+    check_at_least(
         parser,
         options,
         images=1,

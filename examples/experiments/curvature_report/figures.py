@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 
+from examples.experiments.common.statistics import standard_error
 from hero_jax.curvature import SpectralDensity
 
 from .measure import DIRECTIONS
@@ -202,7 +203,7 @@ def perturbation(records: list[Record], arrays: list[Arrays]) -> Figure:
     for record, a, color in zip(records, arrays, itertools.cycle(COLORS), strict=False):
         accuracies = 100.0 * a["perturbation accuracy"]
         mean = accuracies.mean(0)
-        error = accuracies.std(0, ddof=1) / len(accuracies) ** 0.5
+        error = standard_error(accuracies)
         x = a["perturbation axis"]
         axes.plot(x, mean, ".-", color=color, label=record["name"])
         axes.fill_between(x, mean - error, mean + error, color=color, alpha=0.25)

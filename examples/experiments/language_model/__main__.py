@@ -28,12 +28,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from examples.experiments.common.digits import (
-    cell,
-    check_at_least,
-    check_folder,
-    summary,
-)
+from examples.experiments.common.command_line import check_at_least, check_folder
+from examples.experiments.common.statistics import cell, summary
 from examples.image_classification.results import (
     environment,
     markdown,

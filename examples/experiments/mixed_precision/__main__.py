@@ -34,8 +34,11 @@ import numpy as np
 
 import hero_jax
 from examples.experiments import accuracy_against_bits
-from examples.experiments.common import digits as quickstart
 from examples.experiments.common import networks
+from examples.experiments.common.command_line import (
+    check_at_least,
+    check_training_options,
+)
 from examples.experiments.common.networks import Network
 from examples.image_classification.results import (
     environment,
@@ -91,8 +94,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--seed", type=int, default=0, help="of probes and random allocations")
     options = parser.parse_args(arguments)
-    quickstart.check_training_options(parser, options)
-    quickstart.check_at_least(
+    check_training_options(parser, options)
+    check_at_least(
         parser,
         options,
         images=1,

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from examples.experiments.common.digits import summary
+from examples.experiments.common.statistics import summary
 
 from .weights import MEASURES
 

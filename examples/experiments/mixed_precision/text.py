@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.experiments.common.digits import cell, summary
+from examples.experiments.common.statistics import cell, summary
 from examples.image_classification.results import markdown
 
 from .weights import MEASURES, Settings

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from examples.experiments.common.statistics import standard_error
+
 SIGNIFICANT = 0.05
 """Largest p of a two-sided paired t-test that counts as a difference."""
 
@@ -66,8 +68,7 @@ def accuracies(record: dict[str, Any], bits: str) -> dict[int, float]:
 
 def summary(values: Sequence[float]) -> Summary:
     """Return mean and standard error."""
-    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-    return Summary(float(np.mean(values)), float(error))
+    return Summary(float(np.mean(values)), float(standard_error(values)))
 
 
 def difference(one: dict[int, float], other: dict[int, float]) -> Difference:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from examples.experiments.common.statistics import standard_error
 from examples.image_classification.config import Config, Method
 from examples.image_classification.train import Settings
 
@@ -168,8 +169,8 @@ def settings_of(row: Row) -> Settings:
 
 
 def _summary(values: Sequence[float]) -> dict[str, float | None]:
-    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
+    error = standard_error(values)
     return {
         "mean": float(np.mean(values)),
-        "standard_error": None if error is None else float(error),
+        "standard_error": None if math.isnan(error) else float(error),
     }

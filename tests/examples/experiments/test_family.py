@@ -12,6 +12,7 @@ import pytest
 import hero_jax
 from examples.experiments import family
 from examples.experiments.common import digits as quickstart
+from examples.experiments.common import statistics
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -205,8 +206,8 @@ def test_methods_are_trained_measured_and_drawn(tmp_path, monkeypatch, capsys):
 def test_seeds_that_end_are_averaged_and_the_others_named():
     row = {
         "diverged_seeds": [1, 2],
-        "accuracy": {str(bits): quickstart.summary([50.0]) for bits in family.BITS},
-        "hessian_norm": quickstart.summary([0.5]),
+        "accuracy": {str(bits): statistics.summary([50.0]) for bits in family.BITS},
+        "hessian_norm": statistics.summary([0.5]),
         "relative_step_time": 2.0,
     }
     text = family.table({"SAM": row})

@@ -12,7 +12,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
-from examples.experiments.common import digits as quickstart
+from examples.experiments.common import statistics
 from examples.experiments.language_model import __main__ as language_model
 from examples.experiments.language_model import corpus, search, training
 from examples.experiments.language_model.model import Transformer, make_loss
@@ -393,7 +393,7 @@ def test_a_search_without_a_finite_loss_says_so():
 
 def test_differences_are_taken_seed_by_seed():
     def of(*values):
-        found = quickstart.summary(values)
+        found = statistics.summary(values)
         return {"bits_per_character": dict.fromkeys(search.PRECISIONS, found)}
 
     found = {"Lion": {"plain": of(3.0, 5.0), "HERO": of(2.5, 4.75)}}
