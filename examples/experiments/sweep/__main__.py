@@ -65,6 +65,12 @@ class Common(Config):
     curvature_batches: Hidden[int] = Config.curvature_batches
     epoch_on_device: Hidden[bool | None] = Config.epoch_on_device
 
+    def __post_init__(self) -> None:
+        """Leave a learning rate that does not suit the optimizer to the grid."""
+        if self.optimizer == "adamw":
+            object.__setattr__(self, "learning_rate", 0.0)
+        super().__post_init__()
+
     def config(self) -> Config:
         """Return it as an ordinary config."""
         return Config(**dataclasses.asdict(self))
@@ -140,6 +146,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Grid, Options]:
         ),
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    for rate in command.grid.learning_rate:  # it may not suit the optimizer
+        dataclasses.replace(command.common.config(), learning_rate=rate)
     options = command.options
     out = options.out or Path("runs") / name / "sweep"
     options = dataclasses.replace(options, out=out)
