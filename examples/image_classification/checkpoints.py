@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import re
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,19 +18,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from .logbook import tell
 
-# Orbax tells every step it takes, and its threads what they raise here as well.
-for name in ("absl", "asyncio"):
+for name in ("absl", "asyncio"):  # orbax tells every step, and what its threads raise
     logging.getLogger(name).setLevel(logging.CRITICAL)
-_hook = sys.unraisablehook
-
-
-def _tell_unraisable(what: Any) -> None:
-    """Leave out what orbax's threads raise when another one could not write."""
-    if str(what.exc_value) != "Event loop is closed":
-        _hook(what)
-
-
-sys.unraisablehook = _tell_unraisable
 
 
 class CheckpointError(Exception):

@@ -123,11 +123,6 @@ def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> 
       DatasetError: it is missing or malformed.
     """
     path = Path(name).expanduser()
-    if printable(name) != name:
-        raise DatasetError(
-            f"the name of a data set must be UTF-8, got '{printable(name)}': rename "
-            "it, or link to it. The files in it may have any name."
-        )
     if name == "digits":
         return _digits()
     if path.suffix == ".npz":
@@ -144,11 +139,6 @@ def take(data: Any, indices: np.ndarray) -> Any:
     if isinstance(data, Arrays):
         return Arrays(data.images[indices], data.labels[indices])
     return data.take(indices)
-
-
-def printable(name: str) -> str:
-    """Return the name of a file, with what is not UTF-8 in it as escapes."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def decode(data: Any) -> Arrays:
@@ -334,39 +324,26 @@ def _mosaics(root: Path) -> Dataset:
 
 
 def _folder(root: Path) -> Dataset:
-    if not (root / "train").is_dir():
-        raise DatasetError(f"no folder {root / 'train'}: expected train/CLASS/IMAGE.")
-    tests = [root / split for split in TEST_SPLITS if (root / split).is_dir()]
-    if not tests:
-        raise DatasetError(f"no folder {', '.join(TEST_SPLITS)} in {root}.")
-    classes, others = (
-        sorted(
-            path.name
-            for path in folder.iterdir()
-            if path.is_dir() and not path.name.startswith(".")
-        )
-        for folder in (root / "train", tests[0])
-    )
-    if unknown := sorted(set(others) - set(classes)):
-        raise DatasetError(f"{tests[0]} has classes that train has not: {unknown}.")
-    train, test = (
-        Files(
-            [
-                (path.relative_to(folder).as_posix(), label)
-                for label, name in enumerate(classes)
-                for path in image_files(folder / name)
-            ],
-            str(folder),
-        )
-        for folder in (root / "train", tests[0])
-    )
-    missing = [x for x in classes if not image_files(root / "train" / x)]
-    if missing or not classes or not len(test):
+    tests = [split for split in TEST_SPLITS if (root / split).is_dir()]
+    if not (root / "train").is_dir() or not tests:
         raise DatasetError(
-            f"no images in {missing or root}: expected {root}/train/CLASS/IMAGE and "
-            f"{tests[0]}/CLASS/IMAGE, with the suffixes {sorted(IMAGE_SUFFIXES)}."
+            f"no folder {root / 'train' if tests else root}, or none to test on: "
+            f"expected train/CLASS/IMAGE and {tests[0] if tests else 'test'}/CLASS/"
+            f"IMAGE, with the suffixes {sorted(IMAGE_SUFFIXES)}."
         )
-    return Dataset(train, test, [*map(printable, classes)])
+    classes: dict[str, int] = {}
+    files: list[Files] = []
+    for folder in (root / "train", root / tests[0]):
+        images = [x.relative_to(folder) for x in image_files(folder)]
+        names = sorted({x.parts[0] for x in images if len(x.parts) > 1})
+        classes = classes or {name: label for label, name in enumerate(names)}
+        if unknown := sorted({*names} - {*classes}):
+            raise DatasetError(f"{folder} has classes that train has not: {unknown}.")
+        if not names:
+            raise DatasetError(f"no images {folder}/CLASS/IMAGE.")
+        pairs = [(str(x), classes[x.parts[0]]) for x in images if len(x.parts) > 1]
+        files.append(Files(pairs, str(folder)))
+    return Dataset(files[0], files[1], [*classes])
 
 
 def _tfds(name: str, data_dir: Path | None, download: bool) -> Dataset:
@@ -376,9 +353,7 @@ def _tfds(name: str, data_dir: Path | None, download: bool) -> Dataset:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         if download:
             builder.download_and_prepare()
-    except (
-        Exception
-    ) as error:  # whatever a wrong name or a damaged folder make it raise
+    except Exception as error:  # for wrong names, damaged folders, no connection
         reason = (str(error).splitlines() or [""])[0]
         raise DatasetError(
             f"no data set {name!r}: not 'digits', not an .npz file or a folder that "

@@ -204,16 +204,15 @@ def check(devices: Devices, config: Config) -> None:
         raise DevicesError(
             f"hvp_examples must be a multiple of the {devices.count} devices, got {n}."
         )
-    if devices.axis_name is None and config.has_parts:
-        raise DevicesError(
-            "examples_per_perturbation must be None with parallel='jit', which has one "
-            f"perturbation for all devices, got {m}: use --parallel pmap."
-        )
-    if devices.axis_name is None and not config.synchronized_batch_norm:
-        raise DevicesError(
-            "synchronized_batch_norm must be True with parallel='jit', which "
-            "normalizes over all devices, got False: use --parallel pmap."
-        )
+    for name, wrong in (
+        ("examples_per_perturbation", config.has_parts),
+        ("synchronized_batch_norm", not config.synchronized_batch_norm),
+    ):
+        if wrong and devices.axis_name is None:
+            raise DevicesError(
+                f"{name}={getattr(config, name)} needs every device by itself: use "
+                "--parallel pmap."
+            )
     if m is not None and config.has_parts and share % m:
         raise DevicesError(
             f"examples_per_perturbation must divide the {share} images of a device, or "

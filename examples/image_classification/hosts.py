@@ -38,18 +38,11 @@ def join() -> None:
     Raises:
       HostsError: it is not known, or they cannot be reached.
     """
-
-    def number(name: str) -> int | None:
-        text = os.environ.get(name)
-        if text is not None and not text.isdecimal():
-            raise HostsError(f"{name} must be an integer >= 0, got {text!r}.")
-        return None if text is None else int(text)
-
-    count, own = number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID")
+    count, own = map(os.environ.get, ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     try:
         jax.distributed.initialize(
-            num_processes=count,
-            process_id=own,
+            num_processes=None if count is None else int(count),
+            process_id=None if own is None else int(own),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:

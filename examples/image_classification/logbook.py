@@ -33,6 +33,13 @@ from typing import Any, TextIO
 
 from .results import write_figure, write_text
 
+try:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter
+    from tqdm import tqdm
+except ImportError:  # a run goes on without them
+    Event = RecordWriter = tqdm = None
+
 Row = dict[str, float]
 
 TELL_EVERY = 60
@@ -65,17 +72,13 @@ class Logbook:
         self.rows, self.times = rows, times
         self._folder, self._quiet, self._noisy = folder, quiet, noisy
         self._events: Any = None
-        if folder is not None:
-            with contextlib.suppress(ImportError):
-                from tensorboardX.record_writer import RecordWriter
-
-                place = folder / "tensorboard"
-                name = f"events.out.tfevents.{int(time.time())}.{os.getpid()}"
-                try:
-                    place.mkdir(exist_ok=True)
-                    self._events = RecordWriter(str(place / name))
-                except OSError as error:
-                    self._without_events(error)
+        if folder is not None and RecordWriter is not None:
+            name = f"events.out.tfevents.{int(time.time())}.{os.getpid()}"
+            try:
+                (folder / "tensorboard").mkdir(exist_ok=True)
+                self._events = RecordWriter(str(folder / "tensorboard" / name))
+            except OSError as error:
+                self._without_events(error)
             # TensorBoard forgets what an earlier attempt has from this epoch on.
             self._event(file_version="brain.Event:2")
             self._event(step=len(rows) + 1, session_log={"status": 1})
@@ -106,9 +109,7 @@ class Logbook:
     def close(self) -> None:
         """Write what there is, also if a run that was complete has only been tested."""
         self._write_files()
-        if self._events is not None:
-            with contextlib.suppress(OSError):
-                self._events.close()
+        self._close_events()
 
     def _write_files(self) -> None:
         if self._folder is not None and self.rows:
@@ -128,8 +129,6 @@ class Logbook:
         """
         if self._events is None:
             return
-        from tensorboardX.proto.event_pb2 import Event
-
         try:
             event = Event(wall_time=time.time(), **fields)
             self._events.write(event.SerializeToString())
@@ -141,6 +140,12 @@ class Logbook:
         tell_once(
             f"nothing more is written for TensorBoard ({error}); the run goes on."
         )
+        self._close_events()
+
+    def _close_events(self) -> None:
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.close()
         self._events = None
 
 
@@ -180,41 +185,32 @@ tell_once = functools.cache(tell)
 
 
 def _print(text: str, file: TextIO) -> None:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        print(text, file=file, flush=True)
+    if tqdm is None:
+        print(text, file=file)
     else:
         tqdm.write(text, file)
-        file.flush()
+    file.flush()
 
 
 class Progress:
     """A bar over all images of a run, on stderr.
 
-    Where that is no terminal, or without tqdm, it is a line after the first step, which
-    has been compiled then, and one a minute.
+    Where that is no terminal, it is a line after the first step, which has been
+    compiled then, and one a minute.
     """
 
     def __init__(self, total: int, done: int, quiet: bool) -> None:
         self._total, self._done, self._quiet = total, done, quiet
         self._begun, self._told = time.monotonic(), -math.inf
         self._bar: Any = None
-        if quiet or sys.stderr is None:
-            return
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            return
-        bar = tqdm(
-            total=total,
-            initial=done,
-            unit="images",
-            unit_scale=True,
-            disable=None,
-            dynamic_ncols=True,
-        )
-        self._bar = None if bar.disable else bar
+        if tqdm and not quiet and sys.stderr is not None and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                unit="images",
+                unit_scale=True,
+                dynamic_ncols=True,
+            )
 
     def show(self, images: int, text: str) -> None:
         """Move on, and show a text behind the bar."""

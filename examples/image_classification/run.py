@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import fcntl
-import importlib.util
 import json
 import os
 import tempfile
@@ -19,7 +18,6 @@ from . import config as configs
 from . import devices as devices_of
 from . import evaluate, hosts, input_pipeline, results
 from .config import Config
-from .datasets import printable
 from .devices import Parallel
 from .logbook import plot, say, tell
 from .loop import RunError, Training
@@ -82,24 +80,18 @@ def run(config: Config, options: Options, stop: Stop | None = None) -> dict[str,
     """Train and test; go on where an earlier attempt in the same folder ended.
 
     Of several processes that have joined, only the first one reads and writes files of
-    the run; all return the record.
+    the run; all return the record that is written to `result.json`.
 
     Args:
       config: what to train, on what, and how.
       options: where and how to run.
       stop: when to stop, in place of signals and `options.minutes`.
 
-    Returns:
-      The record that is written to `result.json`.
-
     Raises:
       RunError: a file cannot be written, the folder belongs to another config, or a
         quantity is not finite.
       Stopped: a signal asked for it.
-      CheckpointError: a checkpoint cannot be written or read.
-      DatasetError: the data set is missing or malformed.
-      DevicesError: the devices are not there, or cannot share out a batch.
-      HostsError: the processes of the run disagree.
+      CheckpointError, DatasetError, DevicesError, HostsError: see there.
     """
     if options.out is None:
         raise RunError("out must be a folder, got None.")
@@ -209,22 +201,20 @@ def _write(
     """Write the files of a run that is finished, what matters most first."""
     results.write_json(out / "result.json", record)
     say(f"wrote {out / 'result.json'}", quiet)
-    if results.installed("safetensors", WEIGHTS, quiet):
-        try:
-            results.write_json(out / "weights.json", record["network"])
-            hero_jax.quant.save(out / WEIGHTS, variables)
-        except OSError as error:
-            raise RunError(
-                f"{out / WEIGHTS} cannot be written ({error}), but the result is. The "
-                "same command writes it from the latest checkpoint."
-            ) from error
-    if results.installed("matplotlib", CURVES, quiet):
-        network, method = record["network"]["model"], record["config"]["method"]
-        title = f"{network} on {Path(record['config']['dataset']).name}, {method}"
-        try:
-            plot(record["epochs"], record["accuracy_by_bits"], title, out / CURVES)
-        except OSError as error:
-            tell(f"the picture is not written: {error}")
+    try:
+        results.write_json(out / "weights.json", record["network"])
+        hero_jax.quant.save(out / WEIGHTS, variables)
+    except OSError as error:
+        raise RunError(
+            f"{out / WEIGHTS} cannot be written ({error}), but the result is. The same "
+            "command writes it from the latest checkpoint."
+        ) from error
+    network, method = record["network"]["model"], record["config"]["method"]
+    title = f"{network} on {Path(record['config']['dataset']).name}, {method}"
+    try:
+        plot(record["epochs"], record["accuracy_by_bits"], title, out / CURVES)
+    except (ImportError, OSError) as error:
+        tell(f"the picture is not written: {error}")
 
 
 def _in_words(config: Config, options: Options, devices: int) -> str:
@@ -268,15 +258,12 @@ def _finished(out: Path) -> dict[str, Any] | None:
     record = read(out / "result.json")
     if record is None:
         return None
-    lacks = not (out / WEIGHTS).exists() and importlib.util.find_spec("safetensors")
-    return None if lacks and any(out.glob("checkpoints/*")) else record
+    lacks = not (out / WEIGHTS).exists() and any(out.glob("checkpoints/*"))
+    return None if lacks else record
 
 
 def check_folder(out: Path, config: Config) -> None:
     """Make the folder, or check that it is one of this config."""
-    place = str(out.absolute())
-    if printable(place) != place:  # Orbax cannot write there
-        raise RunError(f"the name of out must be UTF-8, got '{printable(place)}'.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out) as file:

@@ -209,7 +209,6 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(tmp_path):
     assert f"cannot write a checkpoint to {tmp_path}" in done.stdout, done.stderr
     assert f"The last complete one is {tmp_path / '1'}" in done.stdout
     assert "File too large" in done.stdout, "behind long names"
-    assert not done.stderr, "orbax keeps to itself what its threads raise"
     again = Checkpoints(tmp_path, keep=2)
     state, _ = again.restore({"w": jnp.zeros(3)})
     np.testing.assert_array_equal(state["w"], np.zeros(3))

@@ -280,8 +280,8 @@ def test_a_run_resumes_on_another_number_of_devices(tmp_path, monkeypatch):
         ),
         (
             ["--devices", "2", "--examples-per-perturbation", "32"],
-            "examples_per_perturbation must be None with parallel='jit', which has one "
-            "perturbation for all devices, got 32: use --parallel pmap.",
+            "examples_per_perturbation=32 needs every device by itself: use --parallel "
+            "pmap.",
         ),
         (
             ["--devices", "4", "--hvp-examples", "2"],
@@ -293,7 +293,7 @@ def test_a_run_resumes_on_another_number_of_devices(tmp_path, monkeypatch):
         ),
         (
             ["--no-synchronized-batch-norm", "--devices", "2"],
-            "synchronized_batch_norm must be True with parallel='jit'",
+            "synchronized_batch_norm=False needs every device by itself: use",
         ),
     ],
 )

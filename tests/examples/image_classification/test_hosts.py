@@ -201,7 +201,7 @@ def test_one_process_agrees_with_itself():
 
 def test_wrong_variables_are_named(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "one")
-    with pytest.raises(hosts.HostsError, match=r"JAX_PROCESS_ID must be .* got 'one'"):
+    with pytest.raises(hosts.HostsError, match=r"'one' .*JAX_PROCESS_ID"):
         hosts.join()
 
 
