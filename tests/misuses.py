@@ -1357,6 +1357,17 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             RECIPE,
         ),
         Misuse(
+            "adamw_at_the_rate_of_sgd",
+            "Ran the recipe with `--optimizer adamw` and no learning rate of its own.",
+            lambda: command(
+                "image_classification.__main__", "digits", "--optimizer", "adamw"
+            ),
+            SystemExit,
+            ("learning_rate must be at most 0.02", "0.001 is usual", "got 0.1"),
+            "Add `--learning-rate 0.001`, and a larger `--weight-decay`, such as 0.05.",
+            RECIPE,
+        ),
+        Misuse(
             "dataset_unknown",
             "Ran the recipe with a data set that there is not.",
             lambda: command(
@@ -1371,7 +1382,8 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "data_missing",
             "Ran the recipe with a `--data-dir` in which the data are not.",
             lambda: command(
-                *("recipe", "cifar10_resnet20_sgd", "--data-dir", "/nowhere")
+                "image_classification.__main__",
+                *("cifar10_resnet20_sgd", "--data-dir", "/nowhere"),
             ),
             SystemExit,
             ("data set 'cifar10' is not at /nowhere", "--data-dir", "--download"),
