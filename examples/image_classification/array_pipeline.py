@@ -127,35 +127,19 @@ class ArrayPipeline(Pipeline):
         return EvaluationBatch(*item)
 
 
-class Draws(NamedTuple):
-    """What is random about B images.
-
-    Attributes:
-      corners: row and column of the crop in the padded image, int32 `[B, 2]`.
-      flipped: whether it is mirrored, bool `[B, 1]`.
-    """
-
-    corners: chex.Array
-    flipped: chex.Array
+Draws = tuple[chex.Array, chex.Array]
+"""Corner of the crop in the padded image, int32 `[B, 2]`; if mirrored, `[B, 1]`."""
 
 
 def draw(key: chex.PRNGKey, size: int) -> Draws:
     """Draw crops of images padded by 4 pixels, and whether to mirror them."""
     crop_key, flip_key = jax.random.split(key)
     corners = jax.random.randint(crop_key, (size, 2), 0, 2 * PADDING + 1)
-    return Draws(corners, jax.random.bernoulli(flip_key, 0.5, (size, 1)))
+    return corners, jax.random.bernoulli(flip_key, 0.5, (size, 1))
 
 
 def crop_and_flip(draws: Draws, images: chex.Array) -> chex.Array:
-    """Pad by 4 black pixels, crop to the old size, and mirror, as drawn.
-
-    Args:
-      draws: for B images.
-      images: `[B, H, W, C]`.
-
-    Returns:
-      Images of the same shape and dtype.
-    """
+    """Pad by 4 black pixels, crop `[B, H, W, C]` to the old size, and mirror."""
     corners, flipped = draws
     size, height, width, _ = images.shape
     pads = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))

@@ -106,13 +106,10 @@ class Checkpoints:
         return step
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Read the latest checkpoint.
+        """Read state, to the host, and record of the latest checkpoint, if any.
 
         Args:
           like: pytree with shapes and dtypes of the state.
-
-        Returns:
-          State, on the host, and record; `None` if there is no checkpoint.
 
         Raises:
           CheckpointError: it is damaged, or of another network.
@@ -175,12 +172,7 @@ CHECKSUM = "checksum_of_all"
 
 
 def checksum(tree: Any, record: dict[str, Any]) -> int:
-    """Return a CRC-32 over names, dtypes, shapes and bytes of all leaves, and a record.
-
-    Args:
-      tree: with arrays for leaves.
-      record: values for JSON.
-    """
+    """Return a CRC-32 over names, dtypes, shapes and bytes of leaves, and a record."""
     crc = zlib.crc32(json.dumps(record, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)

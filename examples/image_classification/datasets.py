@@ -111,11 +111,10 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> Dataset:
-    """Open a data set; encoded images are not decoded yet.
+    """Open a data set by name or path (see :class:`Config`), not decoded yet.
 
     Args:
-      name: "digits", a name of TensorFlow Datasets, an `.npz` file, a folder of images
-        by class, or one of mosaics.
+      name: of the data set.
       data_dir: where TensorFlow data sets lie; their default if None.
       download: whether a TensorFlow data set that is not there may be downloaded.
 
@@ -186,11 +185,7 @@ def check_shapes(where: str, train: np.ndarray, test: np.ndarray) -> None:
 
 
 def downsampled(data: Arrays, factor: int) -> Arrays:
-    """Average squares of `factor` pixels a side.
-
-    Raises:
-      DatasetError: the factor does not divide height and width.
-    """
+    """Average squares of `factor` pixels a side; `DatasetError` if it cannot be."""
     if factor == 1:
         return data
     size, height, width, channels = data.images.shape

@@ -147,11 +147,7 @@ class Pmapped(Devices):
 
 
 def divide_host(count: int | None) -> None:
-    """Let a CPU pass for so many devices, before JAX looks for any.
-
-    Raises:
-      DevicesError: it has done so.
-    """
+    """Let a CPU pass for so many devices; `DevicesError` if JAX has looked already."""
     if count is None:
         return
     try:

@@ -17,11 +17,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-HEARTBEAT_SECONDS = 30
-"""Without a sign of life of a process for so long, the others end, too."""
-
-GRACE_SECONDS = 2
-"""The first process, which the others depend on, ends so much later than it might."""
+HEARTBEAT_SECONDS = 30  # after which the others end, too
+GRACE_SECONDS = 2  # by which the first process, which they depend on, ends later
 
 
 class HostsError(Exception):

@@ -32,9 +32,9 @@ class Training:
     """The epochs of a run, from the latest checkpoint on.
 
     Args:
-      config: of the run.
+      config: of the run; it is written to the folder.
       pipeline: its data.
-      out: its folder, to which the config is written.
+      out: its folder.
       keep: number of latest checkpoints that stay.
       quiet: whether to print nothing.
       stop: asked after every step, by every process.
@@ -77,11 +77,7 @@ class Training:
             self._checkpoints.close()
 
     def run(self) -> tuple[TrainState, list[Row], float]:
-        """Train to the end.
-
-        Returns:
-          The state, on the host, metrics by epoch, and seconds.
-        """
+        """Train to the end; return state, on the host, metrics by epoch, seconds."""
         state, step, outputs, rows, times, spent = self._begin()
         steps, epochs = self._pipeline.steps, self._config.epochs
         done = step // steps
@@ -127,11 +123,9 @@ class Training:
     def _begin(
         self,
     ) -> tuple[TrainState, int, list[list[float]], list[Row], list[Row], float]:
-        """Return the state to start from, and what is known of the epochs so far.
+        """Return the state to start from, its step, outputs of the unfinished epoch.
 
-        Returns:
-          State, its step, outputs of the unfinished epoch, metrics and times of the
-          finished ones, and seconds spent on the unfinished one.
+        And metrics and times of the finished ones, and seconds spent on that one.
         """
         restored = None
         with hosts.together():

@@ -146,8 +146,9 @@ def _train_and_test(
     quiet = options.quiet or not hosts.is_first()
     with hosts.together():
         training = Training(config, pipeline, out, options.keep, quiet, stop)
-    if pipeline.devices.count > 1:
-        say(_in_words(config, options, pipeline.devices.count), quiet)
+    if (count := pipeline.devices.count) > 1:
+        images = f"{config.micro_batch} images at once"
+        say(f"{count} devices by {options.parallel}: {images}", quiet)
     with contextlib.closing(training):
         record, variables = _tested(config, pipeline, training, options)
         words = (
@@ -215,17 +216,6 @@ def _write(
         plot(record["epochs"], record["accuracy_by_bits"], title, out / CURVES)
     except (ImportError, OSError) as error:
         tell(f"the picture is not written: {error}")
-
-
-def _in_words(config: Config, options: Options, devices: int) -> str:
-    """Say what several devices compute."""
-    m = config.examples_per_perturbation or config.micro_batch
-    share = config.micro_batch // devices
-    normalized = m if config.synchronized_batch_norm else min(m, share)
-    return (
-        f"{devices} devices by {options.parallel}: {config.micro_batch} images at "
-        f"once, one perturbation for every {m}, BatchNorm over {normalized}"
-    )
 
 
 @contextlib.contextmanager

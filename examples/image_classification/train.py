@@ -24,15 +24,7 @@ OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm", "penalty")
 
 
 class Settings(NamedTuple):
-    """What may differ between runs of one program: numbers, or traced scalars.
-
-    Attributes:
-      h: length of HERO's and first_order's step.
-      gamma: strength of HERO's penalty.
-      learning_rate: at the start.
-      weight_decay: times the weights, added to the gradient or, by AdamW, to the step.
-      strength: of GRAD-L1's penalty.
-    """
+    """Fields of a config that may differ between runs of one program, or be traced."""
 
     h: chex.Numeric
     gamma: chex.Numeric
@@ -253,11 +245,6 @@ def make_optimizer(
 
     Gradients are accumulated behind HERO: each micro-batch has its own perturbation,
     and the chain sees the mean of the micro-batches' gradients.
-
-    Args:
-      config: of the run.
-      steps: micro-batches in the run.
-      given: learning rate and weight decay; those of the config if None.
     """
     given = given or Settings.of(config)
     updates = steps // config.accumulation
@@ -332,11 +319,7 @@ def make_functions(
 
 
 def shapes_of(config: Config, init: Callable[[], TrainState]) -> TrainState:
-    """Return the shapes of the state.
-
-    Raises:
-      ValueError: network, data and options do not fit each other.
-    """
+    """Return the shapes of the state; `ValueError` if config and data do not fit."""
     try:
         shapes: TrainState = jax.eval_shape(init)
     except ValueError as error:

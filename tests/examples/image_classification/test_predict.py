@@ -85,6 +85,7 @@ def as_on_the_page():
     return name, float(probability)
 
 
+@pytest.mark.slow
 def test_digits(capsys):
     arguments = "digits --method sgd --epochs 1 --devices 1 --train-size 512 --quiet"
     assert command.main(arguments.split()) == 0
@@ -115,6 +116,7 @@ def test_digits(capsys):
     np.testing.assert_allclose([probability, alone], probabilities[5], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_network")
 def test_arrays_that_are_downsampled(capsys):
     (x_train, y_train), (x_test, y_test) = images(60, (8, 6)), images(130, (8, 6))
@@ -134,7 +136,10 @@ def test_arrays_that_are_downsampled(capsys):
 
 
 @pytest.mark.usefixtures("small_network")
-@pytest.mark.parametrize("augmentation", ["resized_crop", "crop_flip"])
+@pytest.mark.parametrize(
+    "augmentation",
+    [pytest.param("resized_crop", marks=pytest.mark.slow), "crop_flip"],
+)
 def test_photographs(capsys, augmentation):
     """With one size if need be; a grey one, a hidden one, one damaged, odd names."""
     for split, count in (("train", 60), ("val", 70)):
