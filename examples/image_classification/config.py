@@ -23,9 +23,7 @@ Reduction = Literal["sum", "mean"]
 class Config:
     """All that determines the numbers of a run.
 
-    The defaults are the paper's recipe, but for h and gamma, which were found best on
-    CIFAR-10 with label noise, and nearly best without: see
-    `docs/choosing.md`.
+    The defaults are the paper's recipe, but for h and gamma: see `docs/choosing.md`.
 
     Attributes:
       dataset: "digits" (part of scikit-learn), a name of TensorFlow Datasets such as
@@ -71,8 +69,7 @@ class Config:
         is left out.
       accumulation: micro-batches per update, of batch_size / accumulation images each,
         which save memory. Every micro-batch gets a perturbation and BatchNorm
-        statistics of its own, so the sharpness is that of the micro-batch
-        (m-sharpness with m = batch_size / accumulation).
+        statistics of its own.
       optimizer: what follows the gradient, of any method. AdamW wants a learning_rate
         of its own, such as 0.001, and a larger weight_decay, such as 0.05.
       learning_rate: at the start; it falls to zero along a cosine.

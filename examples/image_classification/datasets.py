@@ -30,12 +30,7 @@ class DatasetError(Exception):
 
 
 class Arrays(NamedTuple):
-    """Decoded images.
-
-    Attributes:
-      images: uint8 `[N, H, W, C]`.
-      labels: int32 `[N]`.
-    """
+    """Decoded images, uint8 `[N, H, W, C]`, and their labels, int32 `[N]`."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -144,9 +139,6 @@ def decode(data: Any) -> Arrays:
     """Return arrays, of files by decoding all of them, which must have one size.
 
     They are grey if all files are; one of colours makes all of them RGB.
-
-    Raises:
-      DatasetError: they differ in size, or one cannot be decoded.
     """
     if isinstance(data, Arrays):
         return data

@@ -99,10 +99,7 @@ class Network:
         return np.asarray(self._probabilities(self._variables, small))
 
     def prepared(self, data: bytes) -> np.ndarray:
-        """Decode a file as the run decoded its test images.
-
-        Returns:
-          uint8 `[H, W, C]`.
+        """Decode a file as the run decoded its test images, to uint8 `[H, W, C]`.
 
         Raises:
           ValueError: training was on images of one shape, and this one has another.
@@ -124,11 +121,7 @@ class Network:
 def images_of(
     network: Network, name: str, data_dir: Path | None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield name and content of the images that can be read, and tell of the others.
-
-    Raises:
-      DatasetError: there are none.
-    """
+    """Yield name and content of the images that can be read, and tell of the others."""
     path = Path(name).expanduser()
     if path.is_dir() and not mosaics.found(path):
         found = datasets.image_files(path)
