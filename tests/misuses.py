@@ -1342,7 +1342,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             lambda: command("image_classification.__main__", "cifar10_resnet21_hero"),
             SystemExit,
             ("no config 'cifar10_resnet21_hero'", "cifar10_resnet20_hero"),
-            "Take one of those that are listed, or the path of a TOML file.",
+            "Take a name like those that are told, or the path of a TOML file.",
             RECIPE,
         ),
         Misuse(
@@ -1354,6 +1354,17 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             SystemExit,
             ("label_noise must be", "got 1.5"),
             "It is a share: 0.4 for 40 %.",
+            RECIPE,
+        ),
+        Misuse(
+            "adamw_at_the_rate_of_sgd",
+            "Ran the recipe with `--optimizer adamw` and no learning rate of its own.",
+            lambda: command(
+                "image_classification.__main__", "digits", "--optimizer", "adamw"
+            ),
+            SystemExit,
+            ("learning_rate must be at most 0.02", "0.001 is usual", "got 0.1"),
+            "Add `--learning-rate 0.001`, and a larger `--weight-decay`, such as 0.05.",
             RECIPE,
         ),
         Misuse(
@@ -1371,7 +1382,8 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "data_missing",
             "Ran the recipe with a `--data-dir` in which the data are not.",
             lambda: command(
-                *("recipe", "cifar10_resnet20_sgd", "--data-dir", "/nowhere")
+                "image_classification.__main__",
+                *("cifar10_resnet20_sgd", "--data-dir", "/nowhere"),
             ),
             SystemExit,
             ("data set 'cifar10' is not at /nowhere", "--data-dir", "--download"),

@@ -9,13 +9,12 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-CONFIGS = Path(__file__).parent / "configs"
-
 Augmentation = Literal["none", "crop_flip", "resized_crop"]
 Direction = Literal["layerwise", "adaptive", "normalized"]
 DType = Literal["float32", "bfloat16"]
 Method = Literal["hero", "first_order", "grad_l1", "sgd"]
 Model = Literal["resnet20", "mobilenet_v2", "vgg19_bn", "resnet18", "resnet8"]
+Optimizer = Literal["sgd", "adamw"]
 Product = Literal["exact", "finite_difference"]
 Reduction = Literal["sum", "mean"]
 
@@ -24,9 +23,7 @@ Reduction = Literal["sum", "mean"]
 class Config:
     """All that determines the numbers of a run.
 
-    The defaults are the paper's recipe, but for h and gamma, which were found best on
-    CIFAR-10 with label noise, and nearly best without: see
-    `docs/choosing.md`.
+    The defaults are the paper's recipe, but for h and gamma: see `docs/choosing.md`.
 
     Attributes:
       dataset: "digits" (part of scikit-learn), a name of TensorFlow Datasets such as
@@ -72,11 +69,13 @@ class Config:
         is left out.
       accumulation: micro-batches per update, of batch_size / accumulation images each,
         which save memory. Every micro-batch gets a perturbation and BatchNorm
-        statistics of its own, so the sharpness is that of the micro-batch
-        (m-sharpness with m = batch_size / accumulation).
+        statistics of its own.
+      optimizer: what follows the gradient, of any method. AdamW wants a learning_rate
+        of its own, such as 0.001, and a larger weight_decay, such as 0.05.
       learning_rate: at the start; it falls to zero along a cosine.
-      momentum: of stochastic gradient descent.
-      weight_decay: added to the gradient, times the weights.
+      warmup_epochs: let the learning rate rise from zero over so many epochs first.
+      momentum: of SGD, and of AdamW's mean of gradients.
+      weight_decay: times the weights, added to the gradient; of AdamW to the step.
       clip_norm: largest norm of the gradient, before weight decay; no limit if None.
       bits: precisions of the weights at which the test accuracy is measured.
       curvature_h: step of the finite difference in the reported ||Hz||, the same for
@@ -113,7 +112,9 @@ class Config:
     epochs: int = 200
     batch_size: int = 128
     accumulation: int = 1
+    optimizer: Optimizer = "sgd"
     learning_rate: float = 0.1
+    warmup_epochs: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
     clip_norm: float | None = None
@@ -137,6 +138,16 @@ class Config:
             raise ValueError(
                 f"accumulation must divide batch_size={self.batch_size}, got "
                 f"{self.accumulation}."
+            )
+        if self.optimizer == "adamw" and self.learning_rate > 0.02:
+            raise ValueError(
+                "learning_rate must be at most 0.02 with optimizer='adamw', whose "
+                f"steps are about as long (0.001 is usual), got {self.learning_rate}."
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be below epochs={self.epochs}, got "
+                f"{self.warmup_epochs}."
             )
         m = self.examples_per_perturbation
         if m is not None and self.micro_batch % m:
@@ -198,33 +209,25 @@ class Config:
 
 
 _POSITIVE = math.ulp(0.0)
+_COUNTS = (
+    *("train_size", "test_size", "validation_size", "hvp_examples", "penalty_every"),
+    *("examples_per_perturbation", "epochs", "batch_size", "accumulation"),
+    "curvature_batches",
+)
+_AMOUNTS = (
+    *("h", "gamma", "gamma_warmup_epochs", "strength", "learning_rate"),
+    *("warmup_epochs", "weight_decay"),
+)
 _RANGES = {
-    "train_size": (1, math.inf),
-    "test_size": (1, math.inf),
-    "validation_size": (1, math.inf),
+    **dict.fromkeys(_COUNTS, (1, math.inf)),
+    **dict.fromkeys(_AMOUNTS, (0, math.inf)),
+    **dict.fromkeys(("clip_norm", "curvature_h"), (_POSITIVE, math.inf)),
     "label_noise": (0, 1),
     "image_size": (8, 4096),
     "downsample": (1, 32),
-    "h": (0, math.inf),
-    "gamma": (0, math.inf),
-    "hvp_examples": (1, math.inf),
-    "penalty_every": (1, math.inf),
-    "gamma_warmup_epochs": (0, math.inf),
-    "strength": (0, math.inf),
-    "examples_per_perturbation": (1, math.inf),
-    "epochs": (1, math.inf),
-    "batch_size": (1, math.inf),
-    "accumulation": (1, math.inf),
-    "learning_rate": (0, math.inf),
     "momentum": (0, 1),
-    "weight_decay": (0, math.inf),
-    "clip_norm": (_POSITIVE, math.inf),
-    "curvature_h": (_POSITIVE, math.inf),
-    "curvature_batches": (1, math.inf),
     "seed": (0, 2**32 - 1),
 }
-
-
 _IN_WORDS = {
     bool: "true or false",
     float: "a finite number",
@@ -282,19 +285,4 @@ def dumps(config: Config) -> str:
         f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
         for name, value in fields.items()
         if value is not None
-    )
-
-
-def find(name: str) -> Path:
-    """Return the path of a config by its path or its name in `configs`.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
-    for path in (Path(name), CONFIGS / f"{name}.toml"):
-        if path.is_file():
-            return path
-    names = sorted(path.stem for path in CONFIGS.glob("*.toml"))
-    raise FileNotFoundError(
-        f"no config {name!r}: neither a file nor one of {', '.join(names)}."
     )

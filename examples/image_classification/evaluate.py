@@ -22,12 +22,7 @@ Variables = dict[str, chex.ArrayTree]
 
 
 class Evaluation(NamedTuple):
-    """Means over all readable test images.
-
-    Attributes:
-      loss: cross-entropy.
-      accuracy: share of the images that are classified as labelled.
-    """
+    """Cross-entropy and share of right answers, over all readable test images."""
 
     loss: float
     accuracy: float
@@ -91,10 +86,7 @@ def make_measure(
     """Return a function that measures gradient and curvature on a few batches.
 
     The same for all methods: z of Eq. 11, a step of `curvature_h`, and in every epoch
-    the first training batches, with noisy labels, of the first epoch.
-
-    Returns:
-      `(variables, items)` to measurements by name; of the pipeline's items if None.
+    the first training batches, with noisy labels, of the first epoch; or of `items`.
     """
     devices = pipeline.devices
     value_and_grad = hero_jax.hero_value_and_grad(

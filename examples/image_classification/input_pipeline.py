@@ -1,11 +1,7 @@
 """From a data set to mini-batches, on the device or by worker processes.
 
-Both pipelines give, for every training step, one item for the jitted step, and a pure
-function that makes a batch of it: :class:`ArrayPipeline` hands out the same arrays on
-the device every time, of which the function picks, crops and flips some;
-:class:`FilePipeline` hands out images that worker processes have decoded. All
-randomness is a function of the seed and the number of the step, so a run can be resumed
-at any step, with any number of workers.
+All randomness is a function of the seed and the number of the step, so a run can be
+resumed at any step, with any number of workers.
 """
 
 from pathlib import Path
@@ -58,8 +54,7 @@ def create(
     if as_files:
         return FilePipeline(dataset, config, workers, devices)
     train, test = datasets.decode(dataset.train), datasets.decode(dataset.test)
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise datasets.differing(config.dataset, train.images, test.images)
+    datasets.check_shapes(config.dataset, train.images, test.images)
     train, test = (datasets.downsampled(x, config.downsample) for x in (train, test))
     return ArrayPipeline(dataset._replace(train=train, test=test), config, devices)
 

@@ -32,9 +32,9 @@ class Training:
     """The epochs of a run, from the latest checkpoint on.
 
     Args:
-      config: of the run.
+      config: of the run; it is written to the folder.
       pipeline: its data.
-      out: its folder, to which the config is written.
+      out: its folder.
       keep: number of latest checkpoints that stay.
       quiet: whether to print nothing.
       stop: asked after every step, by every process.
@@ -71,22 +71,13 @@ class Training:
             on_device = jax.default_backend() != "cpu"
         self._in_one_loop = on_device and pipeline.on_device
 
-    def check_there(self) -> None:
-        """Raise `CheckpointError` if the folder was deleted or moved."""
-        if self._checkpoints is not None:
-            self._checkpoints.check_there()
-
     def close(self) -> None:
         """Wait for the last checkpoint, and give its folder back."""
         if self._checkpoints is not None:
             self._checkpoints.close()
 
     def run(self) -> tuple[TrainState, list[Row], float]:
-        """Train to the end.
-
-        Returns:
-          The state, on the host, metrics by epoch, and seconds.
-        """
+        """Train to the end; return state, on the host, metrics by epoch, seconds."""
         state, step, outputs, rows, times, spent = self._begin()
         steps, epochs = self._pipeline.steps, self._config.epochs
         done = step // steps
@@ -113,29 +104,28 @@ class Training:
                     raise self._stopped(step)
                 seconds = time.perf_counter() - start
                 row = self._row(state, epoch, outputs)
-                book.add(
-                    row,
+                rows.append(row)
+                times.append(
                     {
                         "epoch": epoch + 1,
                         "images_per_second": (steps - before) * images / seconds,
                         "seconds": time.perf_counter() - started,
-                    },
+                    }
                 )
                 outputs = []
                 self._save(step, state, outputs, book, row["test_accuracy"])
-                book.write()
+                book.write(row, times[-1])
                 if epoch + 1 < epochs and self._stop.now():
                     raise self._stopped(step)
-            return self._devices.fetch(state), book.rows, book.seconds()
+            seconds = sum(row["seconds"] for row in times)
+            return self._devices.fetch(state), rows, seconds
 
     def _begin(
         self,
     ) -> tuple[TrainState, int, list[list[float]], list[Row], list[Row], float]:
-        """Return the state to start from, and what is known of the epochs so far.
+        """Return the state to start from, its step, outputs of the unfinished epoch.
 
-        Returns:
-          State, its step, outputs of the unfinished epoch, metrics and times of the
-          finished ones, and seconds spent on the unfinished one.
+        And metrics and times of the finished ones, and seconds spent on that one.
         """
         restored = None
         with hosts.together():
@@ -211,7 +201,8 @@ class Training:
                 dict(zip(OUTPUTS, outputs[-1], strict=True)), epoch, len(outputs)
             )
             loss, accuracy, *_ = outputs[-1]
-            progress.update(self._config.micro_batch, epoch + 1, loss, accuracy)
+            text = f"epoch {epoch + 1}, loss {loss:.3f}, accuracy {accuracy:.1%}"
+            progress.show(self._config.micro_batch, text)
 
         if not outputs:
             self._pipeline.skipped = 0

@@ -22,7 +22,7 @@ class Stop:
     """Notes that SIGTERM or SIGINT came, instead of ending the process at once.
 
     Of several processes, all learn of the SIGTERM that one of them got, at the same
-    step; SIGINT ends the one that gets it, and the time is not looked at.
+    step; SIGINT ends the one that gets it, and the time does not count.
 
     Args:
       minutes: from now on, after which to stop; no limit if None.

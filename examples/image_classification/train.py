@@ -24,15 +24,7 @@ OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm", "penalty")
 
 
 class Settings(NamedTuple):
-    """What may differ between runs of one program: numbers, or traced scalars.
-
-    Attributes:
-      h: length of HERO's and first_order's step.
-      gamma: strength of HERO's penalty.
-      learning_rate: at the start.
-      weight_decay: added to the gradient, times the weights.
-      strength: of GRAD-L1's penalty.
-    """
+    """Fields of a config that may differ between runs of one program, or be traced."""
 
     h: chex.Numeric
     gamma: chex.Numeric
@@ -62,6 +54,9 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+Step = Callable[[TrainState, Any], tuple[TrainState, chex.Array]]
+
+
 class Program(NamedTuple):
     """The compiled functions of a run; the state that goes in is used up.
 
@@ -79,8 +74,8 @@ class Program(NamedTuple):
 
     init: Callable[[], TrainState]
     shapes: Callable[[], TrainState]
-    step: Callable[[TrainState, Any], tuple[TrainState, chex.Array]]
-    epoch: Callable[[TrainState, Any], tuple[TrainState, chex.Array]]
+    step: Step
+    epoch: Step
     schedule: optax.Schedule
 
 
@@ -231,6 +226,18 @@ def make_hvp_loss(
     )
 
 
+def make_schedule(
+    config: Config, updates: int, learning_rate: chex.Numeric
+) -> optax.Schedule:
+    """Return `updates so far -> learning rate`: a rise, if any, then half a cosine."""
+    warmup = min(round(updates * config.warmup_epochs / config.epochs), updates - 1)
+    cosine = optax.cosine_decay_schedule(learning_rate, updates - warmup)
+    if not warmup:
+        return cosine
+    rise = optax.linear_schedule(0.0, learning_rate, warmup)
+    return optax.join_schedules([rise, cosine], [warmup])
+
+
 def make_optimizer(
     config: Config, steps: int, given: Settings | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -238,22 +245,19 @@ def make_optimizer(
 
     Gradients are accumulated behind HERO: each micro-batch has its own perturbation,
     and the chain sees the mean of the micro-batches' gradients.
-
-    Args:
-      config: of the run.
-      steps: micro-batches in the run.
-      given: learning rate and weight decay; those of the config if None.
     """
     given = given or Settings.of(config)
     updates = steps // config.accumulation
-    schedule = optax.cosine_decay_schedule(given.learning_rate, updates)
-    tx = optax.chain(
-        optax.identity()
-        if config.clip_norm is None
-        else optax.clip_by_global_norm(config.clip_norm),
-        optax.add_decayed_weights(given.weight_decay),
-        optax.sgd(schedule, momentum=config.momentum),
-    )
+    schedule = make_schedule(config, updates, given.learning_rate)
+    clip = optax.identity()
+    if config.clip_norm is not None:
+        clip = optax.clip_by_global_norm(config.clip_norm)
+    if config.optimizer == "adamw":
+        adamw = optax.adamw(schedule, config.momentum, weight_decay=given.weight_decay)
+        tx = optax.chain(clip, adamw)
+    else:
+        decay = optax.add_decayed_weights(given.weight_decay)
+        tx = optax.chain(clip, decay, optax.sgd(schedule, momentum=config.momentum))
     if config.accumulation == 1:
         return tx, schedule
     multi = optax.MultiSteps(tx, every_k_schedule=config.accumulation)
@@ -264,7 +268,7 @@ def make_functions(
     config: Config, model: nn.Module, pipeline: Pipeline, given: Settings | None = None
 ) -> tuple[
     Callable[[chex.PRNGKey], TrainState],
-    Callable[[TrainState, Any], tuple[TrainState, chex.Array]],
+    Step,
     optax.Schedule,
 ]:
     """Return `key -> state`, `(state, item) -> (state, outputs)` and the schedule.
@@ -315,11 +319,7 @@ def make_functions(
 
 
 def shapes_of(config: Config, init: Callable[[], TrainState]) -> TrainState:
-    """Return the shapes of the state.
-
-    Raises:
-      ValueError: network, data and options do not fit each other.
-    """
+    """Return the shapes of the state; `ValueError` if config and data do not fit."""
     try:
         shapes: TrainState = jax.eval_shape(init)
     except ValueError as error:
@@ -340,6 +340,7 @@ def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Progra
         )
 
     key = jax.random.key(config.seed)
+
     return Program(
         lambda: devices.replicate(init(key)),
         lambda: shapes_of(config, lambda: init(key)),

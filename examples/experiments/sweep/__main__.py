@@ -31,7 +31,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from examples.image_classification.__main__ import ERRORS, named
+from examples.image_classification.__main__ import ERRORS, first
 from examples.image_classification.config import Config
 from examples.image_classification.logbook import prepare_streams, say
 from examples.image_classification.stopping import STOPPED, Stopped
@@ -64,6 +64,12 @@ class Common(Config):
     curvature_h: Hidden[float] = Config.curvature_h
     curvature_batches: Hidden[int] = Config.curvature_batches
     epoch_on_device: Hidden[bool | None] = Config.epoch_on_device
+
+    def __post_init__(self) -> None:
+        """Leave a learning rate that does not suit the optimizer to the grid."""
+        if self.optimizer == "adamw":
+            object.__setattr__(self, "learning_rate", 0.0)
+        super().__post_init__()
 
     def config(self) -> Config:
         """Return it as an ordinary config."""
@@ -125,7 +131,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Grid, Options]:
       TypeError: a value has the wrong type.
       ValueError: a value is out of range, or a file is no config.
     """
-    name, base, rest = named(arguments)
+    name, base, rest = first(arguments)
     command = tyro.cli(
         Command,
         prog="python -m examples.experiments.sweep [CONFIG]",
@@ -140,6 +146,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Grid, Options]:
         ),
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    for rate in command.grid.learning_rate:  # it may not suit the optimizer
+        dataclasses.replace(command.common.config(), learning_rate=rate)
     options = command.options
     out = options.out or Path("runs") / name / "sweep"
     options = dataclasses.replace(options, out=out)
@@ -176,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if best is None:
         say("every setting diverged: try smaller h, gamma or learning_rate.")
         return 0
-    _, base, _ = named(arguments)
+    _, base, _ = first(arguments)
     tried = Grid(**record["grid"])
     setting = ", ".join(f"{x} {best[x]:g}" for x in tried.told(config.method))
     lines = [

@@ -5,8 +5,6 @@ import sys
 import flax.linen as nn
 import jax.numpy as jnp
 
-from examples.image_classification import loop
-
 
 class Small(nn.Module):
     """Smooth, so that only the order of sums can differ; float64 where there is."""
@@ -30,7 +28,7 @@ def make_model(_, pipeline, synchronized):
 
 
 if __name__ == "__main__":
-    from examples.image_classification import __main__
+    from examples.image_classification import __main__, loop
 
     loop.make_model = make_model
     sys.exit(__main__.main())

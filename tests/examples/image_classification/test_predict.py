@@ -85,6 +85,7 @@ def as_on_the_page():
     return name, float(probability)
 
 
+@pytest.mark.slow
 def test_digits(capsys):
     arguments = "digits --method sgd --epochs 1 --devices 1 --train-size 512 --quiet"
     assert command.main(arguments.split()) == 0
@@ -115,6 +116,7 @@ def test_digits(capsys):
     np.testing.assert_allclose([probability, alone], probabilities[5], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_network")
 def test_arrays_that_are_downsampled(capsys):
     (x_train, y_train), (x_test, y_test) = images(60, (8, 6)), images(130, (8, 6))
@@ -134,7 +136,10 @@ def test_arrays_that_are_downsampled(capsys):
 
 
 @pytest.mark.usefixtures("small_network")
-@pytest.mark.parametrize("augmentation", ["resized_crop", "crop_flip"])
+@pytest.mark.parametrize(
+    "augmentation",
+    [pytest.param("resized_crop", marks=pytest.mark.slow), "crop_flip"],
+)
 def test_photographs(capsys, augmentation):
     """With one size if need be; a grey one, a hidden one, one damaged, odd names."""
     for split, count in (("train", 60), ("val", 70)):
@@ -195,9 +200,13 @@ def test_what_is_wrong_is_said_in_a_line(capsys):
         (RUN, "empty", "no images that can be read in empty"),
         (RUN, "nothing.npz", "no file nothing.npz"),
         ("runs/unfinished", "low.png", "must be the folder of a finished run, with"),
-        ("runs/damaged", "low.png", "weights.json in runs/damaged is damaged"),
-        ("runs/flat", "low.png", "weights.json in runs/flat is damaged"),
-        ("runs/others", "low.png", "weights.json in runs/others do not fit"),
+        (
+            "runs/damaged",
+            "low.png",
+            "runs/damaged must be the folder of a finished run",
+        ),
+        ("runs/flat", "low.png", "runs/flat must be the folder of a finished run"),
+        ("runs/others", "low.png", "weights.json that fit: "),
     ):
         assert predict.main([str(folder), name]) == 1
         out, error = capsys.readouterr()
@@ -206,3 +215,9 @@ def test_what_is_wrong_is_said_in_a_line(capsys):
         assert error.splitlines()[-1].startswith("error: ")
     assert predict.main([str(RUN)]) == 2
     assert "name IMAGES, too" in capsys.readouterr().err
+    # As `| head` does, which has seen enough.
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed, contextlib.redirect_stdout(closed):  # noqa: PTH123
+        assert predict.main([str(RUN), "mine.npz"]) == 0
+    assert not capsys.readouterr().err

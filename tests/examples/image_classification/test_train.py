@@ -14,6 +14,9 @@ from examples.image_classification.config import Config
 from hero_jax import models
 from tests.examples.image_classification.small import Small
 
+IN_A_HURRY = True
+"""What is compiled here runs for some steps only."""
+
 CONFIG = Config(
     dataset="digits",
     augmentation="none",
@@ -100,7 +103,7 @@ def test_a_step_is_the_methods_gradient_with_momentum_and_decay(method):
         batch = pipeline.batch(item, np.int32(k))
         stats = jax.tree.map(np.asarray, state.batch_stats)
         loss = loss_of(model, stats, batch.images, batch.labels)
-        grads = gradient_of(loss)(params)
+        grads = jax.jit(gradient_of(loss))(params)
         rate = 0.1 * 0.5 * (1 + np.cos(np.pi * k / 12))  # three epochs of four steps
         velocity = jax.tree.map(
             lambda v, g, w: 0.9 * v + g + 0.01 * w, velocity, grads, params
@@ -218,7 +221,9 @@ def test_micro_batches_have_perturbations_of_their_own():
         batch = pipeline.batch(item, np.int32(k))
         assert len(batch.labels) == 16
         grads.append(
-            gradient_of(loss_of(model, stats, batch.images, batch.labels))(params)
+            jax.jit(gradient_of(loss_of(model, stats, batch.images, batch.labels)))(
+                params
+            )
         )
         state, _ = program.step(state, item)
         if k == 0:
@@ -240,6 +245,60 @@ def test_the_learning_rate_falls_by_updates_not_by_micro_batches():
     np.testing.assert_allclose(schedule(12), 0.0, atol=1e-9)
 
 
+@pytest.mark.parametrize("accumulation", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_adamw_is_that_of_its_authors(accumulation):
+    """Two updates by the formula of Loshchilov and Hutter, with decay of the step."""
+    rate, decay = 0.01, 0.3
+    _, model, pipeline, program = setting(
+        method="first_order",
+        h=0.7,
+        perturbation="normalized",
+        optimizer="adamw",
+        learning_rate=rate,
+        weight_decay=decay,
+        momentum=0.8,
+        accumulation=accumulation,
+        warmup_epochs=0.5,  # two updates of twelve
+    )
+    state, item = program.init(), next(pipeline.epoch(0))
+    mean = square = jax.tree.map(lambda x: np.zeros(x.shape), state.params)
+    expected = jax.tree.map(np.asarray, state.params)
+    for k in range(3):
+        grads = []
+        params = jax.tree.map(np.asarray, state.params)
+        for j in range(accumulation * k, accumulation * (k + 1)):
+            batch = pipeline.batch(item, np.int32(j % pipeline.steps))
+            stats = jax.tree.map(np.asarray, state.batch_stats)
+            loss = loss_of(model, stats, batch.images, batch.labels)
+            grads.append(jax.jit(lambda w, f=loss: jax.grad(f)(moved(f, w)))(params))
+            state, _ = program.step(state, item)
+        g = jax.tree.map(lambda *x: np.mean(x, axis=0), *grads)
+        mean = jax.tree.map(lambda m, g: 0.8 * m + 0.2 * g, mean, g)
+        square = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, square, g)
+        now = rate * (k / 2 if k < 2 else 0.5 * (1 + np.cos(np.pi * (k - 2) / 10)))
+        expected = jax.tree.map(
+            lambda w, m, v, k=k, now=now: (
+                w
+                - now
+                * m
+                / (1 - 0.8 ** (k + 1))
+                / (np.sqrt(v / (1 - 0.999 ** (k + 1))) + 1e-8)
+                - now * decay * w
+            ),
+            params,
+            mean,
+            square,
+        )
+        for actual, wanted, v in zip(
+            *map(jax.tree.leaves, (state.params, expected, square)), strict=True
+        ):
+            real = v > 1e-10  # a gradient that is all rounding is scaled up, too
+            assert real.mean() > 0.1 or v.ndim == 1
+            np.testing.assert_allclose(
+                np.asarray(actual)[real], wanted[real], rtol=1e-3, atol=1e-5
+            )
+
+
 def test_clipping_limits_the_gradient_before_weight_decay():
     fields = {"clip_norm": 0.01, "momentum": 0.0, "weight_decay": 0.5}
     _, _, pipeline, program = setting(**fields)
@@ -253,6 +312,7 @@ def test_clipping_limits_the_gradient_before_weight_decay():
     np.testing.assert_allclose(optax.tree.norm(clipped), 0.01, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_an_epoch_in_one_loop_is_the_same_as_its_steps():
     _, _, pipeline, program = setting()
     item = next(pipeline.epoch(1))
@@ -280,6 +340,7 @@ def test_nothing_is_compiled_twice_and_the_old_state_is_used_up():
     assert all(x.is_deleted() for x in jax.tree.leaves(first.params))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_for_computing_only():
     model = models.create("resnet8", num_classes=10, dtype=jnp.bfloat16)
     _, _, pipeline, program = setting(model=model, dtype="bfloat16")
@@ -334,9 +395,11 @@ def test_curvature_is_that_of_the_mean_over_fixed_batches():
     for k in range(3):
         batch = pipeline.batch(item, np.int32(k))
         loss = loss_of(model, state.batch_stats, batch.images, batch.labels)
-        g = jax.grad(loss)(state.params)
+        g = jax.jit(jax.grad(loss))(state.params)
         z = hero_jax.perturbation.layerwise(state.params, g)
-        _, Hz = jax.jvp(jax.grad(loss), (state.params,), (z,))
+        _, Hz = jax.jit(lambda w, z, f=loss: jax.jvp(jax.grad(f), (w,), (z,)))(
+            state.params, z
+        )
         norms.append(optax.tree.norm(g))
         products.append(optax.tree.norm(Hz))
     np.testing.assert_allclose(measured["grad_norm"], np.mean(norms), rtol=1e-4)

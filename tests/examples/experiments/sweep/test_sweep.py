@@ -557,3 +557,12 @@ def test_the_guide_shows_the_best_setting_of_the_sweep_on_digits():
     for value in (*best["accuracy_by_bits"].values(), best["score"]):
         assert search.percent(value) in guide
     assert " ".join(record["environment"]["command"].split()) in guide
+
+
+def test_adamw_has_the_learning_rates_of_the_grid():
+    words = ["digits", "--optimizer", "adamw"]
+    config, tried, _ = sweep.parse([*words, "--learning-rate", "0.001", "0.003"])
+    assert config.optimizer == "adamw"
+    assert tried.learning_rate == (0.001, 0.003)
+    with pytest.raises(ValueError, match=r"learning_rate must be at most 0\.02"):
+        sweep.parse(words)
