@@ -32,8 +32,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from examples.experiments.accuracy_against_bits import load, logits_fn
 from examples.experiments.common import digits as quickstart
+from examples.experiments.common.networks import load, logits_fn
 from hero_jax import quant
 
 

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from examples.experiments.common import digits as quickstart
 from examples.experiments.common.command_line import check_training_options
 from examples.experiments.common.digits import ConvNet, Data
+from examples.experiments.common.networks import load, logits_fn, train
 from examples.experiments.common.statistics import cell, summary
 from examples.image_classification.results import (
     environment,
@@ -60,15 +61,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "per channel, least squares": {"axis": -1, "calibration": "mse"},
     "per tensor, new BatchNorm statistics": {"reestimate": True},
 }
-
-
-def logits_fn(
-    params: chex.ArrayTree, batch_stats: chex.ArrayTree, images: chex.Array
-) -> chex.Array:
-    """Evaluate the network of the quick start."""
-    variables = {"params": params, "batch_stats": batch_stats}
-    logits: chex.Array = ConvNet().apply(variables, images, train=False)
-    return logits
 
 
 def stats_fn(params: chex.ArrayTree, images: chex.Array) -> chex.ArrayTree:
@@ -117,14 +109,6 @@ def evaluate(
     return [summary(column) for column in 100.0 * np.array(accuracies).T]
 
 
-def load(path: Path) -> Any:
-    """Read weights of the quick start's network, quantized or not, as floats."""
-    image = jnp.zeros((1, 8, 8, 1))
-    like = jax.eval_shape(lambda: ConvNet().init(jax.random.key(0), image, train=False))
-    tree = quant.load(path, like={k: like[k] for k in ("batch_stats", "params")})
-    return quant.dequantize(tree)
-
-
 def load_all(paths: Sequence[Path]) -> dict[str, list[Any]]:
     """Read several files; those that differ in the seed alone go together."""
     networks: dict[str, list[Any]] = {}
@@ -132,20 +116,6 @@ def load_all(paths: Sequence[Path]) -> dict[str, list[Any]]:
         name = re.sub(r"_seed\d+$", "", path.stem)
         networks.setdefault(name, []).append(load(path))
     return networks
-
-
-def train(epochs: int, label_noise: float, folder: Path, quiet: bool) -> list[Path]:
-    """Train the methods of the quick start from seed 0 and save their weights."""
-    data = quickstart.load_data(label_noise, seed=0)
-    steps = epochs * (len(data.train_labels) // quickstart.BATCH_SIZE)
-    paths = []
-    for name in TRAINED_METHODS:
-        program = quickstart.make_program(quickstart.METHODS[name], steps)
-        total = steps * quickstart.BATCH_SIZE
-        with tqdm(total=total, desc=f"{name:<6}", unit="images", disable=quiet) as bar:
-            state = quickstart.train(program, data, epochs, 0, bar)
-        paths.append(quickstart.save_weights(folder, name, 0, state))
-    return paths
 
 
 def table(results: Results) -> str:
@@ -215,8 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure; print the table, write JSON and PNG, return the record."""
     options = parse(arguments)
     if not options.networks:
+        folder = options.out / "weights"
         paths = train(
-            options.epochs, options.label_noise, options.out / "weights", options.quiet
+            TRAINED_METHODS, options.epochs, options.label_noise, folder, options.quiet
         )
         options.networks = load_all(paths)
     settings = [*SETTINGS] if options.all else options.setting or ["per tensor"]

@@ -14,13 +14,11 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from examples.experiments import accuracy_against_bits
 from examples.experiments.common import digits as quickstart
 from examples.image_classification.logbook import write_rows
 from hero_jax import curvature, models, quant
 
 Statistics = Literal["running", "batch"]
-TRAINED_METHODS = ("SGD", "first-order", "HERO")
 
 
 class Network(NamedTuple):
@@ -90,6 +88,25 @@ def make_accuracy(
     return accuracy
 
 
+def logits_fn(
+    params: chex.ArrayTree, batch_stats: chex.ArrayTree, images: chex.Array
+) -> chex.Array:
+    """Evaluate the network of the quick start."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    logits: chex.Array = quickstart.ConvNet().apply(variables, images, train=False)
+    return logits
+
+
+def load(path: Path) -> Any:
+    """Read weights of the quick start's network, quantized or not, as floats."""
+    image = jnp.zeros((1, 8, 8, 1))
+    like = jax.eval_shape(
+        lambda: quickstart.ConvNet().init(jax.random.key(0), image, train=False)
+    )
+    tree = quant.load(path, like={k: like[k] for k in ("batch_stats", "params")})
+    return quant.dequantize(tree)
+
+
 def of_quickstart(path: Path, label_noise: float) -> Network:
     """Read weights that the quick start saved; metrics of the same name go with them.
 
@@ -97,7 +114,7 @@ def of_quickstart(path: Path, label_noise: float) -> Network:
       OSError: the file cannot be read.
       ValueError: it is not of that network.
     """
-    tree = accuracy_against_bits.load(path)
+    tree = load(path)
     seed = path.stem.rpartition("_seed")[2]
     data = quickstart.load_data(label_noise, int(seed) if seed.isdigit() else 0)
     metrics = path.with_suffix(".csv")
@@ -230,14 +247,25 @@ def load_named(
         parser.error(str(error))
 
 
-def train(epochs: int, label_noise: float, folder: Path, quiet: bool) -> list[Path]:
-    """Train networks of the quick start from seed 0; save weights and metrics."""
+def train(
+    methods: Sequence[str],
+    epochs: int,
+    label_noise: float,
+    folder: Path,
+    quiet: bool,
+    metrics: bool = False,
+) -> list[Path]:
+    """Train networks on the digits from seed 0; save weights and, if asked, metrics."""
     data = quickstart.load_data(label_noise, seed=0)
     steps = epochs * (len(data.train_labels) // quickstart.BATCH_SIZE)
     paths = []
-    for name in TRAINED_METHODS:
+    for name in methods:
         program = quickstart.make_program(quickstart.METHODS[name], steps)
         rows: list[dict[str, float]] = []
+
+        def record(state: quickstart.TrainState, rows: Any = rows) -> None:
+            rows.append(_row(state, data, len(rows) + 1))
+
         with tqdm(
             total=steps * quickstart.BATCH_SIZE,
             desc=f"{name:<12}",
@@ -245,18 +273,11 @@ def train(epochs: int, label_noise: float, folder: Path, quiet: bool) -> list[Pa
             unit_scale=True,
             disable=quiet,
         ) as progress:
-            state = quickstart.train(
-                program,
-                data,
-                epochs,
-                0,
-                progress,
-                after_epoch=lambda state, rows=rows: rows.append(  # type: ignore[misc]
-                    _row(state, data, len(rows) + 1)
-                ),
-            )
+            after = {"after_epoch": record} if metrics else {}
+            state = quickstart.train(program, data, epochs, 0, progress, **after)
         paths.append(quickstart.save_weights(folder, name, 0, state))
-        write_rows(paths[-1].with_suffix(".csv"), rows)
+        if metrics:
+            write_rows(paths[-1].with_suffix(".csv"), rows)
     return paths
 
 

@@ -156,7 +156,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     chosen = options.loaded
     if not chosen:
         paths = networks.train(
-            options.epochs, options.label_noise, options.out / "weights", options.quiet
+            ("SGD", "first-order", "HERO"),
+            options.epochs,
+            options.label_noise,
+            options.out / "weights",
+            options.quiet,
+            metrics=True,
         )
         chosen = [networks.of_quickstart(p, options.label_noise) for p in paths]
     settings = Settings(*(getattr(options, name) for name in Settings._fields))

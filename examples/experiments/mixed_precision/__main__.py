@@ -33,7 +33,6 @@ import jax
 import numpy as np
 
 import hero_jax
-from examples.experiments import accuracy_against_bits
 from examples.experiments.common import networks
 from examples.experiments.common.command_line import (
     check_at_least,
@@ -51,6 +50,7 @@ from hero_jax import mixed_precision, quant
 from . import activations, figures, text, weights
 from .weights import MEASURES, Measured, Settings
 
+TRAINED = ("SGD", "HERO")
 BUDGETS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 
 
@@ -337,8 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     (options.out / "networks").mkdir(parents=True, exist_ok=True)
     chosen = options.loaded
     if not chosen:
-        paths = accuracy_against_bits.train(
-            options.epochs, options.label_noise, options.out / "weights", options.quiet
+        folder = options.out / "weights"
+        paths = networks.train(
+            TRAINED, options.epochs, options.label_noise, folder, options.quiet
         )
         chosen = [networks.of_quickstart(p, options.label_noise) for p in paths]
     settings = _settings(options)

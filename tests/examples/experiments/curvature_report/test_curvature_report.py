@@ -207,9 +207,8 @@ def test_batch_statistics_are_those_of_the_images_at_hand():
 
 
 @pytest.mark.slow
-def test_networks_of_the_quick_start_are_trained_and_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(networks, "TRAINED_METHODS", ("SGD",))
-    (path,) = networks.train(2, 0.4, tmp_path, quiet=True)
+def test_networks_of_the_quick_start_are_trained_and_read_again(tmp_path):
+    (path,) = networks.train(["SGD"], 2, 0.4, tmp_path, quiet=True, metrics=True)
     network = networks.of_quickstart(path, 0.4)
     data = quickstart.load_data(0.4, 0)
     state = quickstart.TrainState(network.params, network.batch_stats, None)
