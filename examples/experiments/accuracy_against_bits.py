@@ -10,8 +10,7 @@ to each precision, and all precisions of a network run in one program.
     python examples/quickstart.py --out out
     python -m examples.experiments.accuracy_against_bits out/weights/*_seed?.safetensors
 
-The result is a table, the same numbers as JSON, and a picture. Files that differ in the
-seed alone are averaged.
+Files that differ in the seed alone are averaged.
 """
 
 import argparse
@@ -27,11 +26,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from examples.experiments.common import digits
-from examples.experiments.common.command_line import (
-    check_training_options,
-    training_parser,
-)
+from examples.experiments.common import command_line, digits
 from examples.experiments.common.comparison import plot_against_bits
 from examples.experiments.common.networks import load, logits_fn, train
 from examples.experiments.common.statistics import cell, summary
@@ -39,13 +34,11 @@ from examples.image_classification import results
 from hero_jax import quant
 
 BITS = (32, 8, 7, 6, 5, 4, 3, 2)
-TRAINED_METHODS = ("SGD", "HERO")
 CALIBRATION_BATCH = 100
-MOMENTUM = 0.9
-"""Of the running statistics of `ConvNet`."""
+MOMENTUM = 0.9  # of the running statistics of `ConvNet`
 
 Accuracies = dict[str, dict[str, list[dict[str, Any]]]]
-"""Setting of the quantizer, network, number of bits: mean and standard error."""
+"""By setting of the quantizer, network and number of bits."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "per tensor": {},
@@ -61,11 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def stats_fn(params: chex.ArrayTree, images: chex.Array) -> chex.ArrayTree:
-    """Return the BatchNorm statistics of one batch by itself.
-
-    A training pass from statistics of zero leaves (1 - momentum) times those of the
-    batch.
-    """
+    """Return the BatchNorm statistics of one batch, by a pass from those of zero."""
     zeros = jax.tree.map(lambda x: 0 * x, digits.init_network(0)[1])
     variables = {"params": params, "batch_stats": zeros}
     _, new = digits.ConvNet().apply(variables, images, True, mutable="batch_stats")
@@ -110,7 +99,7 @@ def table(accuracies: Accuracies) -> str:
     return results.markdown(rows)
 
 
-def plot(accuracies: Accuracies, title: str) -> Figure:
+def plot(accuracies: Accuracies) -> Figure:
     """Draw accuracy against bits: a panel per setting, a line per network."""
     columns = min(3, len(accuracies))
     rows = math.ceil(len(accuracies) / columns)
@@ -125,19 +114,19 @@ def plot(accuracies: Accuracies, title: str) -> Figure:
     panels[0].legend()
     figure.supxlabel("bits per weight")
     figure.supylabel("test accuracy (%)")
-    figure.suptitle(title)
+    figure.suptitle("Digits, weights quantized after training")
     return figure
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = training_parser(__doc__, "quickstart_results")
+    parser = command_line.training_parser(__doc__, "quickstart_results")
     add = parser.add_argument
     add("weights", nargs="*", type=Path, help="files that the quick start saved")
     add("--setting", choices=SETTINGS, action="append", help="of the quantizer")
     add("--all", action="store_true", help="all settings of the quantizer")
     options = parser.parse_args(arguments)
-    check_training_options(parser, options)
+    command_line.check_training_options(parser, options)
     try:
         options.networks = load_all(options.weights)
     except (OSError, ValueError) as error:
@@ -149,11 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure; print the table, write JSON and PNG, return the record."""
     options = parse(arguments)
     if not options.networks:
-        folder, quiet = options.out / "weights", options.quiet
-        methods = TRAINED_METHODS
-        options.networks = load_all(
-            train(methods, options.epochs, options.label_noise, folder, quiet)
-        )
+        numbers = (options.epochs, options.label_noise)
+        place = (options.out / "weights", options.quiet)
+        options.networks = load_all(train(("SGD", "HERO"), *numbers, *place))
     settings = [*SETTINGS] if options.all else options.setting or ["per tensor"]
     data = digits.load_data(options.label_noise, seed=0)
     accuracies = {
@@ -163,12 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         }
         for setting in tqdm(settings, desc="quantizer", disable=options.quiet)
     }
-    environment = results.environment()
-    record = {"environment": environment, "bits": BITS, "accuracy": accuracies}
+    record = {"environment": results.environment(), "bits": BITS}
+    record |= {"accuracy": accuracies}
     path = options.out / "accuracy_against_bits.json"
-    figure = plot(accuracies, "Digits, weights quantized after training")
     results.write_json(path, record)
-    results.write_figure(path.with_suffix(".png"), figure, 150)
+    results.write_figure(path.with_suffix(".png"), plot(accuracies), 150)
     print(
         f"{table(accuracies)}\n\nTest accuracy in % on {len(data.test_labels)} images."
         f"\nWrote {path} and the picture beside it."

@@ -5,8 +5,6 @@ metrics are those of the whole training set after each epoch. They tell the thre
 apart, which the training loss does not.
 
     python -m examples.experiments.diagnose  # about half a minute on 2 cores
-
-It prints a table of the last epoch, and writes all epochs as JSON and a picture.
 """
 
 import argparse
@@ -18,11 +16,7 @@ import optax
 from matplotlib.figure import Figure
 
 import hero_jax
-from examples.experiments.common import digits
-from examples.experiments.common.command_line import (
-    check_training_options,
-    training_parser,
-)
+from examples.experiments.common import command_line, digits
 from examples.experiments.common.digits import Data, Method, TrainState
 from examples.image_classification import results
 
@@ -43,16 +37,11 @@ TITLES = {
 def readings(h: float, state: TrainState, data: Data) -> dict[str, Any]:
     """Return what `TITLES` names, on the training set."""
     arguments = state.params, state.batch_stats, data.train_images, data.train_labels
-
-    def hero(gamma: float) -> tuple[Any, Any, hero_jax.Metrics]:
-        value_and_grad = hero_jax.hero_value_and_grad(
-            digits.loss_fn, h=h, gamma=gamma, has_aux=True, return_metrics=True
-        )
-        (loss, _), gradient, metrics = value_and_grad(*arguments)
-        return loss, gradient, metrics
-
-    loss, whole, metrics = hero(GAMMA)
-    _, first_order, _ = hero(0.0)
+    options: Any = {"h": h, "has_aux": True, "return_metrics": True}
+    hero = hero_jax.hero_value_and_grad(digits.loss_fn, gamma=GAMMA, **options)
+    (loss, _), whole, metrics = hero(*arguments)
+    without = hero_jax.hero_value_and_grad(digits.loss_fn, gamma=0.0, **options)
+    _, first_order, _ = without(*arguments)
     penalty = jax.tree.map(lambda a, b: a - b, whole, first_order)
     return {
         "loss": loss,
@@ -116,18 +105,13 @@ def plot(cases: dict[str, dict[str, Any]]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Train the three cases, print the table, write JSON and picture."""
-    parser = training_parser(__doc__, "diagnose_results")
+    parser = command_line.training_parser(__doc__, "diagnose_results")
     options = parser.parse_args(arguments)
-    check_training_options(parser, options)
+    command_line.check_training_options(parser, options)
 
     cases = {name: run(name, h, options) for name, h in CASES.items()}
-    record = {
-        "environment": results.environment(),
-        "gamma": GAMMA,
-        "label_noise": options.label_noise,
-        "seed": 0,
-        "cases": cases,
-    }
+    record = {"environment": results.environment(), "gamma": GAMMA}
+    record |= {"label_noise": options.label_noise, "seed": 0, "cases": cases}
     results.write_json(options.out / "diagnose.json", record)
     results.write_figure(options.out / "diagnose.png", plot(cases), 150)
     print(table(cases))

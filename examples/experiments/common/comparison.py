@@ -1,6 +1,7 @@
 """Methods side by side on the digits: train, measure, search their settings, report."""
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -70,11 +71,9 @@ def compare(
         pairs, diverged = [], []
         with digits.progress_bar(name, len(data) * steps, options.quiet) as progress:
             for seed, one in data.items():
+                run = (programs[name], one, options.epochs, seed, progress)
                 try:
-                    state = digits.train(
-                        programs[name], one, options.epochs, seed, progress
-                    )
-                    pairs.append((state, one))
+                    pairs.append((digits.train(*run), one))
                 except FloatingPointError:
                     diverged.append(seed)
         results[name] = method.numbers() | {"diverged_seeds": diverged}
@@ -85,8 +84,8 @@ def compare(
                     str(b): summary([100 * digits.evaluate(*pair, b) for pair in pairs])
                     for b in bits
                 },
-                "hessian_norm": summary([x.finite_difference for x in norms]),
-                "hessian_norm_exact": summary([x.exact for x in norms]),
+                "hessian_norm": summary([x for x, _ in norms]),
+                "hessian_norm_exact": summary([x for _, x in norms]),
             }
     sgd = programs.get("SGD") or make_program(digits.METHODS["SGD"], steps)
     times = digits.relative_step_times({"SGD": sgd} | programs, data[0])
@@ -113,6 +112,17 @@ def table(results: Results, bits: Sequence[int] = BITS, exact: bool = False) -> 
     return markdown(rows)
 
 
+def describe(options: argparse.Namespace, seeds: Any, start: float) -> dict[str, Any]:
+    """Return what all records say of their runs."""
+    return {
+        "environment": environment(),
+        "label_noise": options.label_noise,
+        "seeds": seeds,
+        "epochs": options.epochs,
+        "wall_seconds": round(time.perf_counter() - start, 1),
+    }
+
+
 def report(
     options: argparse.Namespace,
     name: str,
@@ -122,15 +132,8 @@ def report(
     start: float,
 ) -> dict[str, Any]:
     """Print the table, write JSON and picture; return the record."""
-    record = {
-        "environment": environment(),
-        "label_noise": options.label_noise,
-        "seeds": options.seeds,
-        "epochs": options.epochs,
-        "batch_size": digits.BATCH_SIZE,
-        "wall_seconds": round(time.perf_counter() - start, 1),
-        "results": results,
-    }
+    rest = {"batch_size": digits.BATCH_SIZE, "results": results}
+    record = describe(options, options.seeds, start) | rest
     noise = f"{options.label_noise:.0%} label noise"
     figure.suptitle(f"Digits, {noise}, {options.seeds} seed(s)", fontsize=12)
     write_json(options.out / f"{name}.json", record)
@@ -165,26 +168,17 @@ def search(
         tried[title] = []
         with digits.progress_bar(title, total, options.quiet) as progress:
             for method in trials[title]:
+                rows = np.zeros((len(seeds), len(BITS)))  # stays so where it diverges
                 program = make_program(method, steps)
-                accuracies = []
-                for seed, one in zip(seeds, data, strict=True):
-                    try:
-                        state = digits.train(
-                            program, one, options.epochs, seed, progress
-                        )
-                        accuracies.append(
-                            [100 * float(digits.evaluate(state, one, b)) for b in BITS]
-                        )
-                    except FloatingPointError:
-                        accuracies.append([0.0] * len(BITS))
-                means = np.mean(accuracies, 0).tolist()
-                tried[title].append(
-                    method.numbers()
-                    | {
-                        "accuracy": dict(zip(BITS, means, strict=True)),
-                        "score": summary(np.mean(accuracies, 1).tolist()),
-                    }
-                )
+                for row, seed, one in zip(rows, seeds, data, strict=True):
+                    run = (program, one, options.epochs, seed, progress)
+                    with contextlib.suppress(FloatingPointError):
+                        state = digits.train(*run)
+                        row[:] = [float(digits.evaluate(state, one, b)) for b in BITS]
+                rows *= 100.0
+                accuracy = dict(zip(BITS, rows.mean(0).tolist(), strict=True))
+                trial = {"accuracy": accuracy, "score": summary(rows.mean(1))}
+                tried[title].append(method.numbers() | trial)
         best = max(tried[title], key=lambda trial: trial["score"]["mean"])
         settings = {key: best[key] for key in methods[title].numbers()}
         print(
@@ -192,15 +186,8 @@ def search(
             f"{methods[title].numbers()}.",
             flush=True,
         )
-    record = {
-        "environment": environment(),
-        "label_noise": options.label_noise,
-        "epochs": options.epochs,
-        "seeds": seeds,
-        "validation_size": VALIDATION_SIZE,
-        "wall_seconds": round(time.perf_counter() - start, 1),
-        "trials": tried,
-    }
+    rest = {"validation_size": VALIDATION_SIZE, "trials": tried}
+    record = describe(options, seeds, start) | rest
     write_json(options.out / f"{name}.json", record)
     return record
 

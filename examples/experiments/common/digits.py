@@ -39,14 +39,7 @@ MEASURED_STEP = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How the loss becomes a gradient, and the step rule that follows.
-
-    Attributes:
-      gradient: `jax.value_and_grad` or a drop-in replacement of it.
-      settings: its keyword arguments.
-      learning_rate: at the start of the cosine.
-      weight_decay: coefficient of `optax.add_decayed_weights`.
-    """
+    """A drop-in replacement of `jax.value_and_grad`, and SGD's numbers."""
 
     gradient: Callable[..., Any]
     settings: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -86,42 +79,17 @@ class TrainState(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The jitted functions that train by one method.
-
-    Attributes:
-      init: `seed -> state`.
-      step: `(state, data, indices) -> (state, (loss, accuracy))` of a mini-batch.
-    """
+    """What trains by one method; `step` is jitted and returns loss and accuracy."""
 
     init: Callable[[int], TrainState]
     step: Callable[[TrainState, Data, chex.Array], tuple[TrainState, Any]]
 
 
-class Curvature(NamedTuple):
-    """Two readings of ||Hz|| on the training set, with z of Eq. 11.
-
-    Attributes:
-      finite_difference: `||grad L(W + hz) - grad L(W)|| / h` with MEASURED_STEP for
-        h: the mean curvature on the way, which the penalty is about.
-      exact: at W itself. It vanishes where a network has learnt every label by heart,
-        since the cross-entropy is flat there, however steep its surroundings.
-    """
-
-    finite_difference: chex.Array
-    exact: chex.Array
-
-
 def load_data(label_noise: float, seed: int, validation: int = 0) -> Data:
-    """Split the digits and replace training labels by noise.
+    """Split the digits and redraw a share of the training labels.
 
-    Args:
-      label_noise: share of the training labels that are redrawn.
-      seed: of the noise; the split is the same for all.
-      validation: if positive, so many training images are held out and stand in for
-        the test set, with their true labels.
-
-    Returns:
-      Training and test set.
+    With `validation`, so many training images are held out and stand in for the test
+    set, with their true labels.
     """
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
@@ -160,15 +128,12 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
         """Map images `[B, 8, 8, 1]` to logits `[B, 10]`."""
+        options: Any = {"conv_general_dilated": self.conv_general_dilated}
         for features, stride in ((16, 1), (32, 2), (32, 1), (64, 2)):
-            x = nn.Conv(
-                features,
-                (3, 3),
-                strides=stride,
-                use_bias=False,
-                conv_general_dilated=self.conv_general_dilated,
-            )(x)
-            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+            conv = nn.Conv(features, (3, 3), stride, use_bias=False, **options)
+            x = nn.relu(
+                nn.BatchNorm(use_running_average=not train, momentum=0.9)(conv(x))
+            )
         return nn.Dense(NUM_CLASSES)(x.mean(axis=(1, 2)))
 
 
@@ -263,17 +228,22 @@ def train(
 @functools.partial(jax.jit, static_argnames="bits")
 def evaluate(state: TrainState, data: Data, bits: int) -> chex.Array:
     """Return the test accuracy with weights of so many bits; 32 are the floats."""
-    params = state.params
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
     if bits < 32:
-        params = hero_jax.quant.dequantize(hero_jax.quant.quantize(params, bits))
-    variables = {"params": params, "batch_stats": state.batch_stats}
+        quantized = hero_jax.quant.quantize(state.params, bits)
+        variables["params"] = hero_jax.quant.dequantize(quantized)
     logits: Any = ConvNet().apply(variables, data.test_images, train=False)
     return jnp.mean(logits.argmax(-1) == data.test_labels)
 
 
 @jax.jit
-def measure_curvature(state: TrainState, data: Data) -> Curvature:
-    """Return ||Hz|| on the whole training set, noisy labels included."""
+def measure_curvature(state: TrainState, data: Data) -> tuple[chex.Array, chex.Array]:
+    """Return two readings of ||Hz|| on the training set, with z of Eq. 11.
+
+    The first is `||grad L(W + hz) - grad L(W)|| / h`, h = MEASURED_STEP: the mean
+    curvature on the way, which the penalty is about. The second is the one at W. It
+    vanishes where every label is learnt by heart, however steep the surroundings.
+    """
     batch = (state.batch_stats, data.train_images, data.train_labels)
     _, _, metrics = hero_jax.hero_value_and_grad(
         loss_fn, h=MEASURED_STEP, gamma=0.0, has_aux=True, return_metrics=True
@@ -284,7 +254,7 @@ def measure_curvature(state: TrainState, data: Data) -> Curvature:
 
     z = hero_jax.perturbation.layerwise(state.params, grad_fn(state.params))
     _, Hz = jax.jvp(grad_fn, (state.params,), (z,))
-    return Curvature(metrics.hessian_norm, optax.tree.norm(Hz))
+    return metrics.hessian_norm, optax.tree.norm(Hz)
 
 
 def relative_step_times(

@@ -170,7 +170,7 @@ def test_methods_are_trained_measured_and_drawn(tmp_path, monkeypatch, capsys):
     """One epoch; a method that diverges is reported and the others go on."""
     lost = quickstart.Method(jax.value_and_grad, learning_rate=1e30)
     monkeypatch.setattr(family, "BITS", (32, 4, 3, 2))
-    curvature = quickstart.Curvature(jnp.array(0.5), jnp.array(0.25))
+    curvature = (jnp.array(0.5), jnp.array(0.25))
     monkeypatch.setattr(quickstart, "measure_curvature", lambda *_: curvature)
     times = functools.partial(quickstart.relative_step_times, rounds=3, steps=1)
     monkeypatch.setattr(quickstart, "relative_step_times", times)
