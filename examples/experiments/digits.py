@@ -67,9 +67,7 @@ def plot(results: comparison.Results) -> Figure:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Compare, or search; write the files and return the record."""
     start = time.perf_counter()
-    options = comparison.parse(
-        arguments, __doc__, METHODS, TRIALS, "quickstart_results"
-    )
+    options = comparison.parse(arguments, __doc__, METHODS, TRIALS, "digits_results")
     if options.search:
         return comparison.search(
             options, "quickstart_search", METHODS, TRIALS, SEARCH_SEEDS
