@@ -22,21 +22,21 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "methods",
     [
-        ("SGD, tuned", "HERO"),
-        pytest.param(("SGD", "GRAD-L1", "first-order"), marks=pytest.mark.slow),
+        ("HERO",),
+        pytest.param([*digits.METHODS][:-1], marks=pytest.mark.slow),
     ],
 )
 def test_the_networks_are_those_of_the_experiment(methods, tmp_path, monkeypatch):
     """Bit for bit, and so are the accuracies; the demo shares no code with it."""
     gradients = {name: quickstart.GRADIENTS[name] for name in ("SGD", *methods)}
     monkeypatch.setattr(quickstart, "GRADIENTS", gradients)
-    quickstart.main(["--epochs=2", "--seeds=1", f"--out={tmp_path}"])
+    quickstart.main(["--epochs=1", "--seeds=1", f"--out={tmp_path}"])
     accuracy = json.loads((tmp_path / "quickstart.json").read_text())["accuracy"]
     data = digits.load_data(0.4, 0)
     for method in methods:
-        program = digits.make_program(digits.METHODS[method], 14)
+        program = digits.make_program(digits.METHODS[method], 7)
         with tqdm(disable=True) as progress:
-            state = digits.train(program, data, 2, 0, progress)
+            state = digits.train(program, data, 1, 0, progress)
         name = digits.save_weights(tmp_path, method, 0, state).name
         trained = load(tmp_path / "weights" / name)
         for old, new in zip(
