@@ -53,7 +53,6 @@ def line(
     ax = _axes(ax)
     ax.plot(coordinates, _rises([coordinates], losses), **style)
     ax.set(xlabel="step along d (multiples of d)", ylabel=_RISE)
-    ax.grid(alpha=0.3)
     return ax
 
 
@@ -94,8 +93,7 @@ def surface(
     x, y = (f"step along {d} (multiples of {d})" for d in "de")
     ax.set(xlabel=x, ylabel=y, aspect="equal")
     if colorbar:
-        bar = ax.figure.colorbar(filled, ax=ax, label=_RISE)
-        bar.set_ticks([*levels], labels=[f"{level:.3g}" for level in levels])
+        ax.figure.colorbar(filled, ax=ax, label=_RISE, format="%.3g")
     return ax
 
 
@@ -103,16 +101,18 @@ def spectrum(
     density: SpectralDensity,
     eigenvalues: chex.Array | Sequence[float] = (),
     ax: matplotlib.axes.Axes | None = None,
+    *,
+    width: float | None = None,
     **style: Any,
 ) -> matplotlib.axes.Axes:
     """Draw the density of eigenvalues: the bulk, and outliers as single bells.
 
     Args:
-      density: of :func:`hero_jax.curvature.spectral_density`. The bells are a 300th of
-        its range wide.
+      density: of :func:`hero_jax.curvature.spectral_density`.
       eigenvalues: to mark by dotted lines, such as `values` of
         :func:`hero_jax.curvature.top_eigenvalues`.
       ax: where to draw.
+      width: of the bells; by default a 300th of the range.
       **style: of the curve, such as `label` or `color`; see `Axes.plot`.
 
     Returns:
@@ -120,7 +120,7 @@ def spectrum(
     """
     ax = _axes(ax)
     nodes, weights = map(np.asarray, density)
-    width = (np.ptp(nodes) or 1.0) / 300.0
+    width = width or (np.ptp(nodes) or 1.0) / 300.0
     x = np.linspace(nodes.min() - 5.0 * width, nodes.max() + 5.0 * width, 2000)
     curve = np.asarray(density.on_grid(x, width).value)
     largest = np.where(weights > 0.0, nodes, -np.inf).argmax(-1)[..., None]
@@ -130,8 +130,7 @@ def spectrum(
     for value in eigenvalues:
         ax.axvline(float(value), color="k", ls=":", lw=1.0)
     ax.set(xlabel="eigenvalue", ylabel="share of eigenvalues per unit", yscale="log")
-    ax.set_ylim(lowest, 3.0 * max(curve))
-    ax.grid(alpha=0.3)
+    ax.set_ylim(lowest, 3.0 * curve.max())
     return ax
 
 
