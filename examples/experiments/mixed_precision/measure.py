@@ -111,7 +111,7 @@ def measure(network: Network, options: Namespace) -> Measured:
     wanted += [a.bits for row in chosen.values() for a in row]
     tested = iter(accuracy(network, options, wanted, *network.test).tolist())
     in_float = next(tested)
-    uniform = {b: next(tested) for b in options.choices}
+    uniform = {str(b): next(tested) for b in options.choices}
     lost = [in_float - next(tested) for _ in random]
     accuracies = {name: [next(tested) for _ in row] for name, row in chosen.items()}
     predicted = {
@@ -124,7 +124,7 @@ def measure(network: Network, options: Namespace) -> Measured:
         "accuracy": {"float": in_float, "uniform": uniform, **accuracies},
         "allocations": {n: [as_json(a) for a in row] for n, row in chosen.items()},
         "uniform_bytes": {
-            b: sum(size.bytes[b] for size in sizes.values()) for b in options.choices
+            str(b): sum(x.bytes[b] for x in sizes.values()) for b in options.choices
         },
         "layers": {
             path: {"size": size.weights, **curvatures[path]}
@@ -293,7 +293,7 @@ def measure_activations(
         alike = {b: tested(params, dict.fromkeys(sizes, b)) for b in options.choices}
         record[f"accuracy, {kind} weights"] = {
             "float": tested(params, None),
-            "uniform": alike,
+            "uniform": {str(b): percent for b, percent in alike.items()},
             **{n: [tested(params, a.bits) for a in r] for n, r in chosen.items()},
         }
     return record

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import flax.linen as nn
@@ -76,15 +77,18 @@ def trained(seed):
     return network._replace(params=params)
 
 
+def run_command(out, *names):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "of_digits", lambda path, _: tiny(path))
+        return mixed_precision.main([*names, "--out", str(out), *ARGUMENTS])
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The record of three networks, two of which differ in the seed alone."""
     out = tmp_path_factory.mktemp("mixed")
-    names = ["a_seed0.x", "a_seed1.x", "b_seed0.x"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "of_digits", lambda path, _: tiny(path))
-        record = mixed_precision.main([*names, "--out", str(out), *ARGUMENTS])
-    return record, out
+    names = ("a_seed0.x", "a_seed1.x", "b_seed0.x")
+    return run_command(out, *names, "--no-activations"), out
 
 
 def accuracy_of(network, params):
@@ -182,9 +186,8 @@ def test_the_file_is_what_the_report_says(run):
     assert json.loads((out / "mixed_precision.json").read_text())["networks"]
 
 
-def test_activations_are_rounded_as_by_hand(run):
-    """The last layer's input alone is left to compare: the others feed it."""
-    record, _ = run
+def test_activations_are_rounded_as_by_hand(tmp_path):
+    record = run_command(tmp_path, "b_seed0.x")
     network, found = tiny(Path("b_seed0")), record["networks"]["b"][0]
     images, _ = network.train
     ranges = found["activations"]["layers"]
@@ -208,6 +211,9 @@ def test_activations_are_rounded_as_by_hand(run):
     images, labels = network.test
     right = jax.jit(fn)(network.params, images).argmax(-1) == labels
     assert rows["uniform"]["3"] == pytest.approx(100.0 * float(right.mean()))
+    words = (tmp_path / "report.md").read_text()
+    (line,) = re.findall(r"b, float weights.*?(\| uniform .*?)\n", words, re.S)
+    assert f" {rows['uniform']['3']:.1f} " in line
 
 
 def test_networks_of_one_name_keep_apart(tmp_path, monkeypatch):
@@ -273,9 +279,8 @@ def test_the_guide_says_what_the_results_say():
 
 @pytest.fixture(scope="module")
 def measured():
-    """A network, and what its layers are like, of few probes."""
-    few = ["--probes", "2", "--steps", "2", "--measure", "measured"]
-    options = mixed_precision.parse([*ARGUMENTS, *few])
+    """A network, and what its layers are like."""
+    options = mixed_precision.parse(ARGUMENTS)
     network = tiny(Path("a_seed0"))
     return network, mixed_precision.measure(network, options)
 
