@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import nbformat
@@ -101,6 +102,18 @@ def test_a_command_says_what_it_is_for(path, capsys):
         main(["--help"])
     assert not done.value.code
     assert "usage: " in capsys.readouterr().out
+
+
+TEXTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *FILES]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_commands_that_are_named_exist(path):
+    """As they are typed in documents and docstrings, `python` first."""
+    named = re.findall(r"python (?:-m )?(examples[./][\w./]*\w)", path.read_text())
+    for name in named:
+        file = ROOT / name.removesuffix(".py").replace(".", "/")
+        assert {file.with_suffix(".py"), file / "__main__.py"} & {*COMMANDS}, name
 
 
 def test_nothing_escapes_these_tests():

@@ -4,7 +4,7 @@ Takes weights that were saved on the digits, or folders of finished runs of the 
 recipe; without any, trains SGD, first-order-only and HERO on the digits first.
 
     python -m examples.experiments.curvature_report  # 3 minutes on 2 cores
-    python -m examples.experiments.common.digits --save-weights --out out
+    python examples/quickstart.py --out out
     python -m examples.experiments.curvature_report out/weights/*_seed0.safetensors
     python -m examples.experiments.curvature_report runs/NAME/seed_0 --data-dir DIR
 

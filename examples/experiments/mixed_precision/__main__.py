@@ -6,7 +6,7 @@ recipe; without any, trains SGD and HERO on the digits first.
     python -m examples.experiments.mixed_precision  # 2 minutes on 2 cores
     python -m examples.experiments.mixed_precision --within 1  # a point lost
     python -m examples.experiments.mixed_precision --bytes 12000 --group-size 4
-    python -m examples.experiments.common.digits --save-weights --out out
+    python examples/quickstart.py --out out
     python -m examples.experiments.mixed_precision out/weights/*_seed?.safetensors
     python -m examples.experiments.mixed_precision runs/NAME/seed_0 --data-dir DIR
 
