@@ -58,7 +58,7 @@ OUTSIDE += ("nn.Module", "np.dtype", "np.ndarray", "optax.Schedule")
 OUTSIDE += ("optax.GradientTransformationExtraArgs",)
 autodoc_type_aliases = {name: name for name in ALIASES + OUTSIDE}
 STANDARD = r"collections\.abc|numpy|os|pathlib|typing"
-PACKAGES = "chex|flax|jax|nn|np|optax"
+PACKAGES = "chex|flax|jax|matplotlib|nn|np|optax"
 VARIABLES = r"~?(hero_jax\.[\w.]*\.)?(Outputs|P|T)"
 nitpick_ignore_regex = [("py:.*", rf"({STANDARD}|{PACKAGES})\..*|{VARIABLES}")]
 

@@ -1,19 +1,18 @@
 """Run a network from integer weights, and export it to a file.
 
-Quantizes the weights that the quick start saved, and compares three ways to hold them:
+Quantizes weights that the quick start saved, and compares three ways to hold them:
 floats, integers of one byte, and integers packed without gaps. In each, the weights are
 an argument of the compiled function and turned into floats inside it, so that between
 calls nothing but the integers is in memory. Then the function is exported as StableHLO,
-which needs no Python code of the network, read back, and gives the same logits: once
-with the packed integers as an argument, which whoever reads it builds with
-`import hero_jax`, and once with them inside, which needs JAX alone.
+which needs no Python code of the network, read back, and gives the same logits.
 
-    python -m examples.experiments.common.digits --save-weights
+    python examples/quickstart.py
     python examples/deploy.py quickstart_results/weights/hero_seed0.safetensors
 
-Beside the weights it writes `NAME.4bit.safetensors`, the packed integers,
-`NAME.stablehlo`, the function of weights and images, and `NAME.4bit.stablehlo`, the
-function of images, both for any number of images. To run the latter:
+Beside the weights it writes `NAME.4bit.safetensors`, the packed integers;
+`NAME.stablehlo`, the function of weights and images, for those who `import hero_jax`;
+and `NAME.4bit.stablehlo`, the function of images, both for any number of images. The
+latter needs JAX alone:
 
     import jax.export
     data = open("hero_seed0.4bit.stablehlo", "rb").read()
@@ -22,28 +21,38 @@ function of images, both for any number of images. To run the latter:
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import chex
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from sklearn.datasets import load_digits
 
-from examples.experiments.accuracy_against_bits import load, logits_fn
-from examples.experiments.common import digits as quickstart
 from hero_jax import quant
 
 
-def predict(tree: Any, images: chex.Array) -> chex.Array:
+class ConvNet(nn.Module):
+    """The quick start's network, at evaluation."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map images `[B, 8, 8, 1]` to logits `[B, 10]`."""
+        for features, stride in ((16, 1), (32, 2), (32, 1), (64, 2)):
+            x = nn.Conv(features, (3, 3), strides=stride, use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=True)(x))
+        return nn.Dense(10)(x.mean(axis=(1, 2)))
+
+
+def predict(tree: Any, images: Any) -> Any:
     """Return logits `[N, 10]`; the weights become floats here."""
-    floats = quant.dequantize(tree)
-    return logits_fn(floats["params"], floats["batch_stats"], images)
+    return ConvNet().apply(quant.dequantize(tree), images)
 
 
-def memory(tree: Any, images: chex.Array) -> tuple[int, int]:
+def memory(tree: Any, images: Any) -> tuple[int, int]:
     """Return the bytes resident before a call, and the temporary ones during it."""
     analysis: Any = jax.jit(predict).lower(tree, images).compile().memory_analysis()
     return analysis.argument_size_in_bytes - images.nbytes, analysis.temp_size_in_bytes
@@ -58,23 +67,24 @@ def export(function: Callable[..., Any], *trees: Any) -> bytes:
     return bytes(exported(*shapes, images).serialize())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Quantize, measure, export, compare."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("weights", type=Path, help="file that the quick start saved")
-    parser.add_argument("--bits", type=int, default=4, choices=(2, 3, 4, 5, 6, 7, 8))
+    parser.add_argument("--bits", type=int, default=4, choices=range(2, 9))
     options = parser.parse_args(arguments)
+    images = (load_digits().images[:, :, :, None] / 8 - 1).astype(np.float32)
+    like = jax.eval_shape(ConvNet().init, jax.random.key(0), images)
     try:
-        floats = load(options.weights)
+        floats = quant.dequantize(quant.load(options.weights, like=dict(like)))
     except (OSError, ValueError) as error:
         parser.error(str(error))
+
     params = quant.quantize(floats["params"], options.bits, axis=-1)
     bytewise = {**floats, "params": params}
     packed = quant.pack(bytewise)
-
-    images = quickstart.load_data(0.0, seed=0).test_images
     print("| weights | bytes resident | bytes temporary |\n|---|---|---|")
     for name, tree in {
         "float32": floats,
@@ -85,25 +95,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"| {name} | {resident:,} | {temporary:,} |")
 
     stem = options.weights.with_suffix("")
-    weights_file = stem.with_name(f"{stem.name}.{options.bits}bit.safetensors")
+    weights_file = Path(f"{stem}.{options.bits}bit.safetensors")
     quant.save(weights_file, packed)
     print(f"\nWrote {weights_file} ({weights_file.stat().st_size:,} bytes).")
     expected = jax.jit(predict)(packed, images)
+    alone = functools.partial(predict, packed)
     for name, program, trees in (
-        (f"{stem.name}.stablehlo", export(predict, packed), [quant.load(weights_file)]),
-        (
-            f"{stem.name}.{options.bits}bit.stablehlo",
-            export(functools.partial(predict, packed)),
-            [],
-        ),
+        (f"{stem}.stablehlo", export(predict, packed), [quant.load(weights_file)]),
+        (f"{stem}.{options.bits}bit.stablehlo", export(alone), []),
     ):
-        file = stem.with_name(name)
-        quant.write_file(file, program)
-        served = jax.export.deserialize(bytearray(file.read_bytes()))
-        logits = served.call(*trees, images)
+        Path(name).write_bytes(program)
+        served = jax.export.deserialize(bytearray(Path(name).read_bytes()))
+        difference = np.abs(served.call(*trees, images) - expected).max()
         print(
-            f"Wrote {file} ({len(program):,} bytes).\nRead back, they differ by at "
-            f"most {np.abs(logits - expected).max():.1e} in {logits.size} logits."
+            f"Wrote {name} ({len(program):,} bytes).\nRead back, they differ by at "
+            f"most {difference:.1e} in {expected.size} logits."
         )
 
 

@@ -28,6 +28,7 @@ from hero_jax import (
     mixed_precision,
     parts,
     perturbation,
+    plot,
     quant,
     schedules,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "mixed_precision",
     "parts",
     "perturbation",
+    "plot",
     "quant",
     "schedules",
 ]

@@ -282,7 +282,9 @@ def command(name: str, *arguments: str) -> None:
         arguments = (*arguments, "--out", folder)
         try:
             module = importlib.import_module(f"examples.{name}")
-            status = getattr(module, "main" if "image" in name else "parse")(arguments)
+            status = getattr(module, "parse" if "experiments" in name else "main")(
+                arguments
+            )
         except SystemExit as error:
             status = error.code
     if isinstance(status, int) and status:
@@ -1318,10 +1320,10 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
     "Commands": (
         Misuse(
             "epochs_0",
-            "Ran `python -m examples.experiments.common.digits --epochs 0`.",
-            lambda: command("experiments.common.digits", "--epochs", "0"),
+            "Ran `python examples/quickstart.py --epochs 0`.",
+            lambda: command("quickstart", "--epochs", "0"),
             SystemExit,
-            ("--epochs must be at least 1, got 0",),
+            ("--seeds and --epochs must be at least 1", "'epochs': 0"),
             "Train for an epoch at least.",
             ("matplotlib", "sklearn", "flax", "tqdm"),
         ),

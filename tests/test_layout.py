@@ -50,6 +50,7 @@ ALLOWED = {
         *("_typing", "_checks", "_frameworks", "_tree", "_programs", "leaves"),
         "curvature",
     },
+    "plot": {"_frameworks", "curvature"},
     "mixed_precision": {
         *("_typing", "_checks", "_tree", "_programs", "_batches", "curvature", "quant")
     },
@@ -59,6 +60,7 @@ OPTIONAL_PACKAGES = {
     "mixed_precision/_program.py": {"scipy"},
     "models": {"flax"},
     "nnx": {"flax"},
+    "plot": {"matplotlib"},
 }
 """By file or module: not imported with the package itself."""
 

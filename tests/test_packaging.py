@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-BOUND_EXTRAS = ("files", "models", "curvature")
+BOUND_EXTRAS = ("files", "models", "curvature", "plot")
 
 
 def test_citation_names_this_version_and_the_paper():

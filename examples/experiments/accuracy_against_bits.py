@@ -5,13 +5,12 @@ Takes the weights that the quick start saves; without any, trains SGD and HERO f
 to each precision, and all precisions of a network run in one program.
 
     python -m examples.experiments.accuracy_against_bits
-    python -m examples.experiments.accuracy_against_bits --all  # every setting of the quantizer
+    python -m examples.experiments.accuracy_against_bits --all  # all quantizers
 
-    python -m examples.experiments.common.digits --save-weights --out out
+    python examples/quickstart.py --out out
     python -m examples.experiments.accuracy_against_bits out/weights/*_seed?.safetensors
 
-The result is a table, the same numbers as JSON, and a picture. Files that differ in the
-seed alone are averaged.
+Files that differ in the seed alone are averaged.
 """
 
 import argparse
@@ -23,31 +22,23 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from examples.experiments.common import digits as quickstart
-from examples.experiments.common.command_line import check_training_options
-from examples.experiments.common.digits import ConvNet, Data
+from examples.experiments.common import command_line, digits
+from examples.experiments.common.comparison import plot_against_bits
+from examples.experiments.common.networks import load, logits_fn, train
 from examples.experiments.common.statistics import cell, summary
-from examples.image_classification.results import (
-    environment,
-    markdown,
-    write_figure,
-    write_json,
-)
+from examples.image_classification import results
 from hero_jax import quant
 
 BITS = (32, 8, 7, 6, 5, 4, 3, 2)
-TRAINED_METHODS = ("SGD", "HERO")
 CALIBRATION_BATCH = 100
-MOMENTUM = 0.9
-"""Of the running statistics of `ConvNet`."""
+MOMENTUM = 0.9  # of the running statistics of `ConvNet`
 
-Results = dict[str, dict[str, list[dict[str, Any]]]]
-"""Setting of the quantizer, network, number of bits: mean and standard error."""
+Accuracies = dict[str, dict[str, list[dict[str, Any]]]]
+"""By setting of the quantizer, network and number of bits."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "per tensor": {},
@@ -58,71 +49,35 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "per channel": {"axis": -1},
     "groups of 8 channels": {"axis": -1, "group_size": 8},
     "per channel, least squares": {"axis": -1, "calibration": "mse"},
-    "per tensor, new BatchNorm statistics": {"reestimate": True},
+    "per tensor, new BatchNorm statistics": {"stats_fn": True},
 }
 
 
-def logits_fn(
-    params: chex.ArrayTree, batch_stats: chex.ArrayTree, images: chex.Array
-) -> chex.Array:
-    """Evaluate the network of the quick start."""
-    variables = {"params": params, "batch_stats": batch_stats}
-    logits: chex.Array = ConvNet().apply(variables, images, train=False)
-    return logits
-
-
 def stats_fn(params: chex.ArrayTree, images: chex.Array) -> chex.ArrayTree:
-    """Return the BatchNorm statistics of one batch by itself.
-
-    A training pass from statistics of zero leaves (1 - momentum) times those of the
-    batch.
-    """
-    shapes = jax.eval_shape(
-        lambda: ConvNet().init(jax.random.key(0), images, train=False)
-    )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes["batch_stats"])
-    _, new = ConvNet().apply(
-        {"params": params, "batch_stats": zeros},
-        images,
-        train=True,
-        mutable=["batch_stats"],
-    )
+    """Return the BatchNorm statistics of one batch, by a pass from those of zero."""
+    zeros = jax.tree.map(lambda x: 0 * x, digits.init_network(0)[1])
+    variables = {"params": params, "batch_stats": zeros}
+    _, new = digits.ConvNet().apply(variables, images, True, mutable="batch_stats")
     return jax.tree.map(lambda x: x / (1.0 - MOMENTUM), new["batch_stats"])
 
 
 def evaluate(
-    trees: Sequence[Any], data: Data, setting: dict[str, Any]
+    trees: Sequence[Any], data: digits.Data, setting: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Return the test accuracy in % for each of BITS, over the seeds of a method."""
-    options = {k: v for k, v in setting.items() if k != "reestimate"}
-    if setting.get("reestimate"):
+    options = dict(setting)
+    if "stats_fn" in options:
         images = data.train_images
-        whole = len(images) // CALIBRATION_BATCH * CALIBRATION_BATCH
-        options["stats_fn"] = stats_fn
-        options["calibration_images"] = images[:whole].reshape(
-            -1, CALIBRATION_BATCH, *images.shape[1:]
-        )
+        batches = images.reshape(-1, CALIBRATION_BATCH, *images.shape[1:])
+        options |= {"stats_fn": stats_fn, "calibration_images": batches}
+    test = (data.test_images, data.test_labels, BITS)
     accuracies = [
         quant.accuracy_against_bits(
-            logits_fn,
-            tree["params"],
-            data.test_images,
-            data.test_labels,
-            BITS,
-            batch_stats=tree["batch_stats"],
-            **options,
+            *(logits_fn, x["params"], *test), batch_stats=x["batch_stats"], **options
         )
-        for tree in trees
+        for x in trees
     ]
     return [summary(column) for column in 100.0 * np.array(accuracies).T]
-
-
-def load(path: Path) -> Any:
-    """Read weights of the quick start's network, quantized or not, as floats."""
-    image = jnp.zeros((1, 8, 8, 1))
-    like = jax.eval_shape(lambda: ConvNet().init(jax.random.key(0), image, train=False))
-    tree = quant.load(path, like={k: like[k] for k in ("batch_stats", "params")})
-    return quant.dequantize(tree)
 
 
 def load_all(paths: Sequence[Path]) -> dict[str, list[Any]]:
@@ -134,76 +89,44 @@ def load_all(paths: Sequence[Path]) -> dict[str, list[Any]]:
     return networks
 
 
-def train(epochs: int, label_noise: float, folder: Path, quiet: bool) -> list[Path]:
-    """Train the methods of the quick start from seed 0 and save their weights."""
-    data = quickstart.load_data(label_noise, seed=0)
-    steps = epochs * (len(data.train_labels) // quickstart.BATCH_SIZE)
-    paths = []
-    for name in TRAINED_METHODS:
-        program = quickstart.make_program(quickstart.METHODS[name], steps)
-        total = steps * quickstart.BATCH_SIZE
-        with tqdm(total=total, desc=f"{name:<6}", unit="images", disable=quiet) as bar:
-            state = quickstart.train(program, data, epochs, 0, bar)
-        paths.append(quickstart.save_weights(folder, name, 0, state))
-    return paths
-
-
-def table(results: Results) -> str:
+def table(accuracies: Accuracies) -> str:
     """Format the results as a Markdown table, one row per network and setting."""
     titles = ["float" if bits == 32 else f"{bits} bit" for bits in BITS]
     rows = [["network", "quantizer", *titles]]
-    for setting, networks in results.items():
-        for name, accuracies in networks.items():
-            rows.append([name, setting, *(cell(a, 1) for a in accuracies)])
-    return markdown(rows)
+    for setting, networks in accuracies.items():
+        for name, row in networks.items():
+            rows.append([name, setting, *(cell(a, 1) for a in row)])
+    return results.markdown(rows)
 
 
-def plot(results: Results, title: str) -> Figure:
+def plot(accuracies: Accuracies) -> Figure:
     """Draw accuracy against bits: a panel per setting, a line per network."""
-    columns = min(3, len(results))
-    rows = math.ceil(len(results) / columns)
-    size = (7.0, 4.2) if len(results) == 1 else (3.6 * columns, 2.8 * rows)
+    columns = min(3, len(accuracies))
+    rows = math.ceil(len(accuracies) / columns)
+    size = (7.0, 4.2) if len(accuracies) == 1 else (3.6 * columns, 2.8 * rows)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    styles = ("o-", "D-", "s-", "^-", "v-", "x-")
-    for axes, (setting, networks) in zip(panels, results.items(), strict=False):
-        for i, (name, accuracies) in enumerate(networks.items()):
-            axes.errorbar(
-                range(len(BITS)),
-                [a["mean"] for a in accuracies],
-                [a["stderr"] or 0.0 for a in accuracies],
-                fmt=styles[i % len(styles)],
-                markersize=4,
-                capsize=2,
-                label=name,
-            )
-        axes.set_xticks(range(len(BITS)), ["fp", *map(str, BITS[1:])])
+    for axes, (setting, networks) in zip(panels, accuracies.items(), strict=False):
+        plot_against_bits(axes, networks, BITS)
         axes.set_title(setting, fontsize="medium")
-        axes.grid(alpha=0.3)
-    for axes in panels[len(results) :]:
+    for axes in panels[len(accuracies) :]:
         axes.remove()
     panels[0].legend()
     figure.supxlabel("bits per weight")
     figure.supylabel("test accuracy (%)")
-    figure.suptitle(title)
+    figure.suptitle("Digits, weights quantized after training")
     return figure
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.training_parser(__doc__, "quickstart_results")
     add = parser.add_argument
     add("weights", nargs="*", type=Path, help="files that the quick start saved")
     add("--setting", choices=SETTINGS, action="append", help="of the quantizer")
     add("--all", action="store_true", help="all settings of the quantizer")
-    add("--label-noise", type=float, default=0.4, help="in training, if there is any")
-    add("--epochs", type=int, default=40, help="of training, if there is any")
-    add("--out", type=Path, default=Path("quickstart_results"), help="folder to write")
-    add("--quiet", action="store_true", help="show no progress bars")
     options = parser.parse_args(arguments)
-    check_training_options(parser, options)
+    command_line.check_training_options(parser, options)
     try:
         options.networks = load_all(options.weights)
     except (OSError, ValueError) as error:
@@ -215,32 +138,26 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure; print the table, write JSON and PNG, return the record."""
     options = parse(arguments)
     if not options.networks:
-        paths = train(
-            options.epochs, options.label_noise, options.out / "weights", options.quiet
-        )
-        options.networks = load_all(paths)
+        numbers = (options.epochs, options.label_noise)
+        place = (options.out / "weights", options.quiet)
+        options.networks = load_all(train(("SGD", "HERO"), *numbers, *place))
     settings = [*SETTINGS] if options.all else options.setting or ["per tensor"]
-    data = quickstart.load_data(options.label_noise, seed=0)
-    results = {
+    data = digits.load_data(options.label_noise, seed=0)
+    accuracies = {
         setting: {
             name: evaluate(trees, data, SETTINGS[setting])
             for name, trees in options.networks.items()
         }
         for setting in tqdm(settings, desc="quantizer", disable=options.quiet)
     }
-    record = {
-        "environment": environment(),
-        "bits": BITS,
-        "accuracy": results,
-    }
-    name = "accuracy_against_bits"
-    figure = plot(results, "Digits, weights quantized after training")
-    write_json(options.out / f"{name}.json", record)
-    write_figure(options.out / f"{name}.png", figure, 150)
-    print(table(results))
+    record = {"environment": results.environment(), "bits": BITS}
+    record |= {"accuracy": accuracies}
+    path = options.out / "accuracy_against_bits.json"
+    results.write_json(path, record)
+    results.write_figure(path.with_suffix(".png"), plot(accuracies), 150)
     print(
-        f"\nTest accuracy in % on {len(data.test_labels)} images.\n"
-        f"Wrote {name}.json and {name}.png to {options.out}."
+        f"{table(accuracies)}\n\nTest accuracy in % on {len(data.test_labels)} images."
+        f"\nWrote {path} and the picture beside it."
     )
     return record
 

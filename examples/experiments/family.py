@@ -1,29 +1,22 @@
-"""Train the quick start's network by every method of HERO's family; then quantize.
+"""Every method of HERO's family on the quick start's task.
 
 SAM, ASAM, GNP, GSAM, GRAD-L1, HERO along five directions, CURE in the space of inputs,
-and quantization-aware training at 4 bits, beside tuned SGD: the same digits, label
-noise, network, batches and measurements as `examples/experiments/common/digits.py`. The result is a
-table of the test accuracy with weights of 32 to 2 bits, the same numbers as JSON, and a
-picture.
+and quantization-aware training at 4 bits, beside tuned SGD: data, network, batches and
+measurements are those of `examples.experiments.digits`.
 
     python -m examples.experiments.family  # 6 minutes on 2 cores
     python -m examples.experiments.family --methods SAM "HERO, adaptive" --seeds 1
     python -m examples.experiments.family --search --out DIR  # settings; 13 minutes
 
-The settings in METHODS are the winners of the search: 8 trials for each method, trained
-on 750 of the training images from a seed that is not reported, and judged on the other
-250 by the mean accuracy over 32 to 3 bits. Those of SGD, GRAD-L1, first-order-only and
-HERO are the quick start's, of 12 trials from three seeds; four random z take those of
-one.
-A run whose loss is not finite is reported as such and does not end the others.
+The settings in METHODS are the winners of the search: 8 trials for each method, from a
+seed that is not reported. Those of SGD, GRAD-L1, first-order-only and HERO are the
+quick start's, of 12 trials from three seeds; four random z take those of one.
 """
 
-import argparse
 import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -32,26 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 import hero_jax
-from examples.experiments import quickstart_search
+from examples.experiments.common import comparison
 from examples.experiments.common import digits as quickstart
-from examples.experiments.common.command_line import (
-    check_at_least,
-    check_training_options,
-)
 from examples.experiments.common.digits import Data, Method, Program, TrainState
-from examples.experiments.common.statistics import cell, summary
-from examples.image_classification.results import (
-    environment,
-    markdown,
-    write_figure,
-    write_json,
-)
 
 BITS = (*quickstart.BITS, 2)
-SEARCH_SEEDS = quickstart_search.SEEDS[:1]
+SEARCH_SEEDS = (100,)
 QAT_BITS = 4
 ROOM = 4
 """Numbers of a method: learning rate, weight decay, and two settings at most."""
@@ -66,10 +47,10 @@ def loss_fn(
 ) -> tuple[chex.Array, Any]:
     """Evaluate the quick start's loss; the step's key is for random directions."""
     del key
-    found: tuple[chex.Array, Any] = quickstart.loss_fn(
+    outputs: tuple[chex.Array, Any] = quickstart.loss_fn(
         params, batch_stats, images, labels
     )
-    return found
+    return outputs
 
 
 def random_z_value_and_grad(
@@ -171,21 +152,21 @@ TRIALS: dict[str, list[Method]] = {
     ],
 }
 
-_found = quickstart.METHODS
+_known = quickstart.METHODS
 METHODS: dict[str, Method] = {
-    "SGD, tuned": _found["SGD, tuned"],
+    "SGD, tuned": _known["SGD, tuned"],
     "SAM": Method(_first_order["normalized"], {"h": 1.0}),
     "ASAM": Method(_first_order["adaptive"], {"h": 5.0}),
     "first-order": Method(
-        _first_order["layerwise"], {"h": _found["first-order"].settings["h"]}
+        _first_order["layerwise"], {"h": _known["first-order"].settings["h"]}
     ),
     "GNP": Method(hero_jax.family.gnp_value_and_grad, {"strength": 1.0}),
     "GNP, by radius": Method(
         hero_jax.family.gnp_value_and_grad, {"strength": 0.75, "radius": 0.5}
     ),
     "GSAM": Method(hero_jax.family.gsam_value_and_grad, {"h": 0.5, "alpha": 0.4}),
-    "GRAD-L1": _found["GRAD-L1"],
-    "HERO": _found["HERO"],
+    "GRAD-L1": _known["GRAD-L1"],
+    "HERO": _known["HERO"],
     "HERO, adaptive": Method(_hero_adaptive, {"h": 3.0, "gamma": 0.5}),
     "HERO, z = g": Method(_hero_gradient, {"h": 2.0, "gamma": 0.1}),
     "HERO, random z": Method(_random_z, {"h": 0.05, "gamma": 1.0}),
@@ -210,28 +191,19 @@ class Rest(NamedTuple):
     key: chex.PRNGKey
 
 
-def _optimizer(
-    learning_rate: chex.Numeric, weight_decay: chex.Numeric, num_steps: int
-) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.sgd(optax.cosine_decay_schedule(learning_rate, num_steps), momentum=0.9),
-    )
-
-
 @functools.cache
 def _step(
     gradient: Callable[..., Any], names: tuple[str, ...], num_steps: int
-) -> Callable[..., tuple[TrainState, chex.Array, chex.Array]]:
+) -> Callable[..., tuple[TrainState, Any]]:
     """Return the jitted step of all methods that differ in their numbers alone."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState, data: Data, indices: chex.Array
-    ) -> tuple[TrainState, chex.Array, chex.Array]:
+    ) -> tuple[TrainState, Any]:
         rest = state.opt_state
         learning_rate, weight_decay, *settings = rest.numbers[: 2 + len(names)]
-        tx = _optimizer(learning_rate, weight_decay, num_steps)
+        tx = quickstart.make_optimizer(learning_rate, weight_decay, num_steps)
         value_and_grad = gradient(
             loss_fn, has_aux=True, **dict(zip(names, settings, strict=True))
         )
@@ -244,7 +216,7 @@ def _step(
         params = optax.apply_updates(state.params, updates)
         accuracy = jnp.mean(logits.argmax(-1) == labels)
         rest = Rest(sgd, rest.numbers, key)
-        return TrainState(params, batch_stats, rest), loss, accuracy
+        return TrainState(params, batch_stats, rest), (loss, accuracy)
 
     return step
 
@@ -257,98 +229,21 @@ def make_program(method: Method, num_steps: int) -> Program:
     rate, decay = method.learning_rate, method.weight_decay
     numbers = [rate, decay, *method.settings.values()]
     numbers += [0.0] * (ROOM - len(numbers))
-    start = quickstart.make_program(quickstart.METHODS["SGD"], num_steps).init
 
     def init(seed: int) -> TrainState:
-        params, batch_stats, _ = start(seed)
-        sgd = _optimizer(rate, decay, num_steps).init(params)
+        params, batch_stats = quickstart.init_network(seed)
+        sgd = quickstart.make_optimizer(rate, decay, num_steps).init(params)
         rest = Rest(sgd, jnp.array(numbers), jax.random.key(seed))
         return TrainState(params, batch_stats, rest)
 
     return Program(init, _step(method.gradient, tuple(method.settings), num_steps))
 
 
-def run(
-    methods: dict[str, Method],
-    seeds: Sequence[int],
-    epochs: int,
-    label_noise: float,
-    quiet: bool = False,
-) -> dict[str, dict[str, Any]]:
-    """Train every method from every seed and measure; return numbers for JSON."""
-    data = {seed: quickstart.load_data(label_noise, seed) for seed in seeds}
-    steps = quickstart.TRAIN_SIZE // quickstart.BATCH_SIZE
-    images = len(seeds) * epochs * steps * quickstart.BATCH_SIZE
-    programs = {n: make_program(m, epochs * steps) for n, m in methods.items()}
-    results = {}
-    for name, method in methods.items():
-        with tqdm(
-            total=images,
-            desc=f"{name:<16}",
-            unit="images",
-            unit_scale=True,
-            disable=quiet,
-        ) as progress:
-            results[name] = {
-                "settings": method.settings,
-                "learning_rate": method.learning_rate,
-                "weight_decay": method.weight_decay,
-                **train_and_measure(programs[name], data, epochs, progress),
-            }
-    base = {"": make_program(METHODS["SGD, tuned"], epochs * steps)}
-    times = quickstart.relative_step_times(base | programs, data[seeds[0]])
-    for name, result in results.items():
-        result["relative_step_time"] = times[name]
-    return results
-
-
-def train_and_measure(
-    program: Program, data: dict[int, Data], epochs: int, progress: tqdm
-) -> dict[str, Any]:
-    """Return accuracy and curvature over the seeds that end, and which diverge."""
-    pairs, diverged = [], []
-    for seed, digits in data.items():
-        try:
-            state = quickstart.train(program, digits, epochs, seed, progress)
-        except FloatingPointError:
-            diverged.append(seed)
-            continue
-        pairs.append((state, digits))
-    found: dict[str, Any] = {"diverged_seeds": diverged}
-    if pairs:
-        norms = [quickstart.measure_curvature(*pair) for pair in pairs]
-        found["hessian_norm"] = summary([x.finite_difference for x in norms])
-        found["hessian_norm_exact"] = summary([x.exact for x in norms])
-        found["accuracy"] = {
-            str(bits): summary(
-                [100 * quickstart.evaluate(*pair, bits) for pair in pairs]
-            )
-            for bits in BITS
-        }
-    return found
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Format the results as a Markdown table."""
-    titles = ["float" if bits == 32 else f"{bits} bit" for bits in BITS]
-    rows = [["method", *titles, f"‖Hz‖, h={quickstart.MEASURED_STEP:g}", "time"]]
-    for name, result in results.items():
-        cells = ["diverged"] * (len(BITS) + 1)
-        if "accuracy" in result:
-            accuracy = result["accuracy"]
-            cells = [cell(accuracy[str(bits)], 1) for bits in BITS]
-            cells.append(cell(result["hessian_norm"], 3))
-            if lost := result["diverged_seeds"]:
-                name += f" (without seed {', '.join(map(str, lost))}: diverged)"
-        rows.append([name, *cells, f"{result['relative_step_time']:.2f}"])
-    return markdown(rows)
-
-
 STYLES = {2: ("#D55E00", "v"), 3: ("#E69F00", "s"), 4: ("#0072B2", "D"), 32: ("k", "o")}
 """Colour, told apart by the colour-blind, and marker of the precisions drawn."""
 
 
-def plot(results: dict[str, dict[str, Any]], title: str) -> Figure:
+def plot(results: comparison.Results) -> Figure:
     """Draw the accuracy of each method in float and at 4, 3 and 2 bits, best on top."""
     ended = {n: r["accuracy"] for n, r in results.items() if "accuracy" in r}
     names = sorted(
@@ -383,7 +278,6 @@ def plot(results: dict[str, dict[str, Any]], title: str) -> Figure:
     axes.set_xlim(10 * (axes.get_xlim()[0] // 10), 100)
     axes.set_xlabel("test accuracy (%)", fontsize=11)
     axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(title, fontsize=12)
     figure.legend(
         *(x[::-1] for x in axes.get_legend_handles_labels()),
         loc="outside lower center",
@@ -395,112 +289,17 @@ def plot(results: dict[str, dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def search(options: argparse.Namespace) -> dict[str, Any]:
-    """Try the settings; print the best ones and those in use, and write all."""
-    start = time.perf_counter()
-    datasets = [
-        quickstart.load_data(
-            options.label_noise, seed, quickstart_search.VALIDATION_SIZE
-        )
-        for seed in SEARCH_SEEDS
-    ]
-    images = len(datasets[0].train_labels) // quickstart.BATCH_SIZE
-    images *= quickstart.BATCH_SIZE * options.epochs * len(SEARCH_SEEDS)
-    trials: dict[str, list[dict[str, Any]]] = {}
-    record: dict[str, Any] = {
-        "environment": environment(),
-        "label_noise": options.label_noise,
-        "epochs": options.epochs,
-        "seeds": SEARCH_SEEDS,
-        "validation_size": quickstart_search.VALIDATION_SIZE,
-    }
-    for name in [name for name in options.methods if name in TRIALS]:
-        with tqdm(
-            total=images * len(TRIALS[name]),
-            desc=f"{name:<16}",
-            unit="images",
-            unit_scale=True,
-            disable=options.quiet,
-        ) as progress:
-            trials[name] = [
-                quickstart_search.try_one(
-                    method,
-                    datasets,
-                    options.epochs,
-                    progress,
-                    make_program=make_program,
-                    seeds=SEARCH_SEEDS,
-                )
-                for method in TRIALS[name]
-            ]
-        best = max(trials[name], key=lambda trial: trial["score"]["mean"])
-        print(
-            f"{name}: {best['score']['mean']:.1f} % by {best['settings']}, learning "
-            f"rate {best['learning_rate']}, weight decay {best['weight_decay']}; in "
-            f"use: {(used := METHODS[name]).settings}, {used.learning_rate}, "
-            f"{used.weight_decay}.",
-            flush=True,
-        )
-    record["wall_seconds"] = round(time.perf_counter() - start, 1)
-    record["trials"] = trials
-    write_json(options.out / "search.json", record)
-    return record
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read and check the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--methods", nargs="+", metavar="NAME", choices=METHODS, default=[*METHODS])
-    add("--search", action="store_true", help="try settings, in place of the runs")
-    add("--label-noise", type=float, default=0.4, help="share of labels redrawn, 0-1")
-    add("--seeds", type=int, default=3, help="number of seeds (0, 1, ...)")
-    add("--epochs", type=int, default=40)
-    add("--out", type=Path, default=Path("family_results"), help="folder to write")
-    add("--quiet", action="store_true", help="show no progress bars")
-    options = parser.parse_args(arguments)
-    check_at_least(parser, options, seeds=1)
-    if options.search and not TRIALS.keys() & {*options.methods}:
-        parser.error(f"--search must be of some of {', '.join(TRIALS)}")
-    check_training_options(parser, options)
-    return options
-
-
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the comparison, or the search; write the files and return the record."""
-    options = parse(arguments)
-    if options.search:
-        return search(options)
+    """Compare, or search; write the files and return the record."""
     start = time.perf_counter()
-    results = run(
-        {name: METHODS[name] for name in METHODS if name in options.methods},
-        range(options.seeds),
-        options.epochs,
-        options.label_noise,
-        options.quiet,
-    )
-    record = {
-        "environment": environment(),
-        "label_noise": options.label_noise,
-        "seeds": options.seeds,
-        "epochs": options.epochs,
-        "batch_size": quickstart.BATCH_SIZE,
-        "wall_seconds": round(time.perf_counter() - start, 1),
-        "results": results,
-    }
-    noise = f"{options.label_noise:.0%} label noise"
-    figure = plot(results, f"Digits, {noise}, {options.seeds} seed(s)")
-    write_json(options.out / "family.json", record)
-    write_figure(options.out / "family.png", figure, 150)
-    print(table(results))
-    print(
-        "\nTest accuracy in %, mean ± standard error over seeds; time per step "
-        f"relative to SGD.\nWrote family.json and family.png to {options.out} "
-        f"({record['wall_seconds']} s)."
-    )
-    return record
+    options = comparison.parse(arguments, __doc__, METHODS, TRIALS, "family_results")
+    if options.search:
+        return comparison.search(
+            *(options, "search", METHODS, TRIALS, SEARCH_SEEDS, make_program)
+        )
+    results = comparison.compare(options, METHODS, make_program, BITS)
+    text = comparison.table(results, BITS)
+    return comparison.report(options, "family", results, text, plot(results), start)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Run the notebooks of this folder and store their outputs in them.
+"""Run the notebooks of this folder and store their outputs.
 
     pip install -e ".[notebooks]"
-    python examples/notebooks/execute.py                # all of them, in place
-    python examples/notebooks/execute.py hero_in_ten_minutes.ipynb
+    python examples/notebooks/execute.py --out executed   # copies, in that folder
+    python examples/notebooks/execute.py --in-place hero_in_ten_minutes.ipynb
 
 Each runs by this Python, in an empty folder, from its first cell to its last. What
 would differ from one machine to the next is left out of the file: times, and versions
@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import nbclient
@@ -21,71 +20,50 @@ import nbformat
 from traitlets.config import Config
 
 FOLDER = Path(__file__).parent
-METADATA = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
-}
+SPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+METADATA = {"kernelspec": SPEC, "language_info": {"name": "python"}}
+COMMAND = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
 
 def execute(path: Path, timeout: int = 600) -> nbformat.NotebookNode:
-    """Run a notebook, whatever outputs it has; return it with new ones.
-
-    Args:
-      path: of the notebook, which is not written to.
-      timeout: seconds that a cell may take.
-
-    Raises:
-      nbclient.exceptions.CellExecutionError: a cell raised.
-    """
+    """Run a notebook, at most so many seconds a cell; return it with new outputs."""
     notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
-        kernel = Path(folder) / "kernels" / "python3"
-        kernel.mkdir(parents=True)
-        command = [
-            sys.executable,
-            "-m",
-            "ipykernel_launcher",
-            "-f",
-            "{connection_file}",
-        ]
-        (kernel / "kernel.json").write_text(
-            json.dumps({"argv": command, **METADATA["kernelspec"]})
-        )
-        empty = Path(folder) / "empty"
+        kernels, empty = Path(folder) / "kernels", Path(folder) / "empty"
+        (kernels / "python3").mkdir(parents=True)
         empty.mkdir()
-        config = Config({"KernelSpecManager": {"kernel_dirs": [str(kernel.parent)]}})
-        client = nbclient.NotebookClient(
+        kernel = json.dumps({"argv": COMMAND, **SPEC})
+        (kernels / "python3" / "kernel.json").write_text(kernel)
+        nbclient.NotebookClient(
             notebook,
             timeout=timeout,
             kernel_name="python3",
             record_timing=False,
             coalesce_streams=True,
-            config=config,
+            config=Config({"KernelSpecManager": {"kernel_dirs": [str(kernels)]}}),
             resources={"metadata": {"path": str(empty)}},
-        )
-        client.execute()
-    notebook.metadata.clear()
-    notebook.metadata.update(METADATA)
+        ).execute()
+    notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         cell.metadata.clear()
+    nbformat.validate(notebook)
     return notebook
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Execute notebooks in place."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "names", nargs="*", type=Path, help="all of the folder, if none"
-    )
+def main(arguments: list[str] | None = None) -> None:
+    """Execute notebooks, and write them elsewhere unless told otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", type=Path, help="all, if none")
+    parser.add_argument("--out", type=Path, default=Path("executed"), help="folder")
+    parser.add_argument("--in-place", action="store_true", help="overwrite them")
     options = parser.parse_args(arguments)
-    for path in options.names or sorted(FOLDER.glob("*.ipynb")):
-        where = path if path.exists() else FOLDER / path
-        notebook = execute(where)
-        nbformat.validate(notebook)
-        nbformat.write(notebook, where)
-        print(f"wrote {where}")
+    for name in options.names or sorted(FOLDER.glob("*.ipynb")):
+        source = name if name.exists() else FOLDER / name
+        target = source if options.in_place else options.out / source.name
+        notebook = execute(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, target)
+        print(f"wrote {target}")
 
 
 if __name__ == "__main__":

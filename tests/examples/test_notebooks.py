@@ -82,6 +82,7 @@ def check_outputs(notebook):
         assert bool(kinds) == bool(shown), cell.id
 
 
+@pytest.mark.slow
 def test_hero_in_ten_minutes():
     """Tolerances: what other orders of summation have been seen to change, and more."""
     stored, new = read(TEN_MINUTES), run(TEN_MINUTES)
@@ -203,13 +204,16 @@ def test_links_lead_to_files(path):
                 assert (path.parent / target).exists(), target
 
 
-def test_execute_runs_in_an_empty_folder_and_writes_in_place(tmp_path, capsys):
+def test_execute_runs_in_an_empty_folder_and_writes_where_told(tmp_path, capsys):
     sources = ["import os, sys", "print(os.listdir(), sys.executable)", "print(2)"]
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     path = tmp_path / "small.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    execute.main([str(path)])
+    before = path.read_bytes()
+    execute.main([str(path), f"--out={tmp_path / 'out'}"])
+    assert path.read_bytes() == before
     assert "small.ipynb" in capsys.readouterr().out
+    path = tmp_path / "out" / "small.ipynb"
     first, *others = code_cells(read(path))
     assert (first.outputs, first.execution_count) == ([], 1)
     assert [x.outputs[0].text for x in others] == [f"[] {sys.executable}\n", "2\n"]
@@ -223,7 +227,7 @@ def test_execute_leaves_a_notebook_that_fails_alone(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     before = path.read_bytes()
     with pytest.raises(CellExecutionError, match="no such digit"):
-        execute.main([str(path)])
+        execute.main([str(path), "--in-place"])
     assert path.read_bytes() == before
 
 

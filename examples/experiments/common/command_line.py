@@ -5,6 +5,19 @@ import tempfile
 from pathlib import Path
 
 
+def training_parser(doc: str | None, out: str) -> argparse.ArgumentParser:
+    """Return a parser of what commands on the digits share; `out` is a folder."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--label-noise", type=float, default=0.4, help="in training, from 0 to 1")
+    add("--epochs", type=int, default=40, help="of training")
+    add("--out", type=Path, default=Path(out), help="folder to write")
+    add("--quiet", action="store_true", help="show no progress bars")
+    return parser
+
+
 def check_training_options(
     parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> None:

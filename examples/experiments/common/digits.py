@@ -1,26 +1,17 @@
-"""Train one small network by SGD, GRAD-L1, first-order-only and HERO; then quantize.
+"""The quick start's task for experiments: data, network, methods, training, measures.
 
-The data are scikit-learn's digits (1,797 images of 8x8 pixels, part of that package):
-1,000 to train on, of which a share gets random labels, and 797 to test on. For each
-seed, all methods start from the same weights and see the same batches. The result is
-a table of the test accuracy with weights of 32 to 3 bits, the same numbers as JSON,
-and a picture.
-
-    python -m examples.experiments.common.digits  # about a minute on 2 cores
-    python -m examples.experiments.common.digits --label-noise 0    # clean labels
-
-The settings in METHODS were chosen by `examples/experiments/quickstart_search.py`, on other seeds
-and without the test images. Runs on a CPU dispatch one jitted step at a time: XLA's
-convolutions are ten times slower there inside a loop primitive.
+`examples/quickstart.py` trains the same networks, digit for digit, and saves them; here
+are the parts, for other methods, seeds, splits and measurements. Runs on a CPU dispatch
+one jitted step at a time: XLA's convolutions are ten times slower there inside a loop
+primitive.
 """
 
-import argparse
 import dataclasses
 import functools
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,23 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import hero_jax
-from examples.experiments.common.command_line import (
-    check_at_least,
-    check_training_options,
-)
-from examples.experiments.common.statistics import cell, summary
 from examples.image_classification.label_noise import symmetric_noise
-from examples.image_classification.results import (
-    environment,
-    markdown,
-    write_figure,
-    write_json,
-)
+from examples.image_classification.stepping import take_steps
 from examples.image_classification.train import make_loss
 
 NUM_CLASSES = 10
@@ -59,19 +39,17 @@ MEASURED_STEP = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How the loss becomes a gradient, and the step rule that follows.
-
-    Attributes:
-      gradient: `jax.value_and_grad` or a drop-in replacement of it.
-      settings: its keyword arguments.
-      learning_rate: at the start of the cosine.
-      weight_decay: coefficient of `optax.add_decayed_weights`.
-    """
+    """A drop-in replacement of `jax.value_and_grad`, and SGD's numbers."""
 
     gradient: Callable[..., Any]
     settings: dict[str, float] = dataclasses.field(default_factory=dict)
     learning_rate: float = 0.1
     weight_decay: float = 1e-4
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what is written to JSON of a method."""
+        names = ("settings", "learning_rate", "weight_decay")
+        return {name: getattr(self, name) for name in names}
 
 
 METHODS = {
@@ -101,42 +79,17 @@ class TrainState(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The jitted functions that train by one method.
-
-    Attributes:
-      init: `seed -> state`.
-      step: `(state, data, indices) -> (state, loss, accuracy)` on one mini-batch.
-    """
+    """What trains by one method; `step` is jitted and returns loss and accuracy."""
 
     init: Callable[[int], TrainState]
-    step: Callable[[TrainState, Data, chex.Array], tuple[TrainState, Any, Any]]
-
-
-class Curvature(NamedTuple):
-    """Two readings of ||Hz|| on the training set, with z of Eq. 11.
-
-    Attributes:
-      finite_difference: `||grad L(W + hz) - grad L(W)|| / h` with MEASURED_STEP for
-        h: the mean curvature on the way, which the penalty is about.
-      exact: at W itself. It vanishes where a network has learnt every label by heart,
-        since the cross-entropy is flat there, however steep its surroundings.
-    """
-
-    finite_difference: chex.Array
-    exact: chex.Array
+    step: Callable[[TrainState, Data, chex.Array], tuple[TrainState, Any]]
 
 
 def load_data(label_noise: float, seed: int, validation: int = 0) -> Data:
-    """Split the digits and replace training labels by noise.
+    """Split the digits and redraw a share of the training labels.
 
-    Args:
-      label_noise: share of the training labels that are redrawn.
-      seed: of the noise; the split is the same for all.
-      validation: if positive, so many training images are held out and stand in for
-        the test set, with their true labels.
-
-    Returns:
-      Training and test set.
+    With `validation`, so many training images are held out and stand in for the test
+    set, with their true labels.
     """
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
@@ -155,12 +108,11 @@ def load_data(label_noise: float, seed: int, validation: int = 0) -> Data:
 
 
 def batches(num_examples: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield the indices of every mini-batch; the last partial one is left out."""
+    """Yield `[steps, BATCH_SIZE]` indices an epoch, without the last partial batch."""
     rng = np.random.default_rng(seed)
+    whole = num_examples - num_examples % BATCH_SIZE
     for _ in range(epochs):
-        order = rng.permutation(num_examples)
-        for start in range(0, num_examples - BATCH_SIZE + 1, BATCH_SIZE):
-            yield order[start : start + BATCH_SIZE]
+        yield rng.permutation(num_examples)[:whole].reshape(-1, BATCH_SIZE)
 
 
 class ConvNet(nn.Module):
@@ -176,15 +128,12 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
         """Map images `[B, 8, 8, 1]` to logits `[B, 10]`."""
+        options: Any = {"conv_general_dilated": self.conv_general_dilated}
         for features, stride in ((16, 1), (32, 2), (32, 1), (64, 2)):
-            x = nn.Conv(
-                features,
-                (3, 3),
-                strides=stride,
-                use_bias=False,
-                conv_general_dilated=self.conv_general_dilated,
-            )(x)
-            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+            conv = nn.Conv(features, (3, 3), stride, use_bias=False, **options)
+            x = nn.relu(
+                nn.BatchNorm(use_running_average=not train, momentum=0.9)(conv(x))
+            )
         return nn.Dense(NUM_CLASSES)(x.mean(axis=(1, 2)))
 
 
@@ -192,25 +141,36 @@ loss_fn = make_loss(ConvNet())
 """`(params, batch_stats, images, labels) -> (cross-entropy, (batch_stats, logits))`."""
 
 
+def make_optimizer(
+    learning_rate: chex.Numeric, weight_decay: chex.Numeric, num_steps: int
+) -> optax.GradientTransformation:
+    """Return SGD with momentum, weight decay and a cosine schedule."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(optax.cosine_decay_schedule(learning_rate, num_steps), momentum=0.9),
+    )
+
+
+def init_network(seed: int) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+    """Return weights and BatchNorm statistics before training."""
+    image = jnp.zeros((1, 8, 8, 1))
+    variables = ConvNet().init(jax.random.key(seed), image, train=False)
+    return variables["params"], variables["batch_stats"]
+
+
 def make_program(method: Method, num_steps: int) -> Program:
     """Build the training step: the method's gradient, then an ordinary optax chain."""
     value_and_grad = method.gradient(loss_fn, has_aux=True, **method.settings)
-    schedule = optax.cosine_decay_schedule(method.learning_rate, num_steps)
-    tx = optax.chain(
-        optax.add_decayed_weights(method.weight_decay),
-        optax.sgd(schedule, momentum=0.9),
-    )
+    tx = make_optimizer(method.learning_rate, method.weight_decay, num_steps)
 
     def init(seed: int) -> TrainState:
-        image = jnp.zeros((1, 8, 8, 1))
-        variables = ConvNet().init(jax.random.key(seed), image, train=False)
-        params = variables["params"]
-        return TrainState(params, variables["batch_stats"], tx.init(params))
+        params, batch_stats = init_network(seed)
+        return TrainState(params, batch_stats, tx.init(params))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState, data: Data, indices: chex.Array
-    ) -> tuple[TrainState, chex.Array, chex.Array]:
+    ) -> tuple[TrainState, Any]:
         images, labels = data.train_images[indices], data.train_labels[indices]
         (loss, (batch_stats, logits)), grads = value_and_grad(
             state.params, state.batch_stats, images, labels
@@ -218,9 +178,16 @@ def make_program(method: Method, num_steps: int) -> Program:
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         accuracy = jnp.mean(logits.argmax(-1) == labels)
-        return TrainState(params, batch_stats, opt_state), loss, accuracy
+        return TrainState(params, batch_stats, opt_state), (loss, accuracy)
 
     return Program(init, step)
+
+
+def progress_bar(title: str, num_steps: int, quiet: bool) -> tqdm:
+    """Return a bar of the images to come."""
+    total = num_steps * BATCH_SIZE
+    options = {"unit": "images", "unit_scale": True, "disable": quiet}
+    return tqdm(total=total, desc=f"{title:<16}", **options)
 
 
 def train(
@@ -231,59 +198,69 @@ def train(
     progress: tqdm,
     after_epoch: Callable[[TrainState], None] | None = None,
 ) -> TrainState:
-    """Train from scratch; wait for the device once per epoch only."""
+    """Train from scratch.
+
+    Raises:
+      FloatingPointError: the loss is not finite.
+    """
     state = program.init(seed)
-    steps = len(data.train_labels) // BATCH_SIZE
-    for k, indices in enumerate(batches(len(data.train_labels), epochs, seed)):
-        state, loss, accuracy = program.step(state, data, indices)
-        if (k + 1) % steps == 0:
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss of seed {seed} is {float(loss)} after epoch "
-                    f"{(k + 1) // steps}; lower the learning rate, h or gamma."
-                )
-            progress.set_postfix_str(
-                f"seed {seed}, loss {float(loss):.3f}, accuracy {float(accuracy):.2f}",
-                refresh=False,
+    outputs: list[Any] = []
+    for epoch, steps in enumerate(batches(len(data.train_labels), epochs, seed)):
+        state = take_steps(
+            lambda state, indices: program.step(state, data, indices),
+            *(state, steps, outputs.append),
+        )
+        loss, accuracy = map(float, outputs[-1])
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of seed {seed} is {loss} after epoch {epoch + 1}; lower the "
+                "learning rate, h or gamma."
             )
-            progress.update(steps * BATCH_SIZE)
-            if after_epoch is not None:
-                after_epoch(state)
+        progress.set_postfix_str(
+            f"seed {seed}, loss {loss:.3f}, accuracy {accuracy:.2f}", refresh=False
+        )
+        progress.update(steps.size)
+        if after_epoch is not None:
+            after_epoch(state)
     return state
 
 
 @functools.partial(jax.jit, static_argnames="bits")
 def evaluate(state: TrainState, data: Data, bits: int) -> chex.Array:
     """Return the test accuracy with weights of so many bits; 32 are the floats."""
-    params = state.params
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
     if bits < 32:
-        params = hero_jax.quant.dequantize(hero_jax.quant.quantize(params, bits))
-    variables = {"params": params, "batch_stats": state.batch_stats}
+        quantized = hero_jax.quant.quantize(state.params, bits)
+        variables["params"] = hero_jax.quant.dequantize(quantized)
     logits: Any = ConvNet().apply(variables, data.test_images, train=False)
     return jnp.mean(logits.argmax(-1) == data.test_labels)
 
 
 @jax.jit
-def measure_curvature(state: TrainState, data: Data) -> Curvature:
-    """Return ||Hz|| on the whole training set, noisy labels included."""
+def measure_curvature(state: TrainState, data: Data) -> tuple[chex.Array, chex.Array]:
+    """Return two readings of ||Hz|| on the training set, with z of Eq. 11.
+
+    The first is `||grad L(W + hz) - grad L(W)|| / h`, h = MEASURED_STEP: the mean
+    curvature on the way, which the penalty is about. The second is the one at W. It
+    vanishes where every label is learnt by heart, however steep the surroundings.
+    """
     batch = (state.batch_stats, data.train_images, data.train_labels)
-    _, g, metrics = hero_jax.hero_value_and_grad(
+    _, _, metrics = hero_jax.hero_value_and_grad(
         loss_fn, h=MEASURED_STEP, gamma=0.0, has_aux=True, return_metrics=True
     )(state.params, *batch)
-    del g
 
     def grad_fn(params: chex.ArrayTree) -> chex.ArrayTree:
         return jax.grad(loss_fn, has_aux=True)(params, *batch)[0]
 
     z = hero_jax.perturbation.layerwise(state.params, grad_fn(state.params))
     _, Hz = jax.jvp(grad_fn, (state.params,), (z,))
-    return Curvature(metrics.hessian_norm, optax.tree.norm(Hz))
+    return metrics.hessian_norm, optax.tree.norm(Hz)
 
 
 def relative_step_times(
     programs: dict[str, Program], data: Data, rounds: int = 15, steps: int = 4
 ) -> dict[str, float]:
-    """Return the median time of a step over that of SGD, taking turns."""
+    """Return the median time of a step over that of the first one, taking turns."""
     indices = np.arange(BATCH_SIZE)
     states = {name: program.init(0) for name, program in programs.items()}
     times: dict[str, list[float]] = {name: [] for name in programs}
@@ -292,64 +269,12 @@ def relative_step_times(
             jax.block_until_ready(states[name])
             start = time.perf_counter()
             for _ in range(steps):
-                states[name], *_ = program.step(states[name], data, indices)
+                states[name], _ = program.step(states[name], data, indices)
             jax.block_until_ready(states[name])
             times[name].append(time.perf_counter() - start)
     medians = {name: float(np.median(seconds)) for name, seconds in times.items()}
     first = next(iter(medians))
     return {name: seconds / medians[first] for name, seconds in medians.items()}
-
-
-def run(
-    methods: dict[str, Method],
-    seeds: Sequence[int],
-    epochs: int,
-    label_noise: float,
-    quiet: bool = False,
-    weights: Path | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Train every method from every seed and measure; return numbers for JSON.
-
-    With `weights`, the trained networks are saved in that folder.
-    """
-    data = {seed: load_data(label_noise, seed) for seed in seeds}
-    steps = TRAIN_SIZE // BATCH_SIZE
-    programs, results = {}, {}
-    for name, method in methods.items():
-        programs[name] = make_program(method, epochs * steps)
-        with tqdm(
-            total=len(seeds) * epochs * steps * BATCH_SIZE,
-            desc=f"{name:<12}",
-            unit="images",
-            unit_scale=True,
-            disable=quiet,
-        ) as progress:
-            try:
-                states = [
-                    train(programs[name], data[seed], epochs, seed, progress)
-                    for seed in seeds
-                ]
-            except FloatingPointError as error:
-                raise FloatingPointError(f"{name}: {error}") from None
-        if weights is not None:
-            for seed, state in zip(seeds, states, strict=True):
-                save_weights(weights, name, seed, state)
-        pairs = list(zip(states, data.values(), strict=True))
-        curvatures = [measure_curvature(*pair) for pair in pairs]
-        results[name] = {
-            "settings": method.settings,
-            "learning_rate": method.learning_rate,
-            "weight_decay": method.weight_decay,
-            "accuracy": {
-                str(bits): summary([100 * evaluate(*pair, bits) for pair in pairs])
-                for bits in BITS
-            },
-            "hessian_norm": summary([c.finite_difference for c in curvatures]),
-            "hessian_norm_exact": summary([c.exact for c in curvatures]),
-        }
-    for name, ratio in relative_step_times(programs, data[seeds[0]]).items():
-        results[name]["relative_step_time"] = ratio
-    return results
 
 
 def save_weights(folder: Path, method: str, seed: int, state: TrainState) -> Path:
@@ -360,94 +285,3 @@ def save_weights(folder: Path, method: str, seed: int, state: TrainState) -> Pat
     tree = {"params": state.params, "batch_stats": state.batch_stats}
     hero_jax.quant.save(path, tree)
     return path
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Format the results as a Markdown table."""
-    titles = ["float" if bits == 32 else f"{bits} bit" for bits in BITS]
-    rows = [["method", *titles, f"‖Hz‖, h={MEASURED_STEP:g}", "‖Hz‖ exact", "time"]]
-    for name, result in results.items():
-        accuracies = [cell(result["accuracy"][str(bits)], 1) for bits in BITS]
-        norms = [cell(result[key], 3) for key in ("hessian_norm", "hessian_norm_exact")]
-        rows.append([name, *accuracies, *norms, f"{result['relative_step_time']:.2f}"])
-    return markdown(rows)
-
-
-def plot(results: dict[str, dict[str, Any]], title: str) -> Figure:
-    """Draw accuracy against bits, one line per method."""
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-    axes = figure.subplots()
-    styles = ("o-", "o--", "s-", "^-", "D-")
-    for (name, result), style in zip(results.items(), styles, strict=False):
-        accuracies = [result["accuracy"][str(bits)] for bits in BITS]
-        axes.errorbar(
-            range(len(BITS)),
-            [x["mean"] for x in accuracies],
-            [x["stderr"] or 0.0 for x in accuracies],
-            fmt=style,
-            capsize=3,
-            label=name,
-        )
-    axes.set_xticks(range(len(BITS)), ["float" if b == 32 else str(b) for b in BITS])
-    axes.set(xlabel="bits per weight", ylabel="test accuracy (%)", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read and check the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--label-noise", type=float, default=0.4, help="share of labels redrawn, 0-1")
-    add("--seeds", type=int, default=3, help="number of seeds (0, 1, ...)")
-    add("--epochs", type=int, default=40)
-    add("--out", type=Path, default=Path("quickstart_results"), help="folder to write")
-    add(
-        "--save-weights", action="store_true", help="write them to the folder 'weights'"
-    )
-    add("--quiet", action="store_true", help="show no progress bars")
-    options = parser.parse_args(arguments)
-    check_at_least(parser, options, seeds=1)
-    check_training_options(parser, options)
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the comparison; print the table, write JSON and PNG, return the record."""
-    options = parse(arguments)
-    start = time.perf_counter()
-    results = run(
-        METHODS,
-        range(options.seeds),
-        options.epochs,
-        options.label_noise,
-        options.quiet,
-        options.out / "weights" if options.save_weights else None,
-    )
-    record = {
-        "environment": environment(),
-        "label_noise": options.label_noise,
-        "seeds": options.seeds,
-        "epochs": options.epochs,
-        "batch_size": BATCH_SIZE,
-        "wall_seconds": round(time.perf_counter() - start, 1),
-        "results": results,
-    }
-    title = f"Digits, {options.label_noise:.0%} label noise, {options.seeds} seed(s)"
-    figure = plot(results, title)
-    write_json(options.out / "quickstart.json", record)
-    write_figure(options.out / "quickstart.png", figure, 150)
-    print(table(results))
-    print(
-        "\nTest accuracy in %, mean ± standard error over seeds; time per step "
-        f"relative to SGD.\nWrote quickstart.json and quickstart.png to {options.out} "
-        f"({record['wall_seconds']} s)."
-    )
-    return record
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,9 @@
-"""Networks to look at: of the quick start, or of runs of the training recipe."""
+"""Networks to look at: trained on the digits, or by runs of the training recipe."""
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,54 +15,43 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from examples.experiments import accuracy_against_bits
-from examples.experiments.common import digits as quickstart
+from examples.experiments.common import digits
+from examples.image_classification import config as configs
+from examples.image_classification import input_pipeline
+from examples.image_classification.datasets import DatasetError
 from examples.image_classification.logbook import write_rows
+from examples.image_classification.train import make_model
 from hero_jax import curvature, models, quant
 
+TEST_IMAGES = 2000
+"""Of a run of the recipe, at most."""
+
 Statistics = Literal["running", "batch"]
-TRAINED_METHODS = ("SGD", "first-order", "HERO")
 
 
 class Network(NamedTuple):
-    """A trained network and what it was trained and tested on.
+    """A trained network and what it was trained and tested on."""
 
-    Attributes:
-      name: for tables and legends.
-      model: Flax module.
-      params: weights.
-      batch_stats: running statistics of BatchNorm.
-      train: images `[N, H, W, C]`, standardized, and labels `[N]` as in training.
-      test: images and labels to test on.
-      label_noise: share of the training labels that were redrawn.
-      metrics: CSV file with a row for every epoch, if there is one.
-    """
-
-    name: str
+    name: str  # for tables and legends
     model: nn.Module
     params: chex.ArrayTree
-    batch_stats: chex.ArrayTree
-    train: tuple[chex.Array, chex.Array]
+    batch_stats: chex.ArrayTree  # running statistics of BatchNorm
+    train: tuple[chex.Array, chex.Array]  # standardized images and labels, as trained
     test: tuple[chex.Array, chex.Array]
-    label_noise: float
-    metrics: Path | None
+    label_noise: float  # share of the training labels that were redrawn
+    metrics: Path | None  # CSV file with a row for every epoch
 
 
 @functools.cache
 def make_loss(model: nn.Module, statistics: Statistics) -> curvature.ComposedLoss[Any]:
     """Return `(params, batch_stats, images, labels) -> cross-entropy`.
 
-    One object for every model, so that its programs are compiled once.
-
-    Args:
-      model: Flax module.
-      statistics: of BatchNorm: "running", as deployed; or "batch", as trained, those of
-        the images that go through at once with the very weights in question.
+    One object for every model, so that its programs are compiled once. BatchNorm's
+    statistics are the "running" ones, as deployed, or those of the "batch", as trained:
+    of the images that go through at once with the very weights in question.
     """
 
-    def logits_fn(
-        params: Any, batch_stats: Any, images: chex.Array, labels: chex.Array
-    ) -> Any:
+    def logits_fn(params: Any, batch_stats: Any, images: Any, labels: Any) -> Any:
         del labels
         variables = {"params": params, "batch_stats": batch_stats}
         if statistics == "running":
@@ -90,21 +80,49 @@ def make_accuracy(
     return accuracy
 
 
-def of_quickstart(path: Path, label_noise: float) -> Network:
-    """Read weights that the quick start saved; metrics of the same name go with them.
+@contextmanager
+def bar(name: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar; give the function that moves it."""
+    with tqdm(desc=name, unit=unit, disable=quiet) as shown:
 
-    Raises:
-      OSError: the file cannot be read.
-      ValueError: it is not of that network.
-    """
-    tree = accuracy_against_bits.load(path)
+        def progress(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        yield progress
+        shown.total = shown.n  # a search may end before it has tried all
+        shown.refresh()
+
+
+def logits_fn(
+    params: chex.ArrayTree, batch_stats: chex.ArrayTree, images: chex.Array
+) -> chex.Array:
+    """Evaluate the network of the digits."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    logits: chex.Array = digits.ConvNet().apply(variables, images, train=False)
+    return logits
+
+
+def load(path: Path) -> Any:
+    """Read weights of the digits' network, quantized or not, as floats."""
+    image = jnp.zeros((1, 8, 8, 1))
+    like = jax.eval_shape(
+        lambda: digits.ConvNet().init(jax.random.key(0), image, train=False)
+    )
+    tree = quant.load(path, like={k: like[k] for k in ("batch_stats", "params")})
+    return quant.dequantize(tree)
+
+
+def of_digits(path: Path, label_noise: float) -> Network:
+    """Read weights trained on the digits; metrics of the same name go with them."""
+    tree = load(path)
     seed = path.stem.rpartition("_seed")[2]
-    data = quickstart.load_data(label_noise, int(seed) if seed.isdigit() else 0)
+    data = digits.load_data(label_noise, int(seed) if seed.isdigit() else 0)
     metrics = path.with_suffix(".csv")
     return Network(
         path.stem,
         # XLA's convolutions are slow inside of loops on CPUs.
-        quickstart.ConvNet(models.conv_general_dilated),
+        digits.ConvNet(models.conv_general_dilated),
         tree["params"],
         tree["batch_stats"],
         (data.train_images, data.train_labels),
@@ -114,25 +132,12 @@ def of_quickstart(path: Path, label_noise: float) -> Network:
     )
 
 
-def of_run(
-    folder: Path,
-    data_dir: Path | None,
-    num_images: int,
-    num_test_images: int | None = None,
-) -> Network:
+def of_run(folder: Path, data_dir: Path | None, num_images: int) -> Network:
     """Read a finished run of the training recipe, and the first images of its data.
 
     Those to train on are the first batches, cropped and flipped as they were, with
-    their noisy labels. There are as many to test on, or `num_test_images`.
-
-    Raises:
-      OSError: a file cannot be read.
-      ValueError: it is not of that network, or the data set is missing.
+    their noisy labels.
     """
-    from examples.image_classification import config as configs
-    from examples.image_classification import input_pipeline, train
-    from examples.image_classification.datasets import DatasetError
-
     config = configs.load(folder / "config.toml")
     try:
         pipeline = input_pipeline.create(config, data_dir=data_dir)
@@ -152,9 +157,9 @@ def of_run(
             np.concatenate([np.reshape(x, (-1, *x.shape[2:])) for x in each])
             for each in zip(*((b.images, b.labels) for b in tested), strict=True)
         )
-        chosen = np.flatnonzero(real)[: num_test_images or num_images]
+        chosen = np.flatnonzero(real)[:TEST_IMAGES]
         test_images = pipeline.standardized(bytes_[chosen])
-        model = train.make_model(config, pipeline, synchronized=False)
+        model = make_model(config, pipeline, synchronized=False)
         shapes = jax.eval_shape(
             lambda: model.init(jax.random.key(0), images[:1], train=False)
         )
@@ -174,102 +179,74 @@ def of_run(
     )
 
 
-def load_all(
-    paths: Sequence[Path],
-    label_noise: float,
-    data_dir: Path | None,
-    num_images: int,
-    num_test_images: int | None = None,
-) -> list[Network]:
-    """Read files of the quick start and folders of runs, each under a name of its own.
-
-    Raises:
-      OSError: a file cannot be read.
-      TypeError: a config has a value of another type.
-      ValueError: a file is not of its network, or a data set is missing.
-    """
-    found = [
-        of_run(path, data_dir, num_images, num_test_images)
-        if path.is_dir()
-        else of_quickstart(path, label_noise)
-        for path in paths
-    ]
-    if len({network.name for network in found}) < len(found):
-        named = zip(found, paths, strict=True)
-        found = [network._replace(name=str(path)) for network, path in named]
-    return found
-
-
 def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """Add the arguments that all commands on networks have; `out` is a folder."""
     add = parser.add_argument
     add("networks", nargs="*", type=Path, help="files of weights or folders of runs")
     add("--out", type=Path, default=Path(out), help="folder to write")
+    add("--images", type=int, default=1000, help="training images of a run to look at")
     add("--batch-size", type=int, default=250, help="images that go through at once")
     add("--data-dir", type=Path, help="of TensorFlow data sets")
-    add("--label-noise", type=float, default=0.4, help="of networks of the quick start")
+    add("--label-noise", type=float, default=0.4, help="of networks of the digits")
     add("--epochs", type=int, default=40, help="of training, if there is any")
+    add("--seed", type=int, default=0, help="of all that is drawn")
     add("--quiet", action="store_true", help="show no progress bars")
 
 
-def load_named(
-    parser: argparse.ArgumentParser,
-    options: argparse.Namespace,
-    num_test_images: int | None = None,
+def load_or_train(
+    options: argparse.Namespace, methods: Sequence[str], metrics: bool = False
 ) -> list[Network]:
-    """Read the networks that a command line names, or exit and say why not."""
+    """Read the networks that a command line names; train some if it names none."""
+    training = (options.epochs, options.label_noise, options.out / "weights")
     try:
-        return load_all(
-            options.networks,
-            options.label_noise,
-            options.data_dir,
-            options.images,
-            num_test_images,
-        )
+        paths = options.networks or train(methods, *training, options.quiet, metrics)
+        loaded = [
+            of_run(path, options.data_dir, options.images)
+            if path.is_dir()
+            else of_digits(path, options.label_noise)
+            for path in paths
+        ]
     except (OSError, TypeError, ValueError) as error:
-        parser.error(str(error))
+        raise SystemExit(f"networks: {error}") from None
+    if len({network.name for network in loaded}) < len(loaded):
+        named = zip(loaded, map(str, paths), strict=True)
+        loaded = [network._replace(name=path) for network, path in named]
+    return loaded
 
 
-def train(epochs: int, label_noise: float, folder: Path, quiet: bool) -> list[Path]:
-    """Train networks of the quick start from seed 0; save weights and metrics."""
-    data = quickstart.load_data(label_noise, seed=0)
-    steps = epochs * (len(data.train_labels) // quickstart.BATCH_SIZE)
-    paths = []
-    for name in TRAINED_METHODS:
-        program = quickstart.make_program(quickstart.METHODS[name], steps)
-        rows: list[dict[str, float]] = []
-        with tqdm(
-            total=steps * quickstart.BATCH_SIZE,
-            desc=f"{name:<12}",
-            unit="images",
-            unit_scale=True,
-            disable=quiet,
-        ) as progress:
-            state = quickstart.train(
-                program,
-                data,
-                epochs,
-                0,
-                progress,
-                after_epoch=lambda state, rows=rows: rows.append(  # type: ignore[misc]
-                    _row(state, data, len(rows) + 1)
-                ),
-            )
-        paths.append(quickstart.save_weights(folder, name, 0, state))
-        write_rows(paths[-1].with_suffix(".csv"), rows)
-    return paths
-
-
-def _row(
-    state: quickstart.TrainState, data: quickstart.Data, epoch: int
-) -> dict[str, float]:
-    """Return the metrics of an epoch, with the columns of the training recipe."""
+def train(
+    methods: Sequence[str],
+    epochs: int,
+    label_noise: float,
+    folder: Path,
+    quiet: bool,
+    metrics: bool = False,
+) -> list[Path]:
+    """Train networks on the digits from seed 0; save weights and, if asked, metrics."""
+    data = digits.load_data(label_noise, seed=0)
     on_train = data._replace(
         test_images=data.train_images, test_labels=data.train_labels
     )
-    return {
-        "epoch": epoch,
-        "train_accuracy": float(quickstart.evaluate(state, on_train, 32)),
-        "test_accuracy": float(quickstart.evaluate(state, data, 32)),
-        "hessian_norm": float(quickstart.measure_curvature(state, data)[0]),
-    }
+    steps = epochs * (len(data.train_labels) // digits.BATCH_SIZE)
+    paths = []
+    for name in methods:
+        program = digits.make_program(digits.METHODS[name], steps)
+        rows: list[dict[str, float]] = []
+
+        def record(state: digits.TrainState, rows: Any = rows) -> None:
+            row = {
+                "epoch": len(rows) + 1,
+                "train_accuracy": digits.evaluate(state, on_train, 32),
+                "test_accuracy": digits.evaluate(state, data, 32),
+                "hessian_norm": digits.measure_curvature(state, data)[0],
+            }
+            rows.append({name: float(value) for name, value in row.items()})
+
+        total = steps * digits.BATCH_SIZE
+        with tqdm(total=total, desc=f"{name:<12}", unit="images", disable=quiet) as b:
+            after = record if metrics else None
+            state = digits.train(program, data, epochs, 0, b, after_epoch=after)
+        paths.append(digits.save_weights(folder, name, 0, state))
+        if metrics:
+            write_rows(paths[-1].with_suffix(".csv"), rows)
+    return paths

@@ -1,1 +1,1 @@
-"""What `examples/experiments/curvature_report/__main__.py` measures, draws and writes."""
+"""A report on the curvature around trained weights."""

@@ -1,1 +1,1 @@
-"""Mixed precision of trained networks: what `mixed_precision.py` measures and shows."""
+"""Mixed precision: bits of every layer by its sensitivity."""

@@ -58,8 +58,8 @@ def test_a_run_writes_what_it_measured(case, monkeypatch, tmp_path):
     )
     program = quickstart.make_program(method, len(data.train_labels) // 128)
     state = program.init(0)
-    for indices in quickstart.batches(len(data.train_labels), 1, 0):
-        state, *_ = program.step(state, data, indices)
+    for indices in next(quickstart.batches(len(data.train_labels), 1, 0)):
+        state, _ = program.step(state, data, indices)
     batch = state.batch_stats, data.train_images, data.train_labels
     loss = lambda params: quickstart.loss_fn(params, *batch)[0]
     W, unravel = ravel_pytree(state.params)
