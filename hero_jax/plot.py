@@ -126,7 +126,7 @@ def spectrum(
     largest = np.where(weights > 0.0, nodes, -np.inf).argmax(-1)[..., None]
     lowest = np.take_along_axis(weights, largest, -1).mean() / (100.0 * width)
     (drawn,) = ax.plot(x, curve, **({"lw": 1.0} | style))
-    ax.fill_between(x, curve, lowest, color=drawn.get_color(), alpha=0.4)
+    ax.fill_between(x, curve, 1e-12, color=drawn.get_color(), alpha=0.4)
     for value in eigenvalues:
         ax.axvline(float(value), color="k", ls=":", lw=1.0)
     ax.set(xlabel="eigenvalue", ylabel="share of eigenvalues per unit", yscale="log")

@@ -89,6 +89,8 @@ def test_a_spectrum_has_the_mass_of_the_eigenvalues_where_they_are(ax):
         np.testing.assert_allclose(mass, share, atol=0.1)  # 50 probes
     np.testing.assert_allclose(np.trapezoid(y, x), 1.0, rtol=1e-3)
     np.testing.assert_allclose(dotted.get_xdata(), 4.0, rtol=1e-5)
+    (filled,) = ax.collections  # to the bottom, where nobody looks
+    assert filled.get_paths()[0].vertices[:, 1].min() < 1e-6 * ax.get_ylim()[0]
     low, high = ax.get_ylim()
     assert 0.0 < low < 0.03 * y[near].max()  # the single eigenvalue is in view
     assert high > y.max()

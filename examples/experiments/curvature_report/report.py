@@ -203,9 +203,7 @@ def spectrum(records: list[Record], arrays: list[Arrays]) -> Figure:
         density = SpectralDensity(a["density_nodes"], a["density_weights"])
         largest = record["top_eigenvalue"]
         plot.spectrum(density, [largest], axes, width=width, color=color)
-        one = 1.0 / (record["weights"] * width * (2.0 * np.pi) ** 0.5)
         axes.set(
-            ylim=(one / 30.0, None),
             title=f"{record['name']}: largest {largest:.3g}",
             xlabel="eigenvalue (dotted: the largest, by Lanczos)",
             ylabel="",

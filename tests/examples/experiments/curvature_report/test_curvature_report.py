@@ -213,6 +213,7 @@ def test_networks_of_the_quick_start_are_trained_and_read_again(tmp_path):
     assert network.metrics == path.with_suffix(".csv")
 
 
+@pytest.mark.slow
 def test_runs_of_the_recipe_are_read_with_their_data(tmp_path, monkeypatch):
     from examples.image_classification import loop, run, train
     from examples.image_classification.config import Config

@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).parents[4] / "examples"
 
 ARGUMENTS = [
     *("--choices", "2", "3", "5", "--images", "60", "--batch-size", "40"),
-    *("--probes", "300", "--steps", "30", "--allocations", "12", "--quiet"),
+    *("--probes", "300", "--steps", "12", "--allocations", "12", "--quiet"),
 ]
 
 
@@ -97,6 +97,7 @@ def accuracy_of(network, params):
     return 100.0 * float(right.mean())
 
 
+@pytest.mark.slow
 def test_accuracies_are_those_of_quantize(run):
     record, _ = run
     assert {k: len(v) for k, v in record["networks"].items()} == {"a": 2, "b": 1}
@@ -119,6 +120,7 @@ def test_accuracies_are_those_of_quantize(run):
             assert a["average_bits"] <= budget
 
 
+@pytest.mark.slow
 def test_curvature_of_layers_is_that_of_the_dense_hessian(run):
     record, _ = run
     network, found = tiny(Path("b_seed0")), record["networks"]["b"][0]
@@ -150,6 +152,7 @@ def test_curvature_of_layers_is_that_of_the_dense_hessian(run):
         assert layer["sensitivity"]["quadratic"][0] == pytest.approx(form, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_rank_correlations_are_of_losses_measured(run):
     record, _ = run
     network, found = tiny(Path("a_seed0")), record["networks"]["a"][0]
@@ -169,6 +172,7 @@ def test_rank_correlations_are_of_losses_measured(run):
     assert found_rank == pytest.approx(expected.statistic)
 
 
+@pytest.mark.slow
 def test_the_file_is_what_the_report_says(run):
     record, out = run
     for found in (r for records in record["networks"].values() for r in records):
@@ -186,6 +190,7 @@ def test_the_file_is_what_the_report_says(run):
     assert json.loads((out / "mixed_precision.json").read_text())["networks"]
 
 
+@pytest.mark.slow
 def test_activations_are_rounded_as_by_hand(tmp_path):
     record = run_command(tmp_path, "b_seed0.x")
     network, found = tiny(Path("b_seed0")), record["networks"]["b"][0]
@@ -290,6 +295,7 @@ def choose(measured, *more):
     return mixed_precision.choose(*measured, options)
 
 
+@pytest.mark.slow
 def test_within_points_of_the_float_accuracy(measured):
     chosen = choose(measured, "--within", "3")
     network, rows = measured
@@ -306,6 +312,7 @@ def test_within_points_of_the_float_accuracy(measured):
     assert choose(measured, "--within", "100").average_bits == 2.0
 
 
+@pytest.mark.slow
 def test_a_budget_of_bytes_is_used_up(measured):
     frontier = measured[1].frontiers["measured"]
     for budget in (int(frontier[1].bytes), int(frontier[-1].bytes) - 1):
