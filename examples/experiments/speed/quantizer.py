@@ -1,7 +1,7 @@
 """Time the quantizer against a plain copy and qwix, and list the sizes of its files.
 
     python -m examples.experiments.speed.quantizer  # a minute on 2 cores
-    python -m examples.experiments.speed.quantizer --model vgg19_bn
+    python -m examples.experiments.speed.quantizer --tree vgg19_bn
 
 The trees are the initial weights of ResNet20 and of VGG19 with BatchNorm for CIFAR-10.
 GB/s count the bytes of the float32 weights. The copy multiplies every leaf by one; qwix
@@ -108,11 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Print the tables of a network, or of both."""
     parser = Parser(__doc__, rounds=15)
     networks = ["resnet20", "vgg19_bn"]
-    parser.add_argument("--model", choices=networks, nargs="+", default=networks)
+    parser.add_argument("--tree", choices=networks, nargs="+", default=networks)
     options = parser.read(arguments)
     print(f"{machine()}\n")
     record = {}
-    for name in options.model:
+    for name in options.tree:
         params = weights(name)
         size = sum(x.nbytes for x in jax.tree.leaves(params))
         seconds = take_turns(programs(params), options.rounds)

@@ -168,9 +168,10 @@ def measure(
     """
     programs: dict[str, Program] = {}
     results: dict[str, dict[str, Any]] = {}
-    for name in (bar := tqdm(methods, desc="compiling", disable=None, leave=False)):
+    prepared = {name: prepare(network, name, **options) for name in methods}
+    for name in (bar := tqdm(prepared, desc="compiling", disable=None, leave=False)):
         bar.set_postfix_str(name)
-        program, item = prepare(network, name, **options)
+        program, item = prepared[name]
         state = program.init()
         lowered = program.step.lower(state, item)
         start = time.perf_counter()

@@ -22,6 +22,8 @@ from examples.experiments.language_model.training import (
 )
 from hero_jax import quant
 
+IN_A_HURRY = True  # to compile: nothing here trains for long
+
 TINY = Transformer(vocabulary=11, context=6, width=8, blocks=1)
 
 
