@@ -16,7 +16,6 @@ from examples.experiments.language_model import corpus, search, training
 from examples.experiments.language_model.model import Transformer, make_loss
 from examples.experiments.language_model.training import (
     METHODS,
-    OPTIMIZERS,
     Settings,
     Task,
 )
@@ -187,7 +186,11 @@ def update_by_hand(optimizer, path, W, g, rate, decay):
     return -rate * (ahead * g / (np.abs(g) + 1e-8) + decay * W)
 
 
-CASES = [(o, "HERO") for o in OPTIMIZERS] + [("SGD", m) for m in METHODS[:2]]
+CASES = [("Muon", "HERO"), *(("SGD", method) for method in METHODS)]
+CASES += [
+    pytest.param(optimizer, "HERO", marks=pytest.mark.slow)
+    for optimizer in ("AdamW", "Lion", "LAMB")
+]
 
 
 @pytest.mark.usefixtures("x64")
