@@ -31,10 +31,10 @@ def check_training_options(
 def check_at_least(
     parser: argparse.ArgumentParser, options: argparse.Namespace, **least: int
 ) -> None:
-    """Exit unless these options are at least so large."""
+    """Exit unless these options are at least so large, or None."""
     for name, number in least.items():
         value = getattr(options, name)
-        if value < number:
+        if value is not None and value < number:
             option = name.replace("_", "-")
             parser.error(f"--{option} must be at least {number}, got {value}")
 

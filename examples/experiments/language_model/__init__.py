@@ -1,1 +1,1 @@
-"""A small language model: what `language_model.py` trains, on what, and how."""
+"""A small language model by five optimizers, with and without HERO."""

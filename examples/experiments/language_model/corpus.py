@@ -7,13 +7,9 @@ import numpy as np
 
 
 class Corpus(NamedTuple):
-    """Text as indices of characters.
+    """Text of the first topics, of those after them and of the last ones.
 
-    Attributes:
-      vocabulary: the characters, sorted.
-      train: of the first topics.
-      validation: of those after them.
-      test: of the last ones.
+    The three are indices of characters, which `vocabulary` has in order.
     """
 
     vocabulary: str
@@ -23,10 +19,7 @@ class Corpus(NamedTuple):
 
 
 def load_topics() -> dict[str, str]:
-    """Return the help topics, in sorted order, without what they repeat.
-
-    One in five characters is repeated: "compound", for one, contains "if", "for" and
-    "while". A paragraph is kept where it occurs first, so none is in two parts.
+    """Return the help topics, which differ from one version of Python to another.
 
     Raises:
       ModuleNotFoundError: this Python comes without the topics.
@@ -43,7 +36,11 @@ def load_topics() -> dict[str, str]:
 
 
 def without_repetition(topics: Mapping[str, str]) -> dict[str, str]:
-    """Leave out paragraphs that an earlier topic has, but for white space."""
+    """Sort topics, and leave out paragraphs that an earlier one has.
+
+    One in five characters is repeated: "compound", for one, contains "if", "for" and
+    "while". White space makes no difference. No paragraph is in two parts of the text.
+    """
     seen: set[str] = set()
     kept = {}
     for name in sorted(topics):
@@ -59,40 +56,31 @@ def without_repetition(topics: Mapping[str, str]) -> dict[str, str]:
 
 
 def split(topics: Mapping[str, str], held_out: float = 0.1) -> Corpus:
-    """Split the text between topics; a topic is in one part.
+    """Split the text between topics.
 
-    Args:
-      topics: text by name, in order.
-      held_out: least share of the characters in each of validation and test.
-
-    Returns:
-      The parts; the fewest topics at the end that are the share, those before them,
-      and the rest.
+    The fewest topics at the end that are a share of `held_out` of all characters are
+    the test text, those before them the validation text.
 
     Raises:
       ValueError: nothing remains to train on.
     """
     names, total = [*topics], sum(map(len, topics.values()))
-    parts = []
+    parts: list[str] = []
     for _ in range(2):
-        part: list[str] = []
-        while names and sum(map(len, part)) < held_out * total:
-            part.insert(0, topics[names.pop()])
-        parts.append("".join(part))
-    test, validation = parts
+        part = ""
+        while names and len(part) < held_out * total:
+            part = topics[names.pop()] + part
+        parts.insert(0, part)
     if not names:
         raise ValueError(
             f"nothing is left to train on of {len(topics)} topics with "
             f"held_out={held_out:g} for each of two parts."
         )
-    vocabulary = "".join(sorted({*"".join(topics.values())}))
+    parts.insert(0, "".join(topics[name] for name in names))
+    vocabulary = "".join(sorted({*"".join(parts)}))
     index = {character: i for i, character in enumerate(vocabulary)}
-
-    def encode(text: str) -> np.ndarray:
-        return np.array([index[character] for character in text], np.int32)
-
-    train = "".join(topics[name] for name in names)
-    return Corpus(vocabulary, encode(train), encode(validation), encode(test))
+    encoded = (np.array([index[x] for x in part], np.int32) for part in parts)
+    return Corpus(vocabulary, *encoded)
 
 
 def windows(text: np.ndarray, context: int) -> np.ndarray:
@@ -101,15 +89,16 @@ def windows(text: np.ndarray, context: int) -> np.ndarray:
     A window starts with the last character of the one before it, so that every
     character but the first is predicted once; an incomplete last one is left out.
     """
-    starts = np.arange(0, len(text) - context, context)
-    tokens: np.ndarray = text[starts[:, None] + np.arange(context + 1)]
-    return tokens
+    return _cut(text, np.arange(0, len(text) - context, context), context)
 
 
 def batch(
     text: np.ndarray, context: int, size: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Draw windows `[size, context + 1]` from anywhere in a text."""
-    starts = rng.integers(0, len(text) - context, size)
+    return _cut(text, rng.integers(0, len(text) - context, size), context)
+
+
+def _cut(text: np.ndarray, starts: np.ndarray, context: int) -> np.ndarray:
     tokens: np.ndarray = text[starts[:, None] + np.arange(context + 1)]
     return tokens

@@ -8,8 +8,6 @@ import optax
 
 SMALL = nn.initializers.normal(0.02)
 """For what ends a block, which starts near the identity, and for the head."""
-UNIT = nn.initializers.normal(1.0)
-"""For the embeddings, beside which what the blocks add is small at first."""
 
 
 class Transformer(nn.Module):
@@ -37,7 +35,9 @@ class Transformer(nn.Module):
         positions = self.param(
             "positions", nn.initializers.normal(0.3), (self.context, self.width)
         )
-        x = nn.Embed(self.vocabulary, self.width, embedding_init=UNIT)(tokens)
+        x = nn.Embed(
+            self.vocabulary, self.width, embedding_init=nn.initializers.normal(1.0)
+        )(tokens)
         x = x + positions[: tokens.shape[1]]
         for i in range(self.blocks):
             x = Block(self.heads, name=f"block_{i}")(x)

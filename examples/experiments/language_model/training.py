@@ -1,8 +1,9 @@
-"""Optimizers, gradients, and the step that joins one to another."""
+"""Optimizers, gradients, the step that joins one to another, and trials of it."""
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -13,29 +14,28 @@ import optax
 from tqdm import tqdm
 
 import hero_jax
+from examples.image_classification.stepping import take_steps
 from hero_jax import quant
 
 from . import corpus
 from .model import Transformer, make_loss
 
-LossFn = Callable[[chex.ArrayTree, chex.Array], chex.Array]
-
 METHODS = ("plain", "first-order", "HERO")
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises."""
-LOOK_EVERY = 20
-"""Steps between two looks at the loss, for which the device is waited for."""
+PRECISIONS: dict[str, tuple[int, int | None]] = {
+    "float": (32, None),
+    "8 bit, channel": (8, -1),
+    "4 bit, channel": (4, -1),
+    "3 bit, channel": (3, -1),
+    "4 bit, tensor": (4, None),
+    "3 bit, tensor": (3, None),
+}
+"""Bits, and the axis of channels: a grid per column of each matrix, or per matrix."""
 
 
 class Settings(NamedTuple):
-    """Numbers that a search chooses; arguments of one compiled step.
-
-    Attributes:
-      learning_rate: at its peak.
-      weight_decay: as the optimizer takes it.
-      h: length of HERO's perturbation.
-      gamma: strength of its penalty; 0 for first-order-only.
-    """
+    """Numbers that a search chooses; arguments of one compiled step."""
 
     learning_rate: chex.Numeric
     weight_decay: chex.Numeric = 0.0
@@ -59,18 +59,16 @@ def muon(rate: Any, decay: chex.Numeric) -> optax.GradientTransformation:
     """
     matrix = optax.contrib.MuonDimensionNumbers()
 
-    def dimensions(params: chex.ArrayTree) -> chex.ArrayTree:
-        def of(path: Any, x: chex.Array) -> Any:
-            inner = jax.tree_util.keystr(path).startswith("['block")
-            return matrix if inner and x.ndim == 2 else None
+    def dimensions(path: Any, x: chex.Array) -> Any:
+        inner = jax.tree_util.keystr(path).startswith("['block")
+        return matrix if inner and x.ndim == 2 else None
 
-        return jax.tree_util.tree_map_with_path(of, params)
-
+    of_tree = functools.partial(jax.tree_util.tree_map_with_path, dimensions)
     return optax.contrib.muon(
         rate,
         weight_decay=decay,
         adam_weight_decay=decay,
-        muon_weight_dimension_numbers=dimensions,
+        muon_weight_dimension_numbers=of_tree,
     )
 
 
@@ -84,42 +82,15 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 """`(learning rate or schedule, weight decay) -> transformation`."""
 
 
-def value_and_grad_of(
-    method: str, loss_fn: LossFn, settings: Settings, perturbation: str
-) -> Callable[..., Any]:
-    """Return how a loss becomes a gradient: all that the methods differ in."""
-    if method == "plain":
-        return jax.value_and_grad(loss_fn)
-    h = settings.h
-    gamma = settings.gamma if method == "HERO" else 0.0
-    return hero_jax.hero_value_and_grad(
-        loss_fn, h=h, gamma=gamma, perturbation=perturbation
-    )
-
-
-class TrainState(NamedTuple):
-    """All that changes from step to step."""
-
-    params: chex.ArrayTree
-    opt_state: optax.OptState
-
-
-class Program(NamedTuple):
-    """Functions that train by one optimizer and method, whatever the settings.
-
-    Attributes:
-      init: `(params, settings) -> state`.
-      step: `(state, tokens, settings) -> (state, loss)`; the state is donated.
-    """
-
-    init: Callable[[chex.ArrayTree, Settings], TrainState]
-    step: Callable[[TrainState, chex.Array, Settings], tuple[TrainState, chex.Array]]
-
-
 def make_program(
-    loss_fn: LossFn, optimizer: str, method: str, num_steps: int, perturbation: str
-) -> Program:
-    """Build the training step: the method's gradient, then the optimizer of optax."""
+    loss_fn: Any, optimizer: str, method: str, num_steps: int, perturbation: str
+) -> tuple[Any, Any]:
+    """Build what trains by one optimizer and method, whatever the settings.
+
+    Returns:
+      `(params, settings) -> state`, of which the weights come first, and
+      `(state, tokens, settings) -> (state, loss)`, whose state is donated.
+    """
     warmup = max(1, round(WARMUP * num_steps))
     shape = optax.warmup_cosine_decay_schedule(
         1.0 / (warmup + 1), 1.0, warmup, num_steps + 1
@@ -132,61 +103,91 @@ def make_program(
         return OPTIMIZERS[optimizer](schedule, settings.weight_decay)
 
     @jax.jit
-    def init(params: chex.ArrayTree, settings: Settings) -> TrainState:
-        return TrainState(params, make_optimizer(settings).init(params))
+    def init(params: chex.ArrayTree, settings: Settings) -> Any:
+        return params, make_optimizer(settings).init(params)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(
-        state: TrainState, tokens: chex.Array, settings: Settings
-    ) -> tuple[TrainState, chex.Array]:
-        value_and_grad = value_and_grad_of(method, loss_fn, settings, perturbation)
-        loss, grads = value_and_grad(state.params, tokens)
-        updates, opt_state = make_optimizer(settings).update(
-            grads, state.opt_state, state.params
-        )
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state), loss
-
-    return Program(init, step)
-
-
-def train(
-    program: Program,
-    model: Transformer,
-    text: np.ndarray,
-    settings: Settings,
-    *,
-    num_steps: int,
-    batch_size: int,
-    seed: int,
-    progress: tqdm,
-) -> chex.ArrayTree:
-    """Train from scratch; the seed decides about first weights and batches.
-
-    Returns:
-      The weights.
-
-    Raises:
-      FloatingPointError: the loss is not finite.
-    """
-    settings = Settings(*(jnp.float32(x) for x in settings))
-    rng = np.random.default_rng(seed)
-    state = program.init(init_params(model, seed), settings)
-    for k in range(num_steps):
-        tokens = corpus.batch(text, model.context, batch_size, rng)
-        state, loss = program.step(state, tokens, settings)
-        done = k % LOOK_EVERY + 1
-        if done == LOOK_EVERY or k + 1 == num_steps:
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss of seed {seed} is {float(loss)} after step {k + 1}; "
-                    "lower the learning rate, h or gamma."
-                )
-            progress.set_postfix_str(
-                f"seed {seed}, loss {float(loss):.3f}", refresh=False
+    def step(state: Any, tokens: chex.Array, settings: Settings) -> Any:
+        params, opt_state = state
+        value_and_grad: Any = jax.value_and_grad(loss_fn)
+        if method != "plain":  # all that the methods differ in
+            gamma = settings.gamma if method == "HERO" else 0.0
+            value_and_grad = hero_jax.hero_value_and_grad(
+                loss_fn, h=settings.h, gamma=gamma, perturbation=perturbation
             )
-            progress.update(done * batch_size * model.context)
-    return state.params
+        loss, grads = value_and_grad(params, tokens)
+        tx = make_optimizer(settings)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    return init, step
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained, on which text, how long, and on which text it is judged."""
+
+    model: Transformer
+    text: np.ndarray
+    held_out: np.ndarray
+    num_steps: int
+    batch_size: int
+
+    def attempts(
+        self,
+        optimizer: str,
+        method: str,
+        perturbation: str,
+        cases: Sequence[tuple[Settings, int]],
+    ) -> Iterator[dict[str, float] | None]:
+        """Train from scratch with each settings and seed.
+
+        Yields:
+          Bits per character of the held-out text for every precision of the weight
+          matrices, embeddings included; None where the loss was not finite.
+        """
+        loss_fn = make_loss(self.model)
+        program = make_program(loss_fn, optimizer, method, self.num_steps, perturbation)
+        evaluate = jax.jit(loss_fn)
+        held_out = corpus.windows(self.held_out, self.model.context)
+        total = len(cases) * self.num_steps
+        with tqdm(total=total, desc=f"{optimizer}, {method}", disable=None) as bar:
+            for settings, seed in cases:
+                try:
+                    params = self.train(program, settings, seed, bar)
+                except FloatingPointError:
+                    yield None
+                    continue
+                grids = {k: rounded(params, *v) for k, v in PRECISIONS.items()}
+                losses = {k: float(evaluate(v, held_out)) for k, v in grids.items()}
+                yield {k: loss / math.log(2) for k, loss in losses.items()}
+
+    def train(
+        self, program: tuple[Any, Any], settings: Settings, seed: int, bar: tqdm
+    ) -> chex.ArrayTree:
+        """Return weights; the seed decides about the first ones and the batches."""
+        numbers = Settings(*(jnp.float32(x) for x in settings))
+        model, rng = self.model, np.random.default_rng(seed)
+        init, step = program
+
+        def batches() -> Iterator[np.ndarray]:
+            for _ in range(self.num_steps):
+                yield corpus.batch(self.text, model.context, self.batch_size, rng)
+
+        def look(loss: chex.Array) -> None:
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss of seed {seed} is {float(loss)}.")
+            bar.set_postfix_str(f"loss {float(loss):.3f}", refresh=False)
+            bar.update()
+
+        params: chex.ArrayTree
+        params, _ = take_steps(
+            lambda state, tokens: step(state, tokens, numbers),
+            init(init_params(model, seed), numbers),
+            batches(),
+            look,
+        )
+        return params
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -196,35 +197,11 @@ def init_params(model: Transformer, seed: int) -> chex.ArrayTree:
     return model.init(jax.random.key(seed), tokens)["params"]
 
 
-class Evaluation:
-    """Bits per character of a text, with weights of any precision.
-
-    Attributes:
-      windows: of the text, `[N, context + 1]`.
-    """
-
-    def __init__(self, model: Transformer, text: np.ndarray) -> None:
-        self.windows = corpus.windows(text, model.context)
-        self._loss = jax.jit(make_loss(model))
-
-    def __call__(
-        self, params: chex.ArrayTree, bits: int = 32, axis: int | None = None
-    ) -> float:
-        """Evaluate with weight matrices, embeddings included, of so many bits.
-
-        Args:
-          params: the weights.
-          bits: 32 for the floats.
-          axis: -1 for a grid per column of each matrix (output channel, or feature
-            of an embedding), None for one per matrix.
-        """
-        if bits < 32:
-            params = _rounded(params, jnp.int32(bits), axis)
-        return float(self._loss(params, self.windows)) / math.log(2.0)
+def rounded(params: chex.ArrayTree, bits: int, axis: int | None) -> chex.ArrayTree:
+    """Return weights of so many bits; 32 are the floats."""
+    return params if bits == 32 else _rounded(params, jnp.int32(bits), axis)
 
 
 @functools.partial(jax.jit, static_argnames="axis")
-def _rounded(
-    params: chex.ArrayTree, bits: chex.Array, axis: int | None
-) -> chex.ArrayTree:
+def _rounded(params: chex.ArrayTree, bits: chex.Array, axis: int | None) -> Any:
     return quant.fake_quantize(params, bits, axis=axis)

@@ -1,1 +1,1 @@
-"""Step times, and what else costs how much."""
+"""What steps, products, convolutions, the quantizer and the import cost."""

@@ -1,48 +1,49 @@
 """How far the cheaper products with the Hessian are from the exact one.
 
-A network is trained by SGD for some steps. On a few batches, v is what HERO multiplies
+    python -m examples.experiments.speed.product_error  # 4 minutes
+    python -m examples.experiments.speed.product_error --npz cifar10.npz
+
+ResNet20 is trained by SGD for some steps. On a few batches, v is what HERO multiplies
 with the Hessian at U = W + hz: the difference of the gradients of the weight tensors.
 `(grad L(U + e v) - grad L(U)) / e`, for a range of steps e, and the product over parts
-of the batch are compared with the exact H(U) v.
-
-    python -m examples.experiments.speed.product_error  # 4 minutes
-    python -m examples.experiments.speed.product_error --npz cifar10.npz --out product_error.json
-
-Without `--npz` (x_train, y_train) the images are scikit-learn's digits, enlarged to
-32x32. Errors are `||a - Hv|| / ||Hv||`; medians over the batches.
+of the batch are compared with the exact H(U) v. Errors are `||a - Hv|| / ||Hv||`;
+medians over the batches. Without `--npz` (x_train, y_train) the images are
+scikit-learn's digits, enlarged to 32x32.
 """
 
-import argparse
 import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import hero_jax
-from examples.image_classification.results import environment, markdown, write_json
 from examples.image_classification.train import make_loss
 from hero_jax import models
 
+from .harness import Parser, report
+
 STEPS = tuple(float(f"{10.0**e:.1e}") for e in np.arange(-6.0, -0.9, 0.5))
 PARTS = (2, 4, 8)
+GAMMA = 1e6
+"""So large that the gradient without penalty does not round the product away."""
 
 
-def load_images(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return standardized images `[N, H, W, C]` and labels."""
+def load_npz(path: Path | None, count: int | None = None) -> tuple[Any, Any]:
+    """Return standardized images `[N, H, W, C]` and labels; the digits if no path."""
     if path is None:
         digits = load_digits()
         images = np.kron(digits.images, np.ones((1, 4, 4)))[..., None]
         labels = digits.target
     else:
         with np.load(path, allow_pickle=False) as data:
-            images, labels = data["x_train"], data["y_train"].ravel()
+            images, labels = data["x_train"][:count], data["y_train"][:count].ravel()
     images = images.astype(np.float32)
     axes = (0, 1, 2)
     return (images - images.mean(axes)) / images.std(axes), labels.astype(np.int32)
@@ -50,134 +51,91 @@ def load_images(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
 
 def train(model: Any, images: Any, labels: Any, steps: int, batch: int) -> Any:
     """Return weights and BatchNorm statistics after some steps of SGD."""
-    loss_fn = make_loss(model)
+    value_and_grad = jax.value_and_grad(make_loss(model), has_aux=True)
     tx = optax.sgd(optax.linear_schedule(0.0, 0.1, 50), momentum=0.9)
-    variables = jax.jit(functools.partial(model.init, train=False))(
-        jax.random.key(0), images[:1]
-    )
-    params, stats = variables["params"], variables["batch_stats"]
+    init = jax.jit(functools.partial(model.init, train=False))
+    variables = init(jax.random.key(0), images[:1])
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: Any, x: Any, y: Any) -> Any:
         params, stats, opt_state = state
-        (loss, (stats, _)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            params, stats, x, y
-        )
+        (_, (stats, _)), grads = value_and_grad(params, stats, x, y)
         updates, opt_state = tx.update(grads, opt_state)
-        return (optax.apply_updates(params, updates), stats, opt_state), loss
+        return optax.apply_updates(params, updates), stats, opt_state
 
+    params, stats = variables["params"], variables["batch_stats"]
     state: Any = (params, stats, tx.init(params))
     rng = np.random.default_rng(0)
-    for _ in (bar := tqdm(range(steps), desc="training")):
+    for _ in tqdm(range(steps), desc="training", disable=None):
         rows = rng.choice(len(images), batch, replace=False)
-        state, loss = step(state, images[rows], labels[rows])
-        bar.set_postfix(loss=f"{float(loss):.3f}")
+        state = step(state, images[rows], labels[rows])
     return state[:2]
 
 
-def over_every(k: int, loss_fn: Any, params: Any, stats: Any, x: Any, y: Any) -> Any:
-    """Return the loss over every k-th example."""
-    return loss_fn(params, stats, x[::k], y[::k])
-
-
-def make_product(loss_fn: Any, difference: bool = False, **options: Any) -> Any:
+def make_product(loss_fn: Any, difference: bool = False, part: int = 1) -> Any:
     """Return the jitted `(step, *args) -> HERO's product`, flat.
 
-    Twice gamma times the product is the difference that the penalty makes; gamma is so
-    large that the gradient without penalty does not round it away.
+    It is the difference that the penalty makes to the gradient, over twice gamma.
     """
-    gamma = 1e6
+
+    def of_part(params: Any, stats: Any, x: Any, y: Any) -> Any:
+        return loss_fn(params, stats, x[::part], y[::part])
 
     @jax.jit
     def product(step: Any, *args: Any) -> Any:
         hvp = hero_jax.FiniteDifference(step) if difference else "exact"
+        options: Any = {"h": 5.0, "has_aux": True, "hvp": hvp}
+        if part > 1:
+            options["hvp_loss_fn"] = of_part
 
         def gradient(gamma: float) -> Any:
-            return hero_jax.hero_value_and_grad(
-                loss_fn,
-                gamma=gamma,
-                has_aux=True,
-                hvp=hvp,
-                **options,
-            )(*args)[1]
+            f = hero_jax.hero_value_and_grad(loss_fn, gamma=gamma, **options)
+            return ravel_pytree(f(*args)[1])[0]
 
-        with_penalty, without = gradient(gamma), gradient(0.0)
-        return jnp.concatenate(
-            [
-                (a - b).ravel() / (2 * gamma)
-                for a, b in zip(
-                    *map(jax.tree.leaves, (with_penalty, without)), strict=True
-                )
-            ]
-        )
+        return (gradient(GAMMA) - gradient(0.0)) / (2 * GAMMA)
 
     return product
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure; print a table and return the record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--npz", type=Path, help="x_train and y_train")
-    parser.add_argument("--model", default="resnet20", help="as in hero_jax.models")
+    parser.add_argument("--model", choices=["resnet20", "resnet8"], default="resnet20")
     parser.add_argument("--steps", type=int, default=200, help="of SGD beforehand")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--batches", type=int, default=3)
-    parser.add_argument("--h", type=float, default=5.0)
-    parser.add_argument("--perturbation", default="layerwise")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    options = parser.parse_args(arguments)
-    if options.batch < 1 or options.batch % max(PARTS):
+    options = parser.read(arguments, steps=1, batch=1, batches=1)
+    images, labels = load_npz(options.npz)
+    if options.batches * options.batch > len(images):
         parser.error(
-            f"--batch must be a multiple of {max(PARTS)}, of which parts are taken, "
-            f"got {options.batch}."
-        )
-    images, labels = load_images(options.npz)
-    if not 1 <= options.batches <= len(images) // options.batch:
-        parser.error(
-            f"--batches must be 1 to {len(images) // options.batch}, of "
-            f"{options.batch} from {len(images)} images, got {options.batches}."
+            f"--batches must be at most {len(images) // options.batch}, of "
+            f"{options.batch} from {len(images)} images, got {options.batches}"
         )
     model = models.create(options.model, num_classes=10)
-    params, stats = train(model, images, labels, options.steps, options.batch)
+    state = train(model, images, labels, options.steps, options.batch)
     loss_fn = make_loss(model)
-    settings = {"h": options.h, "perturbation": options.perturbation}
-    exact = make_product(loss_fn, **settings)
-    difference = make_product(loss_fn, difference=True, **settings)
-    ways = {
-        f"difference, step {step:.1e}": functools.partial(difference, step)
-        for step in STEPS
-    }
-    for k in PARTS:
-        some = functools.partial(over_every, k, loss_fn)
-        part = make_product(loss_fn, hvp_loss_fn=some, **settings)
-        ways[f"product over 1/{k}"] = functools.partial(part, STEPS[0])
+    exact, difference = make_product(loss_fn), make_product(loss_fn, difference=True)
+    ways = {f"difference, step {e:.1e}": (difference, e) for e in STEPS}
+    ways |= {f"product over 1/{k}": (make_product(loss_fn, part=k), 0.0) for k in PARTS}
     errors: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    with tqdm(total=options.batches * len(ways), desc="measuring") as bar:
-        for index in range(options.batches):
-            rows = slice(index * options.batch, (index + 1) * options.batch)
-            args = (params, stats, images[rows], labels[rows])
-            expected = np.asarray(exact(STEPS[0], *args))
-            for name, way in ways.items():
-                actual = np.asarray(way(*args))
-                lengths = np.linalg.norm(actual), np.linalg.norm(expected)
-                error = np.linalg.norm(actual - expected) / lengths[1]
-                cosine = actual @ expected / np.prod(lengths)
-                errors[name].append((float(error), float(cosine)))
-                bar.update()
-    medians = {name: np.median(values, axis=0) for name, values in errors.items()}
-    rows_ = [["", "relative error", "cosine"]]
-    rows_ += [[name, f"{e:.2g}", f"{c:.3f}"] for name, (e, c) in medians.items()]
-    print(markdown(rows_))
-    record = {
-        "environment": environment(),
-        "options": {k: str(v) for k, v in vars(options).items() if k != "out"},
-        "relative_error_and_cosine": errors,
-    }
-    if options.out is not None:
-        write_json(options.out, record)
-    return record
+    for i in tqdm(range(options.batches), desc="measuring", disable=None):
+        chosen = slice(i * options.batch, (i + 1) * options.batch)
+        args = (*state, images[chosen], labels[chosen])
+        expected = np.asarray(exact(0.0, *args))
+        for name, (product, step) in ways.items():
+            actual = np.asarray(product(step, *args))
+            length = np.linalg.norm(expected)
+            error = np.linalg.norm(actual - expected) / length
+            cosine = actual @ expected / (np.linalg.norm(actual) * length)
+            errors[name].append((float(error), float(cosine)))
+    rows = [["", "relative error", "cosine"]]
+    for name, values in errors.items():
+        error, cosine = np.median(values, axis=0)
+        rows.append([name, f"{error:.2g}", f"{cosine:.3f}"])
+    settings = {k: str(v) for k, v in vars(options).items() if k != "out"}
+    record = {"options": settings, "relative_error_and_cosine": errors}
+    return report(rows, options.out, **record)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m examples.experiments.speed.recipe CONFIG [the options of a run]
 
-The step alone trains on one batch that is ready; of both together, the share of the
-time that it takes is told. If that is far from all of it, more `--workers` may help. Of
-several devices the step includes what is done to images on the devices.
+The step alone trains on one batch that is ready. If the time of both together is far
+from being that of the step, more `--workers` may help. With several devices the step
+includes what is done to images on the devices.
 """
 
 import copy
@@ -18,29 +18,23 @@ from typing import Any
 import jax
 
 from examples.image_classification import devices
-from examples.image_classification.__main__ import parse
+from examples.image_classification.__main__ import ERRORS, parse
 from examples.image_classification.config import Config
 from examples.image_classification.pipeline import Pipeline
-from examples.image_classification.results import markdown
 from examples.image_classification.run import open_pipeline
 from examples.image_classification.train import make_model, make_program
+
+from .harness import machine, report
 
 LEAST_STEPS = 30
 """So many that a few batches which workers have ready do not count."""
 
 
 def measure(config: Config, pipeline: Pipeline, steps: int) -> dict[str, float]:
-    """Return images per second, after a first step that is not counted.
-
-    Args:
-      config: of the run.
-      pipeline: its data.
-      steps: how many are timed.
-    """
+    """Return images per second over so many steps, after one that is not counted."""
     model = make_model(config, pipeline, config.normalizes_together)
     program = make_program(config, model, pipeline)
-    epochs = itertools.count()
-    items = itertools.chain.from_iterable(map(pipeline.epoch, epochs))
+    items = itertools.chain.from_iterable(map(pipeline.epoch, itertools.count()))
     first = next(items)
     state = program.init()
     alone, ready = program.step, first
@@ -73,24 +67,22 @@ def measure(config: Config, pipeline: Pipeline, steps: int) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure over an epoch, or a few short ones, and print a table."""
-    config, options = parse(sys.argv[1:] if arguments is None else arguments)
-    if options.distributed:
-        raise SystemExit("error: speed measures one process: leave out --distributed.")
     try:
+        config, options = parse(sys.argv[1:] if arguments is None else arguments)
+        if options.distributed:
+            raise ValueError("--distributed must be left out: one process is measured.")
         devices.divide_host(options.host_devices)
-    except devices.DevicesError as error:
+        config = dataclasses.replace(config, epochs=max(3 * LEAST_STEPS, config.epochs))
+        with open_pipeline(config, options) as pipeline:
+            rates = measure(config, pipeline, max(pipeline.steps, LEAST_STEPS))
+    except (*ERRORS, OSError, TypeError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    config = dataclasses.replace(config, epochs=max(3 * LEAST_STEPS, config.epochs))
-    with open_pipeline(config, options) as pipeline:
-        rates = measure(config, pipeline, max(pipeline.steps, LEAST_STEPS))
     print(
         f"{config.model}, {config.method}, {'x'.join(map(str, pipeline.image_shape))} "
         f"images, batch {config.micro_batch}, {options.workers} workers, "
-        f"{pipeline.devices.count} x {jax.devices()[0].device_kind}, "
-        f"jax {jax.__version__}\n"
+        f"{pipeline.devices.count} of {machine()}\n"
     )
-    rows = [["what", "images/s"], *([k, f"{v:.0f}"] for k, v in rates.items())]
-    print(markdown(rows))
+    report([["what", "images/s"], *([k, f"{v:.0f}"] for k, v in rates.items())])
     share = rates["both"] / rates["step alone"]
     print(f"\nOf the time of both, {min(share, 1):.1%} is that of the step.")
 
