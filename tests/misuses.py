@@ -1342,7 +1342,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             lambda: command("image_classification.__main__", "cifar10_resnet21_hero"),
             SystemExit,
             ("no config 'cifar10_resnet21_hero'", "cifar10_resnet20_hero"),
-            "Take one of those that are listed, or the path of a TOML file.",
+            "Take a name like those that are told, or the path of a TOML file.",
             RECIPE,
         ),
         Misuse(

@@ -6,8 +6,8 @@
 All devices of the machine share the work; `--distributed` joins several hosts, each of
 which runs the same command.
 
-The first argument is a TOML file, or the name of one in `configs`, which has one file
-per number in the paper's tables; every field of :class:`Config` is an option, and
+The first argument is a TOML file, or a name (see named.py): there is one for each
+number in the paper's tables; every field of :class:`Config` is an option, and
 `--help` explains them all. A run writes to a folder of its own:
 
     config.toml          all that determines the numbers, to be run again

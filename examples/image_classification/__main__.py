@@ -11,7 +11,6 @@ import jax
 import tyro
 
 from . import __doc__ as description
-from . import config as configs
 from . import hosts
 from .checkpoints import CheckpointError
 from .config import Config
@@ -19,6 +18,7 @@ from .datasets import DatasetError
 from .devices import DevicesError, divide_host
 from .logbook import prepare_streams, tell
 from .loop import RunError
+from .named import named
 from .run import Options, run
 from .stopping import STOPPED, Stopped
 
@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Options]:
       TypeError: a value has the wrong type.
       ValueError: a value is out of range, or a file is no config.
     """
-    name, base, rest = named(arguments)
+    name, base, rest = first(arguments)
     command = tyro.cli(
         Command,
         prog="python -m examples.image_classification [CONFIG]",
@@ -55,13 +55,13 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Options]:
     return config, dataclasses.replace(options, out=out)
 
 
-def named(arguments: Sequence[str]) -> tuple[str, Config, list[str]]:
+def first(arguments: Sequence[str]) -> tuple[str, Config, list[str]]:
     """Return name and content of the config that comes first, and what follows it."""
     rest = [*arguments]
     if not rest or rest[0].startswith("-"):
         return "default", Config(), rest
-    path = configs.find(rest.pop(0))
-    return path.stem, configs.load(path), rest
+    name = rest.pop(0)
+    return Path(name).name.removesuffix(".toml"), named(name), rest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,8 +9,6 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-CONFIGS = Path(__file__).parent / "configs"
-
 Augmentation = Literal["none", "crop_flip", "resized_crop"]
 Direction = Literal["layerwise", "adaptive", "normalized"]
 DType = Literal["float32", "bfloat16"]
@@ -282,19 +280,4 @@ def dumps(config: Config) -> str:
         f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
         for name, value in fields.items()
         if value is not None
-    )
-
-
-def find(name: str) -> Path:
-    """Return the path of a config by its path or its name in `configs`.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
-    for path in (Path(name), CONFIGS / f"{name}.toml"):
-        if path.is_file():
-            return path
-    names = sorted(path.stem for path in CONFIGS.glob("*.toml"))
-    raise FileNotFoundError(
-        f"no config {name!r}: neither a file nor one of {', '.join(names)}."
     )

@@ -31,7 +31,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from examples.image_classification.__main__ import ERRORS, named
+from examples.image_classification.__main__ import ERRORS, first
 from examples.image_classification.config import Config
 from examples.image_classification.logbook import prepare_streams, say
 from examples.image_classification.stopping import STOPPED, Stopped
@@ -125,7 +125,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Grid, Options]:
       TypeError: a value has the wrong type.
       ValueError: a value is out of range, or a file is no config.
     """
-    name, base, rest = named(arguments)
+    name, base, rest = first(arguments)
     command = tyro.cli(
         Command,
         prog="python -m examples.experiments.sweep [CONFIG]",
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if best is None:
         say("every setting diverged: try smaller h, gamma or learning_rate.")
         return 0
-    _, base, _ = named(arguments)
+    _, base, _ = first(arguments)
     tried = Grid(**record["grid"])
     setting = ", ".join(f"{x} {best[x]:g}" for x in tried.told(config.method))
     lines = [

@@ -9,81 +9,47 @@ import pytest
 from examples.image_classification import __main__ as command
 from examples.image_classification import config as configs
 from examples.image_classification.config import Config
+from examples.image_classification.named import named, names
 from examples.image_classification.run import Options
 
-METHODS = ("hero", "grad_l1", "sgd")
-TABLE_1 = {
-    ("cifar10", "resnet20"): (93.44, 92.82, 92.82),
-    ("cifar10", "mobilenet_v2"): (95.03, 92.52, 92.45),
-    ("cifar10", "vgg19_bn"): (94.79, 93.41, 93.89),
-    ("cifar100", "resnet20"): (70.72, 69.30, 69.52),
-    ("cifar100", "mobilenet_v2"): (76.90, 74.13, 73.12),
-    ("cifar100", "vgg19_bn"): (76.09, 74.05, 74.61),
-    ("imagenet2012", "resnet18"): (71.05, 70.82, 70.74),
-}
-NOISE = (0.2, 0.4, 0.6, 0.8)
-TABLE_2 = {
-    ("resnet20", "hero"): (90.63, 88.71, 84.61, 72.11),
-    ("resnet20", "grad_l1"): (85.91, 78.66, 65.86, 48.28),
-    ("resnet20", "sgd"): (85.64, 78.73, 66.42, 42.17),
-    ("mobilenet_v2", "hero"): (91.70, 88.57, 81.73, 72.03),
-    ("mobilenet_v2", "grad_l1"): (89.00, 85.56, 79.73, 30.34),
-    ("mobilenet_v2", "sgd"): (89.28, 85.84, 80.49, 62.91),
-}
-TABLE_3 = {
-    "hero": "93.45 / 94.90 / 95.03 / 95.03",
-    "first_order": "91.61 / 93.92 / 94.00 / 94.06",
-    "sgd": "85.88 / 91.81 / 92.33 / 92.45",
-}
+
+def test_names_of_the_table_are_configs_that_differ():
+    table = {name: named(name) for name in names()}
+    assert len(table) == 7 * 6 * 5
+    for name, config in table.items():
+        noise = f"_noise{100 * config.label_noise:.0f}" if config.label_noise else ""
+        method = name.removeprefix(f"{config.dataset}_{config.model}_")
+        method = method.removesuffix(noise)
+        assert name == f"{config.dataset}_{config.model}_{method}{noise}"
+        imagenet = config.dataset == "imagenet2012"
+        assert config.epochs == (100 if imagenet else 200)
+        assert config.batch_size == (256 if imagenet else 128)
+        assert (config.learning_rate, config.momentum) == (0.1, 0.9)
+        assert config.weight_decay == 1e-4
+        assert config.augmentation == ("resized_crop" if imagenet else "crop_flip")
+        assert config.bits == (8, 6, 5, 4, 3)
+        rest = {"released": "hero", "released_first_order": "first_order"}
+        assert config.method == rest.get(method, method)
 
 
-def rows():
-    """What the paper reports: (dataset, model, method, noise) and the text of it."""
-    for (data, model), values in TABLE_1.items():
-        for method, value in zip(METHODS, values, strict=True):
-            yield (data, model, method, 0.0), f"Table 1 of the paper: {value:.2f} %"
-    for (model, method), values in TABLE_2.items():
-        for noise, value in zip(NOISE, values, strict=True):
-            text = f"Table 2 of the paper: {value:.2f} %"
-            yield ("cifar10", model, method, noise), text
-    for method, values in TABLE_3.items():
-        yield ("cifar10", "mobilenet_v2", method, 0.0), values
+def test_hero_has_our_settings_and_released_those_of_the_authors():
+    for name, expected in (
+        ("cifar10_resnet20_hero_noise40", ("layerwise", "sum", 2.0, 0.1)),
+        ("cifar100_vgg19_bn_hero", ("layerwise", "sum", 2.0, 0.1)),
+        ("cifar10_resnet20_released", ("adaptive", "mean", 0.5, 5.0)),
+        ("cifar100_mobilenet_v2_released", ("adaptive", "mean", 1.0, 5.0)),
+        ("imagenet2012_resnet18_released", ("adaptive", "mean", 1.0, 5.0)),
+    ):
+        config = named(name)
+        found = (config.perturbation, config.reduction, config.h, config.gamma)
+        assert found == expected
+    assert named("cifar10_resnet20_first_order").h == 2.0
+    assert named("cifar10_resnet20_released_first_order").h == 0.5
 
 
-def paths():
-    return sorted(configs.CONFIGS.glob("*_*.toml"))
-
-
-def key(config):
-    return config.dataset, config.model, config.method, config.label_noise
-
-
-def test_there_is_one_file_for_each_number_of_the_tables():
-    files = {key(configs.load(path)): path for path in paths()}
-    assert len(files) == len(paths()) == 51
-    compared = {("cifar10", "resnet20", "first_order", x) for x in (0.0, *NOISE)}
-    assert set(files) == {row for row, _ in rows()} | compared
-    for row, text in rows():
-        assert text in files[row].read_text()
-
-
-@pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
-def test_files_hold_the_recipe_of_the_paper(path):
-    config = configs.load(path)
-    imagenet = config.dataset == "imagenet2012"
-    assert config.epochs == (100 if imagenet else 200)
-    assert config.batch_size == (256 if imagenet else 128)
-    assert (config.learning_rate, config.momentum) == (0.1, 0.9)
-    assert config.weight_decay == 1e-4
-    assert config.augmentation == ("resized_crop" if imagenet else "crop_flip")
-    assert config.image_size == 224
-    assert config.bits == (8, 6, 5, 4, 3)
-    if config.method in ("hero", "first_order"):
-        assert config.h == (0.5 if config.dataset == "cifar10" else 1.0)
-    name = f"{config.dataset}_{config.model}_{config.method}"
-    noise = f"_noise{100 * config.label_noise:.0f}" if config.label_noise else ""
-    assert path.stem == name + noise
-    assert f"image_classification {path.stem} " in path.read_text()
+def test_samples_are_found_by_their_names():
+    assert named("digits").dataset == "digits"
+    assert named("photographs").augmentation == "resized_crop"
 
 
 def test_what_is_written_reads_back_equal(tmp_path):
@@ -164,7 +130,7 @@ def test_the_command_line_overrides_the_file():
     config, options = command.parse(
         [name, "--h", "2", "--bits", "8", "4", "--clip-norm", "0.1", "--seed", "3"]
     )
-    before = configs.load(configs.CONFIGS / f"{name}.toml")
+    before = named(name)
     expected = dataclasses.replace(before, h=2.0, bits=(8, 4), clip_norm=0.1, seed=3)
     assert config == expected
     assert str(options.out) == f"runs/{name}/seed_3"
@@ -180,7 +146,7 @@ def test_a_config_written_beside_results_runs_again(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cifar10_resnet20"], "no config 'cifar10_resnet20': neither a file nor one"),
+        (["cifar10_resnet20"], "no config 'cifar10_resnet20': neither a TOML file nor"),
         (["digits", "--epochs", "0"], "epochs must be at least 1, got 0"),
         (["digits", "--workers", "-1"], "workers must be at least 0, got -1"),
         (["digits", "--epoch", "3"], "--epochs"),

@@ -23,10 +23,10 @@ from examples.experiments.reproduction import (
     work,
 )
 from examples.experiments.reproduction.entries import Row
-from examples.image_classification import config as configs
 from examples.image_classification import evaluate, loop, results, stopping
 from examples.image_classification import run as runs
 from examples.image_classification.config import Config
+from examples.image_classification.named import named
 from examples.image_classification.run import Options, open_pipeline
 from tests.examples.image_classification.small import make_model
 
@@ -308,7 +308,7 @@ def test_the_rows_have_the_settings_that_were_fixed_before():
         if row.name != "released_noise40":
             assert changed <= allowed
     (released,) = (x.config for x in rows if x.name == "released_noise40")
-    (full,) = [configs.load(configs.find("cifar10_resnet20_hero_noise40"))]
+    full = named("cifar10_resnet20_released_noise40")
     for name in ("method", "perturbation", "reduction", "h", "gamma", "label_noise"):
         assert getattr(released, name) == getattr(full, name)
     assert [name for name, _ in keys[:6]] == [
