@@ -8,8 +8,8 @@ import numpy as np
 import optax
 
 from examples.image_classification import evaluate
-from examples.image_classification.array_pipeline import ArrayPipeline
 from examples.image_classification.config import Config
+from examples.image_classification.pipeline import Pipeline
 from examples.image_classification.train import make_model
 from hero_jax import curvature, landscape
 
@@ -24,13 +24,13 @@ AT_ONCE = 125
 
 
 def measure(
-    config: Config, pipeline: ArrayPipeline, variables: evaluate.Variables
+    config: Config, pipeline: Pipeline, variables: evaluate.Variables
 ) -> dict[str, Any]:
-    """Return coordinates and the loss on a grid, with the statistics of the weights.
+    """Return coordinates and the loss on a grid.
 
     Args:
       config: of the run.
-      pipeline: its data, with its labels.
+      pipeline: its data, all on the device.
       variables: what it came to.
     """
     loss_fn, arguments = _loss(config, pipeline, variables)
@@ -51,14 +51,14 @@ def measure(
 
 
 def largest_eigenvalue(
-    config: Config, pipeline: ArrayPipeline, variables: evaluate.Variables
+    config: Config, pipeline: Pipeline, variables: evaluate.Variables
 ) -> dict[str, float]:
     """Return the largest eigenvalue of the Hessian of the same loss, and its residual.
 
     The arguments are those of :func:`measure`.
     """
     loss_fn, arguments = _loss(config, pipeline, variables)
-    found = curvature.top_eigenvalues(
+    top = curvature.top_eigenvalues(
         loss_fn,
         variables["params"],
         *arguments,
@@ -66,14 +66,14 @@ def largest_eigenvalue(
         batch_argnums=(2, 3),
     )
     return {
-        "value": float(f"{found.values[0]:.5g}"),
-        "residual": float(f"{found.residuals[0]:.2g}"),
+        "value": float(f"{top.values[0]:.5g}"),
+        "residual": float(f"{top.residuals[0]:.2g}"),
         "images": len(arguments[-1]),
     }
 
 
 def _loss(
-    config: Config, pipeline: ArrayPipeline, variables: evaluate.Variables
+    config: Config, pipeline: Pipeline, variables: evaluate.Variables
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Return `(params, *arguments) -> loss` and the arguments."""
     model = make_model(config, pipeline, synchronized=True)
