@@ -7,19 +7,14 @@
 
 `--scale full` is the paper's; `--scale cpu` finishes on two cores in some hours, and
 `--scale budget` has ResNet20 and the whole of CIFAR-10, for 15 epochs: some hours for
-every row (`entries.py` has all of them). If not given, the scale is "cpu" or "full", by
-the machine. `--list` tells what is missing in `examples/results/reproduction`, the most
-wanted first. `--all` computes one after another, `--only NAME` a certain one. Both stop
-after `--minutes`, or by Ctrl-C or SIGTERM, a row after any step, and go on from there
-the next time; the result does not depend on how often that happened; the exit status is
-then 75. `--report` writes tables and figures into `docs/reproduction.md` and
-`examples/results/reproduction` from what is there.
-
-What a stopped row goes on from lies in `unfinished/` beside the results, where another
-machine finds it; final weights lie in `--work`.
-
-CIFAR-10 is read by TensorFlow Datasets (`--data-dir`, `--download`), or, with nothing
-but NumPy and Pillow, from `--dataset`: an `.npz` file or a folder of mosaics.
+every row (see `entries.py`). If not given, it is "cpu" or "full", by the machine.
+`--all` computes what `--list` tells to be missing, `--only NAME` one row of it. Both
+stop after `--minutes`, or by Ctrl-C or SIGTERM, in the middle of a row, with exit
+status 75, and go on from there the next time; the result does not depend on how often
+that happened. What a stopped row goes on from lies in `unfinished/` beside the results,
+where another machine finds it; final weights lie in `--work`. CIFAR-10 is read by
+TensorFlow Datasets, or from `--dataset`, an `.npz` file or a folder of mosaics.
+`--report` writes tables and figures into `docs/reproduction.md` and `--results`.
 """
 
 import argparse
@@ -58,22 +53,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", action="store_true", help="tell what is missing")
     what.add_argument("--all", action="store_true", help="do all that is missing")
-    what.add_argument("--only", metavar="NAME", help="do this one")
+    what.add_argument("--only", metavar="NAME", help="do this row")
     what.add_argument("--report", action="store_true", help="write tables and figures")
-    add = parser.add_argument
+    add, work = parser.add_argument, Path("runs/reproduce")
     add("--check", action="store_true", help="with --report: only compare the page")
-    add("--scale", choices=typing.get_args(Scale), help="of the runs")
+    add("--scale", choices=typing.get_args(Scale), help="of the rows")
     add("--minutes", type=float, help="stop after so many")
-    add(
-        "--host-devices",
-        type=int,
-        help="parts of a CPU that share out the images of rows",
-    )
+    add("--host-devices", type=int, help="parts of a CPU that share out images")
     add("--dataset", help="CIFAR-10 as an .npz file or a folder of mosaics")
     add("--data-dir", type=Path, help="where TensorFlow data sets lie")
     add("--download", action="store_true", help="let TensorFlow Datasets fetch it")
     add("--results", type=Path, default=RESULTS, help="folder (%(default)s)")
-    work = Path("runs/reproduce")
     add("--work", type=Path, default=work, help="for checkpoints (%(default)s)")
     add("--quiet", action="store_true", help="print nothing, show no progress bar")
     return parser.parse_args(arguments)

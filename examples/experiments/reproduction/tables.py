@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -31,32 +31,18 @@ SIGNIFICANT = 0.05
 """Largest p of a two-sided paired t-test that counts as a difference."""
 
 
-class Difference(NamedTuple):
-    """A mean of paired differences, its standard error, and p of a paired t-test.
+def difference(one: dict[int, float], other: dict[int, float]) -> str:
+    """Return the mean difference of seeds that both methods have, its standard error.
 
-    Error and p are NaN of a single pair; so is p if there is no error.
+    It is bold if a two-sided paired t-test finds chance unlikely.
     """
-
-    mean: float
-    error: float
-    p: float
-
-    def __str__(self) -> str:
-        text = f"{self.mean:+.1f}"
-        if not math.isnan(self.error):
-            text += f" ± {self.error:.1f}"
-        return f"**{text}**" if self.p < SIGNIFICANT else text
-
-
-def difference(one: dict[int, float], other: dict[int, float]) -> Difference:
-    """Compare two methods on the seeds that both have; there must be one."""
-    seeds = sorted(one.keys() & other.keys())
-    pairs = np.array([one[seed] - other[seed] for seed in seeds])
+    pairs = np.array([one[seed] - other[seed] for seed in one.keys() & other.keys()])
     mean, error = float(pairs.mean()), float(standard_error(pairs))
-    p = math.nan
-    if error > 0.0:
-        p = 2.0 * float(stats.t.sf(abs(mean / error), len(pairs) - 1))
-    return Difference(mean, error, p)
+    if math.isnan(error):
+        return f"{mean:+.1f}"
+    text = f"{mean:+.1f} ± {error:.1f}"
+    p = 2.0 * stats.t.sf(abs(mean / error), len(pairs) - 1) if error else 1.0
+    return f"**{text}**" if p < SIGNIFICANT else text
 
 
 def mean_of(several: Sequence[dict[int, float]]) -> dict[int, float]:
@@ -136,12 +122,12 @@ def differences(records: Records) -> str:
                 names = [name_of(method, noise) for method in (one, other)]
                 if all(name in records for name in names):
                     pairs.append([accuracies(records[name], bits) for name in names])
-                    cells.append(str(difference(*pairs[-1])))
+                    cells.append(difference(*pairs[-1]))
                 else:
                     cells.append(MISSING)
             whole = MISSING
             if len(pairs) > 1:
-                whole = str(difference(*map(mean_of, zip(*pairs, strict=True))))
+                whole = difference(*map(mean_of, zip(*pairs, strict=True)))
             title = f"{METHODS[one]} minus {METHODS[other]}, {precision}"
             rows.append([title, *cells, whole])
     return markdown(rows)
@@ -155,33 +141,27 @@ def settings(finals: Records, released: Records) -> str:
       released: searches of the released code's setting, by name.
     """
     rows = [["", "rows", "direction", "settings", "held out: float", "4 bit"]]
-
-    def add(title: str, name: str, record: Any, means: Sequence[str]) -> None:
-        best, method = record["best"], record["config"]["method"]
-        names = [*OF_METHOD[method], "learning_rate", "weight_decay"]
-        values = ", ".join(f"{x.replace('_', ' ')} {best[x]:g}" for x in names)
-        noise = "with noise" if "noise" in name else "without noise"
-        direction = (record["config"] | best)["perturbation"]
-        direction = direction if "h" in names else MISSING
-        rows.append([title, noise, direction, values, *means])
-
     order = [*METHODS]
-    for name, record in sorted(
+    named = sorted(
         finals.items(), key=lambda x: (order.index(x[1]["config"]["method"]), x[0])
-    ):
-        best = record["best"]
+    )
+    for name, record in (*named, *released.items()):
+        best, method = record["config"] | record["best"], record["config"]["method"]
         key = best["perturbation"], settings_of(best)
-        runs = [x for x in record["runs"] if (x["perturbation"], settings_of(x)) == key]
+        runs = record["runs"] if name in finals else []
+        chosen = [x for x in runs if (x["perturbation"], settings_of(x)) == key]
         means = []
         for bits in PRECISIONS:
-            both = [100.0 * best["accuracy_by_bits"][bits]["mean"]]
-            both += [100.0 * x["accuracy_by_bits"][bits] for x in runs]
-            means.append(cell(summary(both), 1))
-        add(METHODS[record["config"]["method"]], name, record, means)
-    for name, record in released.items():
-        accuracy = record["best"]["accuracy_by_bits"]
-        means = [percent(accuracy[bits]) for bits in PRECISIONS]
-        add("released code's (mean)", name, record, means)
+            searched = best["accuracy_by_bits"][bits]
+            both = [searched["mean"], *(x["accuracy_by_bits"][bits] for x in chosen)]
+            told = cell(summary([100.0 * x for x in both]), 1)
+            means.append(told if chosen else percent(searched))
+        names = [*OF_METHOD[method], "learning_rate", "weight_decay"]
+        values = ", ".join(f"{x.replace('_', ' ')} {best[x]:g}" for x in names)
+        title = METHODS[method] if name in finals else "released code's (mean)"
+        noise = "with noise" if "noise" in name else "without noise"
+        direction = best["perturbation"] if "h" in names else MISSING
+        rows.append([title, noise, direction, values, *means])
     return markdown(rows)
 
 

@@ -83,12 +83,7 @@ def chosen(row: Row, folder: Path) -> Config | None:
 
 
 def tune(row: Row, options: argparse.Namespace) -> None:
-    """Find the best setting of a row; go on where an earlier attempt ended.
-
-    Raises:
-      RunError: all settings diverged, or a result is of other images.
-      Stopped: what is there is kept.
-    """
+    """Find the best setting of a row; go on where an earlier attempt ended."""
     assert row.tuned is not None
     method, path = row.config.method, path_of(row, options.results)
     noise = CONDITIONS[row.tuned]

@@ -50,11 +50,7 @@ def differences(record: Record, config: Config) -> list[str]:
 
 
 def compute(row: Row, options: argparse.Namespace) -> None:
-    """Compute what is missing of a row.
-
-    Args:
-      row: which.
-      options: of the command line, and `stop`, which says when to stop.
+    """Compute what is missing of a row, until `options.stop` says to stop.
 
     Raises:
       RunError: its result is of another config or other images, or all settings that
@@ -87,10 +83,7 @@ def compute(row: Row, options: argparse.Namespace) -> None:
         new |= row.described(options, config)
         if before is not None:
             if before["data"] != new["data"]:
-                raise RunError(
-                    f"{path} has runs of other images: bring those back, or delete it "
-                    "to begin again"
-                )
+                raise RunError(f"{path} has runs of other images: delete it")
             new["seconds"] = round(before["seconds"] + new["seconds"], 1)
             new["runs"] += before["runs"]
             new["runs"].sort(key=lambda run: int(run["seed"]))
@@ -146,11 +139,11 @@ def _trained(
             str(bits): x for bits, x in zip(config.bits, accuracies, strict=True)
         }
         if pipeline.on_device:
-            of_run["largest_eigenvalue"] = surface.largest_eigenvalue(
-                config, pipeline, variables
-            )
-            if row.surface and config.seed == row.seeds[0]:
-                of_row["surface"] = surface.measure(config, pipeline, variables)
+            with_surface = row.surface and config.seed == row.seeds[0]
+            measured = surface.measure(config, pipeline, variables, with_surface)
+            of_run["largest_eigenvalue"] = measured[0]
+            if with_surface:
+                of_row["surface"] = measured[1]
     shutil.copy(weights, folder.parent / f"{row.name}_seed_{config.seed}.safetensors")
     return of_row | {"runs": [of_run]}
 

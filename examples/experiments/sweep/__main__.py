@@ -11,15 +11,13 @@ them if not given), averaged over the seeds, full precision and `--bits`; the te
 images are not used. The folder (`runs/CONFIG/sweep`, or `--out`) gets
 
     config.toml  all that the runs have in common
-    sweep.json   every run, means with standard errors, the best setting, and which of
-                 its values are at an end of the grid; written after every run (or
-                 `--at-once` runs), so that the same command goes on after a kill; with
-                 more values in the grid, it does what is missing
+    sweep.json   every run, means with standard errors, the best setting; written after
+                 every run, so that the same command, also with more values in the grid,
+                 does what is missing
     sweep.png    accuracy over h and gamma at every precision
     best.toml    the config of a run with the best setting on all training images
 
-and the command of that run is printed. `--measure` compares the two ways to run it
-instead, and writes speed.json.
+and the command of that run is printed. `--measure` times the two ways to run it.
 """
 
 import dataclasses

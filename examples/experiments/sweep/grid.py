@@ -94,13 +94,8 @@ class Grid:
 def summarize(grid: Grid, rows: Sequence[Row]) -> list[Row]:
     """Return means over the seeds, of every setting that has a run from each.
 
-    Args:
-      grid: of the sweep.
-      rows: its runs, with `accuracy_by_bits`, which is None of one that diverged.
-
-    Returns:
-      For each setting the number of runs that diverged, `accuracy_by_bits` and
-      `score`, the mean of these accuracies, with standard errors; None if any diverged.
+    For each the number of runs that diverged, `accuracy_by_bits` and `score`, the mean
+    of these accuracies, with standard errors; None if any diverged.
     """
     by_run = {run_of(row): row["accuracy_by_bits"] for row in rows}
     summaries = []

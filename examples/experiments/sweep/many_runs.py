@@ -39,10 +39,7 @@ Together = Literal["vmap", "one_by_one"]
 class Result(NamedTuple):
     """What comes out of a run; None of one in which a quantity was not finite.
 
-    Attributes:
-      accuracy_by_bits: test accuracy, "32" bits for the weights as they are.
-      validation_loss: of the last weights.
-      train_loss: mean over the steps of the last epoch.
+    "32" bits are the weights as they are; the training loss is that of the last epoch.
     """
 
     accuracy_by_bits: dict[str, float] | None = None

@@ -36,13 +36,10 @@ class Options:
       download: let TensorFlow Datasets fetch a data set that is not there.
       together: "vmap" computes several runs at once, "one_by_one" lets them take
         turns; turns on CPUs and "vmap" elsewhere if None.
-      at_once: runs that "vmap" computes at once; all if None, for which the device
-        must have the memory.
+      at_once: runs that "vmap" computes at once; all if None.
       measure: only measure both ways, for a few steps.
-      dataset_path: file or folder to read in place of the data set that the config
-        names.
-      minutes: stop before a chunk of runs, other than the first, that would end later;
-        no limit if None.
+      dataset_path: file or folder to read in place of the config's data set.
+      minutes: stop before runs, other than the first, that would end later.
       quiet: print nothing and show no progress bar.
     """
 
@@ -58,15 +55,8 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raise `ValueError` where a field is out of range."""
-        if self.at_once is None:
-            return
-        if self.at_once < 1:
+        if self.at_once is not None and self.at_once < 1:
             raise ValueError(f"at_once must be at least 1, got {self.at_once}.")
-        if self.way == "one_by_one" and not self.measure:
-            raise ValueError(
-                "at_once must be None where runs take turns, got "
-                f"{self.at_once}: use --together vmap."
-            )
 
     @property
     def way(self) -> Together:
@@ -90,15 +80,13 @@ def search(
     several, call this once for each.
 
     Args:
-      config: of all runs; settings and seed are those of the grid. Its `bits` are the
-        precisions that count, beside the full one; a tenth of the training images is
-        held out if it has no `validation_size`.
+      config: of all runs, but for settings and seed. Its `bits` count beside full
+        precision; without `validation_size` a tenth of the images is held out.
       grid: what the method does not have is left out of it; or certain runs.
       options: how to run; `out` does not matter.
       rows: of runs that were trained before, and are not trained again.
       keep: called with all rows so far, after every run, or all that ran at once.
-      stop: asked before the next runs; by default, whether the minutes of the options
-        are up.
+      stop: asked before the next runs, in place of the minutes of the options.
       pipeline: the data of the config, if they were loaded before.
 
     Returns:
@@ -134,8 +122,8 @@ def search(
     with contextlib.closing(progress):
         for k in range(0, len(missing), size):
             if k and stop.now(longest):
-                done = f"{k} of {len(missing)} runs"
-                raise Stopped(f"stopped after {done}; the same command goes on.")
+                text = f"stopped after {k} of {len(missing)} runs"
+                raise Stopped(f"{text}; the same command goes on.")
             chunk = missing[k : k + size]
             begun = time.perf_counter()
             trained = many.train(chunk, look)
@@ -161,23 +149,16 @@ def sweep(
 
     Arguments and errors are those of :func:`search`, and an environment to be noted in
     place of this one; `RunError` also if the folder cannot be written, or belongs to
-    another config.
-
-    Returns:
-      The record that is written to `sweep.json`.
+    another config. Returns the record that is written to `sweep.json`.
     """
-    if options.out is None:
-        raise RunError("out must be a folder, got None.")
+    assert options.out is not None
     grid, path = grid.of_method(config.method), options.out / "sweep.json"
     config, pipeline = load(config, options)
     check_folder(options.out, config)
     with locked(options.out):
         earlier = read(path) or {"runs": []}
         if earlier.get("data", pipeline.checksum) != pipeline.checksum:
-            raise RunError(
-                f"the data are not those of {path}: bring them back, or begin again "
-                "with another --out."
-            )
+            raise RunError(f"the data are not those of {path}: choose another --out.")
         try:
             missing = {*grid.runs()} - {grids.run_of(row) for row in earlier["runs"]}
         except (KeyError, TypeError) as error:
@@ -227,10 +208,7 @@ def load(config: Config, options: Options) -> tuple[Config, ArrayPipeline]:
             "images on the device, got 'resized_crop'."
         )
     dataset = options.dataset_path or config.dataset
-    where: dict[str, Any] = {
-        "data_dir": options.data_dir,
-        "download": options.download,
-    }
+    where: dict[str, Any] = {x: getattr(options, x) for x in ("data_dir", "download")}
     if config.validation_size is None:
         data = datasets.load(dataset, **where)
         size = config.train_size or input_pipeline.len_of(data.train)

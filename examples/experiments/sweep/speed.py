@@ -17,7 +17,7 @@ from .many_runs import ManyRuns, Together
 from .search import Options, load
 
 STEPS = 5
-"""Timed of each run, after a first one."""
+"""Of each run, beside the first one, which is compiled before."""
 
 FEW = 4
 """Runs that are timed, if `at_once` does not say how many."""
@@ -27,10 +27,7 @@ def measure(config: Config, grid: Grid, options: Options) -> dict[str, dict[str,
     """Time both ways to take the steps of the first runs of a grid.
 
     Prints a table, and writes `speed.json`. Arguments and errors are those of
-    :func:`search.sweep`.
-
-    Returns:
-      The time of a step, and how many runs that makes in an hour, for each way.
+    :func:`search.sweep`. Returns the time of a step, and runs in an hour, by way.
     """
     assert options.out is not None
     config, pipeline = load(config, options)
@@ -42,23 +39,19 @@ def measure(config: Config, grid: Grid, options: Options) -> dict[str, dict[str,
     ways = {}
     for together in get_args(Together):
         many = ManyRuns(config, pipeline, len(runs), together)
-        first, later = [], []
+        begun, seconds = time.perf_counter(), []
         for k in range(0, len(runs), many.size):
-            begun = time.perf_counter()
             state, item, settings = many.begin(runs[k : k + many.size])
-            seconds = []
             for _ in range(STEPS + 1):
                 state, outputs = many.step(state, item, settings)
                 jax.block_until_ready(outputs)
                 seconds.append(time.perf_counter() - begun)
                 begun = time.perf_counter()
-            first.append(seconds[0])
-            later += seconds[1:]
-        step = float(np.median(later))
+        step = float(np.median(seconds))
         run = step * config.epochs * pipeline.steps / many.size
         ways[together] = {
             "at_once": many.size,
-            "compile_seconds": round(max(0.0, first[0] - step), 2),
+            "compile_seconds": round(max(0.0, seconds[0] - step), 2),
             "step_ms": round(1e3 * step, 2),
             "step_ms_per_run": round(1e3 * step / many.size, 2),
             "runs_per_hour": round(3600 / run, 1),

@@ -23,6 +23,7 @@ from examples.experiments.reproduction import (
     work,
 )
 from examples.experiments.reproduction.entries import Row
+from examples.experiments.sweep import heat_maps, many_runs
 from examples.experiments.sweep.grid import Grid
 from examples.experiments.sweep.many_runs import ManyRuns, Result
 from examples.image_classification import (
@@ -134,7 +135,7 @@ def test_a_signal_at_any_moment_stops_all_that_follows(moment, tmp_path, monkeyp
     place, name, number = {
         "loading": (runs, "open_pipeline", 1),
         "last epoch": (loop.Training, "_row", CONFIG.epochs),
-        "measuring": (surface, "largest_eigenvalue", 1),
+        "measuring": (surface, "measure", 1),
     }[moment]
     monkeypatch.setattr(place, name, interrupting(getattr(place, name), number))
     assert command(tmp_path, "--all") == stopping.STOPPED
@@ -186,9 +187,16 @@ def check_measurements(run, config, pipeline, weights):
             params = hero_jax.quant.dequantize(integers)
             (expected,) = tested([weights | {"params": params}])
             assert run[name][str(bits)] == expected.accuracy
-    loss_fn, arguments = surface._loss(config, pipeline, weights)
     flat, unravel = jax.flatten_util.ravel_pytree(weights["params"])
-    hessian = jax.hessian(lambda w: loss_fn(unravel(w), *arguments))(flat)
+    model, item = make_model(config, pipeline, True), pipeline.sample(1)[0]
+    images = pipeline.standardized(np.asarray(item.images)[:40])
+
+    def loss_fn(flat):
+        logits = model.apply(weights | {"params": unravel(flat)}, images, train=False)
+        chances = jax.nn.log_softmax(logits)
+        return -chances[np.arange(40), np.asarray(item.labels)[:40]].mean()
+
+    hessian = jax.hessian(loss_fn)(flat)
     expected = np.linalg.eigvalsh(np.asarray(hessian, np.float64))[-1]
     # Five digits are written of a value in single precision.
     np.testing.assert_allclose(run["largest_eigenvalue"]["value"], expected, rtol=1e-3)
@@ -411,6 +419,8 @@ def test_settings_are_searched_in_order_and_the_best_one_is_taken(
         return [Result({"32": value, "4": value / 2}, 1.0, 1.0)]
 
     monkeypatch.setattr(ManyRuns, "train", train)
+    monkeypatch.setattr(many_runs, "make_model", make_model)
+    monkeypatch.setattr(heat_maps, "plot", lambda *_: None)
     config = dataclasses.replace(CONFIG, method="hero", label_noise=0.2)
     row = dataclasses.replace(ROW, scale="cpu", config=config, tuned="noise40")
     monkeypatch.setattr(reproduction, "rows", lambda: [row])

@@ -516,7 +516,6 @@ def test_both_ways_are_timed(tmp_path, capsys):
         (["--gamma", "1", "1"], "gamma must be one or more values that differ, got"),
         (["--seeds"], "seeds must be one or more values that differ, got ()"),
         (["--at-once", "0"], "at_once must be at least 1, got 0."),
-        (["--at-once", "2"], "at_once must be None where runs take turns, got 2"),
     ],
 )
 def test_bad_grids_are_explained(arguments, message, capsys):
