@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from examples.image_classification.config import Config
 from examples.image_classification.loop import RunError
 from examples.image_classification.results import markdown, write_figure, write_text
 from examples.image_classification.run import read
@@ -63,7 +64,7 @@ def records_of(results: Path, scale: Scale) -> Records:
         if row.scale != scale or (record := read(row.path(results))) is None:
             continue
         config = chosen(row, results)
-        if config is None or (different := differences(record, config)):
+        if different := differences(record, config or Config()):
             raise RunError(
                 f"the result of {row.name} is of another config "
                 f"({'; '.join(different)}): delete it, and run it again."
@@ -82,10 +83,8 @@ def tuning_of(results: Path, pattern: str) -> Records:
 def contents(results: Path) -> Iterator[tuple[str, str]]:
     """Yield names and contents of the tables."""
     records = records_of(results, "cpu")
-    finals, searches = (
-        tuning_of(results, "*_finals.json"),
-        tuning_of(results, "*/*.json"),
-    )
+    finals = tuning_of(results, "*_finals.json")
+    searches = tuning_of(results, "*/*.json")
     if records:
         every = [*records.values(), *finals.values(), *searches.values()]
         yield "setting", _setting([*records.values()], every)
