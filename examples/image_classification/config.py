@@ -14,6 +14,7 @@ Direction = Literal["layerwise", "adaptive", "normalized"]
 DType = Literal["float32", "bfloat16"]
 Method = Literal["hero", "first_order", "grad_l1", "sgd"]
 Model = Literal["resnet20", "mobilenet_v2", "vgg19_bn", "resnet18", "resnet8"]
+Optimizer = Literal["sgd", "adamw"]
 Product = Literal["exact", "finite_difference"]
 Reduction = Literal["sum", "mean"]
 
@@ -72,9 +73,12 @@ class Config:
         which save memory. Every micro-batch gets a perturbation and BatchNorm
         statistics of its own, so the sharpness is that of the micro-batch
         (m-sharpness with m = batch_size / accumulation).
+      optimizer: what follows the gradient, of any method. AdamW wants a learning_rate
+        of its own, such as 0.001, and a larger weight_decay, such as 0.05.
       learning_rate: at the start; it falls to zero along a cosine.
-      momentum: of stochastic gradient descent.
-      weight_decay: added to the gradient, times the weights.
+      warmup_epochs: let the learning rate rise from zero over so many epochs first.
+      momentum: of SGD, and of AdamW's mean of gradients.
+      weight_decay: times the weights, added to the gradient; of AdamW to the step.
       clip_norm: largest norm of the gradient, before weight decay; no limit if None.
       bits: precisions of the weights at which the test accuracy is measured.
       curvature_h: step of the finite difference in the reported ||Hz||, the same for
@@ -111,7 +115,9 @@ class Config:
     epochs: int = 200
     batch_size: int = 128
     accumulation: int = 1
+    optimizer: Optimizer = "sgd"
     learning_rate: float = 0.1
+    warmup_epochs: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
     clip_norm: float | None = None
@@ -135,6 +141,16 @@ class Config:
             raise ValueError(
                 f"accumulation must divide batch_size={self.batch_size}, got "
                 f"{self.accumulation}."
+            )
+        if self.optimizer == "adamw" and self.learning_rate > 0.02:
+            raise ValueError(
+                "learning_rate must be at most 0.02 with optimizer='adamw', whose "
+                f"steps are about as long (0.001 is usual), got {self.learning_rate}."
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be below epochs={self.epochs}, got "
+                f"{self.warmup_epochs}."
             )
         m = self.examples_per_perturbation
         if m is not None and self.micro_batch % m:
@@ -214,6 +230,7 @@ _RANGES = {
     "batch_size": (1, math.inf),
     "accumulation": (1, math.inf),
     "learning_rate": (0, math.inf),
+    "warmup_epochs": (0, math.inf),
     "momentum": (0, 1),
     "weight_decay": (0, math.inf),
     "clip_norm": (_POSITIVE, math.inf),

@@ -30,7 +30,7 @@ class Settings(NamedTuple):
       h: length of HERO's and first_order's step.
       gamma: strength of HERO's penalty.
       learning_rate: at the start.
-      weight_decay: added to the gradient, times the weights.
+      weight_decay: times the weights, added to the gradient or, by AdamW, to the step.
       strength: of GRAD-L1's penalty.
     """
 
@@ -231,6 +231,18 @@ def make_hvp_loss(
     )
 
 
+def make_schedule(
+    config: Config, updates: int, learning_rate: chex.Numeric
+) -> optax.Schedule:
+    """Return `updates so far -> learning rate`: a rise, if any, then half a cosine."""
+    warmup = min(round(updates * config.warmup_epochs / config.epochs), updates - 1)
+    cosine = optax.cosine_decay_schedule(learning_rate, updates - warmup)
+    if not warmup:
+        return cosine
+    rise = optax.linear_schedule(0.0, learning_rate, warmup)
+    return optax.join_schedules([rise, cosine], [warmup])
+
+
 def make_optimizer(
     config: Config, steps: int, given: Settings | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -246,14 +258,16 @@ def make_optimizer(
     """
     given = given or Settings.of(config)
     updates = steps // config.accumulation
-    schedule = optax.cosine_decay_schedule(given.learning_rate, updates)
-    tx = optax.chain(
-        optax.identity()
-        if config.clip_norm is None
-        else optax.clip_by_global_norm(config.clip_norm),
-        optax.add_decayed_weights(given.weight_decay),
-        optax.sgd(schedule, momentum=config.momentum),
-    )
+    schedule = make_schedule(config, updates, given.learning_rate)
+    clip = optax.identity()
+    if config.clip_norm is not None:
+        clip = optax.clip_by_global_norm(config.clip_norm)
+    if config.optimizer == "adamw":
+        adamw = optax.adamw(schedule, config.momentum, weight_decay=given.weight_decay)
+        tx = optax.chain(clip, adamw)
+    else:
+        decay = optax.add_decayed_weights(given.weight_decay)
+        tx = optax.chain(clip, decay, optax.sgd(schedule, momentum=config.momentum))
     if config.accumulation == 1:
         return tx, schedule
     multi = optax.MultiSteps(tx, every_k_schedule=config.accumulation)

@@ -69,6 +69,12 @@ class Command(Config):
     grid: Grid
     options: Options
 
+    def __post_init__(self) -> None:
+        """Leave a learning rate that does not suit the optimizer to the grid."""
+        if self.optimizer == "adamw":
+            object.__setattr__(self, "learning_rate", 0.0)
+        super().__post_init__()
+
 
 def parse(arguments: Sequence[str]) -> tuple[Config, Config, Grid, Options]:
     """Return the config that is named, that of the runs, the grid, and the options.
@@ -91,6 +97,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Config, Grid, Options]:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     config = Config(**{name: getattr(command, name) for name in fields})
+    for rate in command.grid.learning_rate:  # it may not suit the optimizer
+        dataclasses.replace(config, learning_rate=rate)
     return base, config, command.grid, command.options
 
 

@@ -82,6 +82,12 @@ def test_what_is_written_reads_back_equal(tmp_path):
         ("h", float("nan"), "h must be a finite number, got nan"),
         ("h", "1", "h must be a finite number, got '1'"),
         ("clip_norm", 0.0, "clip_norm must be positive, got 0.0"),
+        (
+            "optimizer",
+            "adamw",
+            r"learning_rate must be at most 0.02 with .* \(0.001 is usual\), got 0.1",
+        ),
+        ("warmup_epochs", 200.0, "warmup_epochs must be below epochs=200, got 200.0"),
         ("accumulation", 3, "accumulation must divide batch_size=128, got 3"),
         ("hvp", "fd", "hvp must be one of"),
         ("hvp_examples", 5, "hvp_examples must divide the 128 images that share a p"),

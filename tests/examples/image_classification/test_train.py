@@ -240,6 +240,60 @@ def test_the_learning_rate_falls_by_updates_not_by_micro_batches():
     np.testing.assert_allclose(schedule(12), 0.0, atol=1e-9)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_adamw_is_that_of_its_authors(accumulation):
+    """Two updates by the formula of Loshchilov and Hutter, with decay of the step."""
+    rate, decay = 0.01, 0.3
+    _, model, pipeline, program = setting(
+        method="first_order",
+        h=0.7,
+        perturbation="normalized",
+        optimizer="adamw",
+        learning_rate=rate,
+        weight_decay=decay,
+        momentum=0.8,
+        accumulation=accumulation,
+        warmup_epochs=0.5,  # two updates of twelve
+    )
+    state, item = program.init(), next(pipeline.epoch(0))
+    mean = square = jax.tree.map(lambda x: np.zeros(x.shape), state.params)
+    expected = jax.tree.map(np.asarray, state.params)
+    for k in range(4):
+        grads = []
+        params = jax.tree.map(np.asarray, state.params)
+        for j in range(accumulation * k, accumulation * (k + 1)):
+            batch = pipeline.batch(item, np.int32(j % pipeline.steps))
+            stats = jax.tree.map(np.asarray, state.batch_stats)
+            loss = loss_of(model, stats, batch.images, batch.labels)
+            grads.append(jax.grad(loss)(moved(loss, params)))
+            state, _ = program.step(state, item)
+        g = jax.tree.map(lambda *x: np.mean(x, axis=0), *grads)
+        mean = jax.tree.map(lambda m, g: 0.8 * m + 0.2 * g, mean, g)
+        square = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, square, g)
+        now = rate * (k / 2 if k < 2 else 0.5 * (1 + np.cos(np.pi * (k - 2) / 10)))
+        expected = jax.tree.map(
+            lambda w, m, v, k=k, now=now: (
+                w
+                - now
+                * m
+                / (1 - 0.8 ** (k + 1))
+                / (np.sqrt(v / (1 - 0.999 ** (k + 1))) + 1e-8)
+                - now * decay * w
+            ),
+            params,
+            mean,
+            square,
+        )
+        for actual, wanted, v in zip(
+            *map(jax.tree.leaves, (state.params, expected, square)), strict=True
+        ):
+            real = v > 1e-10  # a gradient that is all rounding is scaled up, too
+            assert real.mean() > 0.1 or v.ndim == 1
+            np.testing.assert_allclose(
+                np.asarray(actual)[real], wanted[real], rtol=1e-3, atol=1e-5
+            )
+
+
 def test_clipping_limits_the_gradient_before_weight_decay():
     fields = {"clip_norm": 0.01, "momentum": 0.0, "weight_decay": 0.5}
     _, _, pipeline, program = setting(**fields)
