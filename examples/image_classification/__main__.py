@@ -44,8 +44,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Options]:
     name, base, rest = first(arguments)
     command = tyro.cli(
         Command,
-        prog="python -m examples.image_classification [CONFIG]",
-        description=description,
+        prog=f"python -m {__package__} [CONFIG]",
+        description=description.replace("examples.image_classification", __package__),
         args=rest,
         default=Command(base, Options()),
         config=(tyro.conf.OmitArgPrefixes,),
@@ -89,16 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (*ERRORS, OSError) as error:
         tell(f"error: {error}")
         return _failed(1)
-    except Exception as error:
+    except Exception:
         if jax.process_count() == 1:
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            tell(
-                "error: another process of the run has ended, or cannot be reached: "
-                f"{str(error).splitlines()[0]}"
-            )
-        else:
-            traceback.print_exc()
+        traceback.print_exc()
+        tell("error: if it is no other, another process of the run has ended.")
         return _failed(1)
     return 0
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from . import augmentation, datasets
+from . import datasets
 from .config import Config
 from .devices import Devices
 from .pipeline import (
@@ -19,11 +20,12 @@ from .pipeline import (
     Batch,
     EvaluationBatch,
     Facts,
+    Pipeline,
     noisy_labels,
-    standardized,
 )
 
 TEST_BATCH = 500
+PADDING = 4
 
 
 class Item(NamedTuple):
@@ -44,31 +46,24 @@ class Item(NamedTuple):
     key: chex.Array
 
 
-class ArrayPipeline:
-    """Images of one size, all on the device as uint8; see :class:`Pipeline`."""
+class ArrayPipeline(Pipeline):
+    """Images of one size, all on the device as uint8."""
 
     on_device = True
-    skipped = 0
 
     def __init__(
         self, dataset: datasets.Dataset, config: Config, devices: Devices
     ) -> None:
         train, test = dataset.train, dataset.test
-        size = len(train.labels)
-        self.num_classes = dataset.num_classes
-        self.image_shape = train.images.shape[1:]
+        super().__init__(dataset, len(train.labels), config, devices)
         self.num_test = len(test.labels)
-        self._batch_size = config.micro_batch
-        self.steps = size // config.batch_size * config.accumulation
-        self._crop = config.augmentation == "crop_flip"
-        self._config, self.devices = config, devices
-        self.checksum = datasets.checksum(dataset)
-        self.mean, self.std = mean_and_std(train.images)
+        self._config = config
+        mean, std = mean_and_std(train.images)
         self.facts = Facts(
             classes=[*dataset.classes],
-            image_shape=[*self.image_shape],
-            mean=self.mean.tolist(),
-            std=self.std.tolist(),
+            image_shape=[*train.images.shape[1:]],
+            mean=mean.tolist(),
+            std=std.tolist(),
             downsample=config.downsample,
             crop=1.0,
         )
@@ -100,7 +95,7 @@ class ArrayPipeline:
         """Yield the training set and the order of its batches, again and again."""
         key = jax.random.fold_in(jax.random.fold_in(self._key, ORDER), number)
         order = np.asarray(jax.random.permutation(key, len(self._clean_labels)))
-        order = order[: self.steps * self._batch_size].reshape(self.steps, -1)
+        order = order[: self.steps * self._config.micro_batch].reshape(self.steps, -1)
         (images, clean_labels), (labels, data) = self._shared, self._drawn
         order = self.devices.replicate(order)
         item = Item(images, clean_labels, labels, order, data)
@@ -114,17 +109,14 @@ class ArrayPipeline:
         """Pick, crop, flip and standardize the images of a step."""
         chosen = self.devices.share(item.order[step % self.steps])
         images = item.images[chosen]
-        if self._crop:
+        if self._config.augmentation == "crop_flip":
             key = jax.random.wrap_key_data(item.key)
             key = jax.random.fold_in(jax.random.fold_in(key, AUGMENTATION), step)
-            draws = augmentation.draw(key, self._batch_size)
-            images = augmentation.crop_and_flip(self.devices.share(draws), images)
+            draws = draw(key, self._config.micro_batch)
+            images = crop_and_flip(self.devices.share(draws), images)
         return Batch(
             self.standardized(images), item.labels[chosen], item.clean_labels[chosen]
         )
-
-    def close(self) -> None:
-        """Do nothing: all is on the device."""
 
     def test_items(self) -> Iterator[Any]:
         """Yield all test images at once."""
@@ -134,9 +126,44 @@ class ArrayPipeline:
         """Return all test images in batches."""
         return EvaluationBatch(*item)
 
-    def standardized(self, images: chex.Array) -> chex.Array:
-        """Map bytes to float32 with mean 0 and deviation 1 over the training set."""
-        return standardized(images, self.mean, self.std)
+
+class Draws(NamedTuple):
+    """What is random about B images.
+
+    Attributes:
+      corners: row and column of the crop in the padded image, int32 `[B, 2]`.
+      flipped: whether it is mirrored, bool `[B, 1]`.
+    """
+
+    corners: chex.Array
+    flipped: chex.Array
+
+
+def draw(key: chex.PRNGKey, size: int) -> Draws:
+    """Draw crops of images padded by 4 pixels, and whether to mirror them."""
+    crop_key, flip_key = jax.random.split(key)
+    corners = jax.random.randint(crop_key, (size, 2), 0, 2 * PADDING + 1)
+    return Draws(corners, jax.random.bernoulli(flip_key, 0.5, (size, 1)))
+
+
+def crop_and_flip(draws: Draws, images: chex.Array) -> chex.Array:
+    """Pad by 4 black pixels, crop to the old size, and mirror, as drawn.
+
+    Args:
+      draws: for B images.
+      images: `[B, H, W, C]`.
+
+    Returns:
+      Images of the same shape and dtype.
+    """
+    corners, flipped = draws
+    size, height, width, _ = images.shape
+    pads = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
+    rows = corners[:, :1] + jnp.arange(height)
+    columns = jnp.arange(width)
+    columns = corners[:, 1:] + jnp.where(flipped, columns[::-1], columns)
+    batch = jnp.arange(size)[:, None, None]
+    return jnp.pad(images, pads)[batch, rows[:, :, None], columns[:, None, :]]
 
 
 def mean_and_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

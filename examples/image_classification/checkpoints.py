@@ -58,12 +58,11 @@ class Checkpoints:
             get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
         )
         own = jax.process_index()  # whichever process asks for it writes alone
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=own, active_processes={own}
-        )
         options = ocp.CheckpointManagerOptions(
             create=False,
-            multiprocessing_options=alone,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=own, active_processes={own}
+            ),
             preservation_policy=preservation_policy.AnyPreservationPolicy(
                 [preservation_policy.LatestN(keep), keep_best]
             ),
@@ -75,7 +74,6 @@ class Checkpoints:
             for path in self.folder.glob("*/metrics/metrics"):
                 _remove_if_damaged(path)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
-            self._there = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
             raise CheckpointError(f"cannot use {self.folder}: {error}") from error
 
@@ -91,23 +89,22 @@ class Checkpoints:
           accuracy: by which the best is chosen; `None` if unknown.
 
         Raises:
-          CheckpointError: it, or the one before, cannot be written, or the folder is
-            not where it was.
+          CheckpointError: it, or the one before, cannot be written.
         """
         if step in self._manager.all_steps():
             return
         both = checksum(state, record)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            record=ocp.args.JsonSave(record | {WHOLE: both}),
+            record=ocp.args.JsonSave(record | {CHECKSUM: both}),
         )
         metrics = None if accuracy is None else {"accuracy": accuracy}
-        with self._told():
+        with self._explained():
             self._manager.save(step, args=items, metrics=metrics)
 
     def wait(self) -> None:
         """Wait until all is written; errors are those of `save`."""
-        with self._told():
+        with self._explained():
             self._manager.wait_until_finished()
 
     def latest(self) -> Path | None:
@@ -135,7 +132,6 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        path = self.folder / str(step)
         # To the host first: the devices may be others than those that it came from.
         on_host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
         items = ocp.args.Composite(
@@ -144,24 +140,16 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=items)
             state, record = restored["state"], dict(restored["record"])
-            if OF_STATE in record:
-                same = record.pop(OF_STATE) == checksum(state)
-            else:
-                same = record.pop(WHOLE, None) == checksum(state, record)
-            if not same:
+            if record.pop(CHECKSUM, None) != checksum(state, record):
                 raise ValueError("its checksum does not match")
-            if any(
-                a.shape != b.shape or a.dtype != b.dtype
-                for a, b in zip(
-                    jax.tree.leaves(state), jax.tree.leaves(like), strict=True
-                )
-            ):
+            pairs = zip(*map(jax.tree.leaves, (state, like)), strict=True)
+            if any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
                 raise ValueError("it is of another network")
         except Exception as error:  # whatever damaged files make orbax raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"checkpoint {path} cannot be read: {reason[:300]}. Delete that folder "
-                "to resume from the one before, or the whole run to begin again."
+                f"checkpoint {self.folder / str(step)} cannot be read: "
+                f"{_reason(error)}. Delete that folder to resume from the one before, "
+                "or the whole run to begin again."
             ) from error
         return state, record
 
@@ -170,56 +158,42 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            with contextlib.suppress(Exception):  # what `wait` has told
+            with contextlib.suppress(Exception):  # what `wait` has raised
                 self._manager.close()
-            os.close(self._there)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
         """Name the folder if the block cannot write to it."""
-        self.check_there()
         try:
             yield
         except Exception as error:  # of the file system or of orbax's thread
-            self.check_there()
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            if len(reason) > 300:  # the cause stands behind long names of files
-                code = re.search(r"os_error_code='(\d+)'", reason)
-                cause = os.strerror(int(code[1])) if code else reason[-200:]
-                reason = f"{reason[:60]} ... {cause}"
             raise CheckpointError(
-                f"cannot write a checkpoint to {self.folder}: {reason}. The last "
-                f"complete one is {self.latest()}."
+                f"cannot write a checkpoint to {self.folder}: {_reason(error)}. The "
+                f"last complete one is {self.latest()}."
             ) from error
-        self.check_there()
-
-    def check_there(self) -> None:
-        """Raise `CheckpointError` if another folder, or none, is where this one was."""
-        with contextlib.suppress(OSError):
-            if os.path.samestat(self.folder.stat(), os.fstat(self._there)):
-                return
-        raise CheckpointError(
-            f"{self.folder} was deleted or moved while this run wrote to it: put it "
-            "back to go on from its latest checkpoint, or begin again."
-        )
 
 
-WHOLE, OF_STATE = "checksum_of_all", "checksum"
-"""Names of the checksum in a record; the second one leaves the record itself out.
+def _reason(error: Exception) -> str:
+    """Return what an error of orbax says, in a line that is not too long."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if len(text) <= 300:
+        return text
+    code = re.search(r"os_error_code='(\d+)'", text)  # behind long names of files
+    return f"{text[:60]} ... {os.strerror(int(code[1])) if code else text[-200:]}"
 
-No flipped bit makes one of the other.
-"""
+
+CHECKSUM = "checksum_of_all"
+"""Name of the checksum in a record."""
 
 
-def checksum(tree: Any, record: dict[str, Any] | None = None) -> int:
+def checksum(tree: Any, record: dict[str, Any]) -> int:
     """Return a CRC-32 over names, dtypes, shapes and bytes of all leaves, and a record.
 
     Args:
       tree: with arrays for leaves.
-      record: values for JSON; left out if None.
+      record: values for JSON.
     """
-    text = "" if record is None else json.dumps(record, sort_keys=True)
-    crc = zlib.crc32(text.encode())
+    crc = zlib.crc32(json.dumps(record, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         name = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
@@ -229,15 +203,14 @@ def checksum(tree: Any, record: dict[str, Any] | None = None) -> int:
 
 
 def _remove_if_damaged(path: Path) -> None:
-    """Let a checkpoint be none of the best if it cannot be told how good it is."""
+    """Let a checkpoint be none of the best if it cannot be read how good it is."""
     try:
-        if math.isfinite(_accuracy(json.loads(path.read_bytes()))):
-            return
-        reason = "its accuracy is not finite"
-    except (KeyError, TypeError, ValueError) as error:
-        reason = str(error)
-    tell(f"{path} is damaged ({reason}), and removed; its checkpoint may be whole.")
-    path.unlink()
+        finite = math.isfinite(_accuracy(json.loads(path.read_bytes())))
+    except (KeyError, TypeError, ValueError):
+        finite = False
+    if not finite:
+        tell(f"{path} is damaged, and removed; its checkpoint may be whole.")
+        path.unlink()
 
 
 def _accuracy(metrics: dict[str, float]) -> float:

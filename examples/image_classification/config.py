@@ -212,34 +212,25 @@ class Config:
 
 
 _POSITIVE = math.ulp(0.0)
+_COUNTS = (
+    *("train_size", "test_size", "validation_size", "hvp_examples", "penalty_every"),
+    *("examples_per_perturbation", "epochs", "batch_size", "accumulation"),
+    "curvature_batches",
+)
+_AMOUNTS = (
+    *("h", "gamma", "gamma_warmup_epochs", "strength", "learning_rate"),
+    *("warmup_epochs", "weight_decay"),
+)
 _RANGES = {
-    "train_size": (1, math.inf),
-    "test_size": (1, math.inf),
-    "validation_size": (1, math.inf),
+    **dict.fromkeys(_COUNTS, (1, math.inf)),
+    **dict.fromkeys(_AMOUNTS, (0, math.inf)),
+    **dict.fromkeys(("clip_norm", "curvature_h"), (_POSITIVE, math.inf)),
     "label_noise": (0, 1),
     "image_size": (8, 4096),
     "downsample": (1, 32),
-    "h": (0, math.inf),
-    "gamma": (0, math.inf),
-    "hvp_examples": (1, math.inf),
-    "penalty_every": (1, math.inf),
-    "gamma_warmup_epochs": (0, math.inf),
-    "strength": (0, math.inf),
-    "examples_per_perturbation": (1, math.inf),
-    "epochs": (1, math.inf),
-    "batch_size": (1, math.inf),
-    "accumulation": (1, math.inf),
-    "learning_rate": (0, math.inf),
-    "warmup_epochs": (0, math.inf),
     "momentum": (0, 1),
-    "weight_decay": (0, math.inf),
-    "clip_norm": (_POSITIVE, math.inf),
-    "curvature_h": (_POSITIVE, math.inf),
-    "curvature_batches": (1, math.inf),
     "seed": (0, 2**32 - 1),
 }
-
-
 _IN_WORDS = {
     bool: "true or false",
     float: "a finite number",

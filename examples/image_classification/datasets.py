@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -41,24 +41,48 @@ class Arrays(NamedTuple):
     labels: np.ndarray
 
 
-class Files(Protocol):
-    """Encoded images by number; can be sent to worker processes."""
+class Files:
+    """Encoded images by number; can be sent to worker processes.
+
+    Args:
+      records: pairs of a path and a label, or records of TensorFlow Datasets.
+      title: of the whole; for pairs the folder that the paths are relative to.
+      chosen: numbers of the records that count, in order; all if None.
+    """
+
+    def __init__(
+        self, records: Sequence[Any], title: str, chosen: np.ndarray | None = None
+    ) -> None:
+        self._records, self._title = records, title
+        self._chosen = np.arange(len(records)) if chosen is None else chosen
 
     def __len__(self) -> int:
-        """Return the number of images."""
-        ...
+        return len(self._chosen)
 
     def read(self, index: int) -> tuple[bytes, int]:
         """Return an encoded image and its label; `OSError` if it cannot be read."""
-        ...
+        try:
+            record = self._records[int(self._chosen[index])]
+        except Exception as error:  # whatever damaged files make ArrayRecord raise
+            raise OSError(str(error).splitlines()[0]) from error
+        if isinstance(record, tuple):
+            return Path(self._title, record[0]).read_bytes(), record[1]
+        return record["image"], int(record["label"])
 
     def name(self, index: int) -> str:
         """Return what to call an image in a message."""
-        ...
+        number = int(self._chosen[index])
+        if isinstance(self._records, list):
+            return str(Path(self._title, self._records[number][0]))
+        return f"{self._title}[{number}]"
+
+    def take(self, indices: np.ndarray) -> "Files":
+        """Return some of the images, by number."""
+        return Files(self._records, self._title, self._chosen[indices])
 
 
 class Dataset(NamedTuple):
-    """Training and test images, both held in the same way.
+    """Training and test images, both as :class:`Arrays` or both as :class:`Files`.
 
     Attributes:
       train: what to train on.
@@ -74,78 +98,6 @@ class Dataset(NamedTuple):
     def num_classes(self) -> int:
         """Labels are below it."""
         return len(self.classes)
-
-
-class FolderFiles:
-    """Images as files, labelled by the name of their folder."""
-
-    def __init__(self, root: Path, classes: Sequence[str]) -> None:
-        self._root, self._paths, self._labels = root, [], []
-        for label, name in enumerate(classes):
-            for path in image_files(root / name):
-                self._paths.append(path.relative_to(root).as_posix())
-                self._labels.append(label)
-        if not self._paths:
-            raise DatasetError(
-                f"no images in {root}: expected {root}/CLASS/IMAGE with the suffixes "
-                f"{sorted(IMAGE_SUFFIXES)}."
-            )
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def read(self, index: int) -> tuple[bytes, int]:
-        """Return an encoded image and its label."""
-        return (self._root / self._paths[index]).read_bytes(), self._labels[index]
-
-    def name(self, index: int) -> str:
-        """Return the path."""
-        return str(self._root / self._paths[index])
-
-    def missing(self, classes: Sequence[str]) -> list[str]:
-        """Return the classes that have no images."""
-        present = set(self._labels)
-        return [name for label, name in enumerate(classes) if label not in present]
-
-
-class TfdsFiles:
-    """Images of a split of a TensorFlow data set, not decoded."""
-
-    def __init__(self, source: Sequence[dict[str, Any]], split: str) -> None:
-        self._source, self._split = source, split
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def read(self, index: int) -> tuple[bytes, int]:
-        """Return an encoded image and its label."""
-        try:
-            record = self._source[index]
-        except Exception as error:  # whatever damaged files make ArrayRecord raise
-            raise OSError(str(error).splitlines()[0]) from error
-        return record["image"], int(record["label"])
-
-    def name(self, index: int) -> str:
-        """Return split and number."""
-        return f"{self._split}[{index}]"
-
-
-class Subset:
-    """Some of the images, by number."""
-
-    def __init__(self, files: Files, indices: np.ndarray) -> None:
-        self._files, self._indices = files, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def read(self, index: int) -> tuple[bytes, int]:
-        """Return an encoded image and its label."""
-        return self._files.read(int(self._indices[index]))
-
-    def name(self, index: int) -> str:
-        """Return the name in the whole."""
-        return self._files.name(int(self._indices[index]))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -191,7 +143,7 @@ def take(data: Any, indices: np.ndarray) -> Any:
     """Return some of the images, of arrays or of files."""
     if isinstance(data, Arrays):
         return Arrays(data.images[indices], data.labels[indices])
-    return Subset(data, indices)
+    return data.take(indices)
 
 
 def printable(name: str) -> str:
@@ -234,12 +186,13 @@ def decode(data: Any) -> Arrays:
     return Arrays(np.stack(images), np.array(labels, np.int32))
 
 
-def differing(where: str, train: np.ndarray, test: np.ndarray) -> DatasetError:
-    """Return the error of training and test images that differ in shape."""
-    return DatasetError(
-        f"{where}: training and test images differ in shape, {train.shape[1:]} and "
-        f"{test.shape[1:]}."
-    )
+def check_shapes(where: str, train: np.ndarray, test: np.ndarray) -> None:
+    """Raise `DatasetError` if training and test images differ in shape."""
+    if train.shape[1:] != test.shape[1:]:
+        raise DatasetError(
+            f"{where}: training and test images differ in shape, {train.shape[1:]} "
+            f"and {test.shape[1:]}."
+        )
 
 
 def downsampled(data: Arrays, factor: int) -> Arrays:
@@ -313,38 +266,29 @@ def _numbers(count: int) -> list[str]:
 def _npz(path: Path) -> Dataset:
     if not path.is_file():
         raise DatasetError(f"no file {path}.")
-    wanted = ("x_train", "y_train", "x_test", "y_test")
+    wanted = {f"{kind}_{split}" for kind in "xy" for split in ("train", "test")}
     try:
         with zipfile.ZipFile(path) as archive:
-            found = {name.removesuffix(".npy") for name in archive.namelist()}
-            arrays = {x: _member(archive, f"{x}.npy") for x in wanted if x in found}
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+            arrays = {x: _member(archive, f"{x}.npy") for x in wanted & names}
     except Exception as error:  # whatever damaged files make zipfile and NumPy raise
         raise DatasetError(
             f"{path} is no readable .npz file: {str(error) or type(error).__name__}"
         ) from None
-    if missing := sorted({*wanted} - found):
+    if missing := sorted(wanted - names):
         raise DatasetError(
             f"{path} must hold x_train, y_train, x_test and y_test; {missing} not "
-            f"found among {sorted(found)}."
+            f"found among {sorted(names)}."
         )
-    train, test = (
-        _checked(path, arrays[f"x_{split}"], arrays[f"y_{split}"], split)
-        for split in ("train", "test")
-    )
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise differing(str(path), arrays["x_train"], arrays["x_test"])
-    classes = np.unique(train.labels)
-    num_classes = len(classes)
-    if classes[-1] != num_classes - 1:
+    classes = np.unique(arrays["y_train"])
+    highest = classes[-1] if len(classes) else -1
+    if highest != len(classes) - 1:
         raise DatasetError(
             f"{path}: y_train must number the classes from 0 without gaps, got "
-            f"{num_classes} classes up to {classes[-1]}."
+            f"{len(classes)} classes up to {highest}."
         )
-    if test.labels.max() >= num_classes:
-        raise DatasetError(
-            f"{path}: y_test has the class {test.labels.max()}, which y_train has not."
-        )
-    return Dataset(train, test, _numbers(num_classes))
+    train, test = ((arrays[f"x_{x}"], arrays[f"y_{x}"]) for x in ("train", "test"))
+    return _checked(path, train, test, _numbers(len(classes)))
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -356,44 +300,37 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return array
 
 
-def _checked(path: Path, x: np.ndarray, y: np.ndarray, split: str) -> Arrays:
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or 0 in x.shape:
-        raise DatasetError(
-            f"{path}: x_{split} must be uint8 [N, H, W, C] or [N, H, W], got "
-            f"{x.dtype} {list(x.shape)}."
-        )
-    x = x[..., None] if x.ndim == 3 else x
-    if not np.issubdtype(y.dtype, np.integer) or y.shape not in (
-        (len(x),),
-        (len(x), 1),
-    ):
-        raise DatasetError(
-            f"{path}: y_{split} must be integers [{len(x)}], one for each image, got "
-            f"{y.dtype} {list(y.shape)}."
-        )
-    y = y.ravel()
-    if y.min() < 0 or y.max() >= 2**31:
-        raise DatasetError(
-            f"{path}: y_{split} must be from 0 to 2^31 - 1, got {y.min()} to {y.max()}."
-        )
-    return Arrays(x, y.astype(np.int32))
+def _checked(path: Path, train: Any, test: Any, classes: Sequence[str]) -> Dataset:
+    """Return pairs of images and labels as a data set, if they can be one."""
+    count, splits = len(classes), []
+    for split, (x, y) in (("train", train), ("test", test)):
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or 0 in x.shape:
+            raise DatasetError(
+                f"{path}: x_{split} must be uint8 [N, H, W, C] or [N, H, W], got "
+                f"{x.dtype} {list(x.shape)}."
+            )
+        integers = np.issubdtype(y.dtype, np.integer) and y.size == len(y) == len(x)
+        if not integers or y.min() < 0 or y.max() >= count:
+            raise DatasetError(
+                f"{path}: y_{split} must be integers [{len(x)}] below {count}, one for "
+                f"each image, got {y.dtype} {list(y.shape)} from {y.min()} to "
+                f"{y.max()}."
+            )
+        x = x[..., None] if x.ndim == 3 else x
+        splits.append(Arrays(x, y.ravel().astype(np.int32)))
+    check_shapes(str(path), splits[0].images, splits[1].images)
+    return Dataset(splits[0], splits[1], classes)
 
 
 def _mosaics(root: Path) -> Dataset:
     try:
         splits, classes = mosaics.read(root)
-    except mosaics.MosaicError as error:
-        raise DatasetError(str(error)) from None
-    train, test = (_checked(root, *splits[x], x) for x in ("train", "test"))
-    highest = max(train.labels.max(), test.labels.max())
-    if highest >= len(classes):
+    except Exception as error:  # whatever damaged files make Pillow and NumPy raise
+        reason = repr(error) if isinstance(error, KeyError) else str(error)
         raise DatasetError(
-            f"{root} must have labels below {len(classes)}, the number of classes, got "
-            f"{highest}."
-        )
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise differing(str(root), train.images, test.images)
-    return Dataset(train, test, classes)
+            f"{root} cannot be read: {reason or type(error).__name__}"
+        ) from None
+    return _checked(root, splits["train"], splits["test"], classes)
 
 
 def _folder(root: Path) -> Dataset:
@@ -412,63 +349,61 @@ def _folder(root: Path) -> Dataset:
     )
     if unknown := sorted(set(others) - set(classes)):
         raise DatasetError(f"{tests[0]} has classes that train has not: {unknown}.")
-    train, test = FolderFiles(root / "train", classes), FolderFiles(tests[0], classes)
-    if missing := train.missing(classes):
-        raise DatasetError(f"no images in the folders {missing} of {root / 'train'}.")
+    train, test = (
+        Files(
+            [
+                (path.relative_to(folder).as_posix(), label)
+                for label, name in enumerate(classes)
+                for path in image_files(folder / name)
+            ],
+            str(folder),
+        )
+        for folder in (root / "train", tests[0])
+    )
+    missing = [x for x in classes if not image_files(root / "train" / x)]
+    if missing or not classes or not len(test):
+        raise DatasetError(
+            f"no images in {missing or root}: expected {root}/train/CLASS/IMAGE and "
+            f"{tests[0]}/CLASS/IMAGE, with the suffixes {sorted(IMAGE_SUFFIXES)}."
+        )
     return Dataset(train, test, [*map(printable, classes)])
 
 
 def _tfds(name: str, data_dir: Path | None, download: bool) -> Dataset:
     try:
         import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise DatasetError(
-            f"data set {name!r} is none of 'digits', an .npz file and a folder that "
-            f"exists, and TensorFlow Datasets cannot be imported ({error}): install "
-            "the extra 'training'."
-        ) from None
-    try:
+
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        if download:
+            builder.download_and_prepare()
+    except (
+        Exception
+    ) as error:  # whatever a wrong name or a damaged folder make it raise
+        reason = (str(error).splitlines() or [""])[0]
         raise DatasetError(
             f"no data set {name!r}: not 'digits', not an .npz file or a folder that "
-            f"exists, and TensorFlow Datasets says: {reason}"
+            "exists, and TensorFlow Datasets (of the extra 'training') says: "
+            f"{type(error).__name__}: {reason}"
         ) from None
-    except Exception as error:  # whatever a damaged description makes it raise
-        reason = str(error).splitlines()[0]
-        raise DatasetError(f"data set {name!r} cannot be opened: {reason}") from None
-    if download:
-        try:
-            builder.download_and_prepare()
-        except Exception as error:
-            raise DatasetError(
-                f"data set {name!r} cannot be downloaded: "
-                f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            ) from error
     folder = builder.data_path
     if not (folder / "dataset_info.json").exists():
         raise DatasetError(
             f"data set {name!r} is not at {folder}. Point --data-dir to a folder where "
-            f"it is prepared, or let --download fetch it, or give an .npz file or a "
+            "it is prepared, or let --download fetch it, or give an .npz file or a "
             "folder of images as --dataset."
         )
     features, splits = builder.info.features, builder.info.splits
-    if "image" not in features or "label" not in features:
-        raise DatasetError(
-            f"data set {name!r} must have the features image and label, got "
-            f"{sorted(features)}."
-        )
     tests = [split for split in TEST_SPLITS if split in splits]
-    if "train" not in splits or not tests:
+    if not {"image", "label"} <= {*features} or "train" not in splits or not tests:
         raise DatasetError(
-            f"data set {name!r} must have the splits train and one of "
-            f"{', '.join(TEST_SPLITS)}, got {sorted(splits)}."
+            f"data set {name!r} must have the features image and label, and the splits "
+            f"train and one of {', '.join(TEST_SPLITS)}, got {sorted(features)} and "
+            f"{sorted(splits)}."
         )
     raw = {"image": tfds.decode.SkipDecoding()}
     try:
         train, test = (
-            TfdsFiles(builder.as_data_source(split=split, decoders=raw), split)
+            Files(builder.as_data_source(split=split, decoders=raw), split)
             for split in ("train", tests[0])
         )
     except NotImplementedError:

@@ -10,7 +10,7 @@ data, weights and statistics, is the same on each. There are two ways to do that
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import chex
 import jax
@@ -31,50 +31,14 @@ class DevicesError(Exception):
     """There are not so many devices, or a batch cannot be shared out among them."""
 
 
-class Devices(Protocol):
-    """Some devices, and the way to use them.
+class Devices:
+    """Some devices, used by jit.
 
     Attributes:
       count: how many, on all hosts.
       axis_name: of the axis that programs see, or `None`.
       sharded: the same devices, used by jit.
     """
-
-    count: int
-    axis_name: str | None
-    sharded: "Sharded"
-
-    def compile(self, function: Callable[..., Any], donate: bool = False) -> Any:
-        """Compile a function of replicated and assembled arguments.
-
-        All that it returns is the same on all devices. With `donate`, its first
-        argument is used up.
-        """
-        ...
-
-    def share(self, batch: chex.ArrayTree) -> chex.ArrayTree:
-        """Return, within a program, what this device computes of a whole batch."""
-        ...
-
-    def mean(self, tree: chex.ArrayTree) -> chex.ArrayTree:
-        """Average, within a program, over the shares of a batch."""
-        ...
-
-    def replicate(self, tree: chex.ArrayTree) -> chex.ArrayTree:
-        """Bring arrays of the host to every device."""
-        ...
-
-    def assemble(self, rows: chex.ArrayTree) -> chex.ArrayTree:
-        """Bring this host's rows of a batch to its devices."""
-        ...
-
-    def fetch(self, tree: chex.ArrayTree) -> chex.ArrayTree:
-        """Return one copy of replicated arrays, on the host."""
-        ...
-
-
-class Sharded:
-    """Sharded arrays under jit; see :class:`Devices`."""
 
     axis_name: str | None = None
 
@@ -86,17 +50,21 @@ class Sharded:
         self._by_row = NamedSharding(self._mesh, P(AXIS))
 
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Any:
-        """Compile with results that are replicated."""
+        """Compile a function of replicated and assembled arguments.
+
+        All that it returns is the same on all devices. With `donate`, its first
+        argument is used up.
+        """
         donated = (0,) if donate else ()
         return jax.jit(function, donate_argnums=donated, out_shardings=self._replicated)
 
     def share(self, batch: chex.ArrayTree) -> chex.ArrayTree:
-        """Tell the compiler to share the rows out."""
+        """Return, within a program, what this device computes of a whole batch."""
         return lax.with_sharding_constraint(batch, self._by_row)
 
     def mean(self, tree: chex.ArrayTree) -> chex.ArrayTree:
-        """Return the same: a mean is already one over the whole batch."""
-        return tree
+        """Average, within a program, over the shares of a batch."""
+        return tree  # under jit a mean is one over the whole batch already
 
     def replicate(self, tree: chex.ArrayTree) -> chex.ArrayTree:
         """Bring arrays of the host to every device."""
@@ -124,18 +92,17 @@ class Sharded:
         return jax.tree.map(put, tree)
 
 
-class Pmapped:
-    """Arrays with a first axis of this host's devices; see :class:`Devices`."""
+class Pmapped(Devices):
+    """Some devices, used by pmap: arrays have a first axis of this host's devices."""
 
-    axis_name: str | None = AXIS
+    axis_name = AXIS
 
     def __init__(self, devices: Sequence[jax.Device]) -> None:
-        self.count = len(devices)
-        self.sharded = Sharded(devices)
+        super().__init__(devices)
+        self.sharded = Devices(devices)
         self._devices = devices
-        self._local_count = sum(
-            device.process_index == jax.process_index() for device in devices
-        )
+        own = jax.process_index()
+        self._local_count = sum(device.process_index == own for device in devices)
         self._placed = self.compile(lambda tree: tree)
 
     def compile(self, function: Callable[..., Any], donate: bool = False) -> Any:
@@ -160,10 +127,9 @@ class Pmapped:
 
     def replicate(self, tree: chex.ArrayTree) -> chex.ArrayTree:
         """Bring arrays of the host to every device."""
+        count = self._local_count
         return self._placed(
-            jax.tree.map(
-                lambda x: np.broadcast_to(x, (self._local_count, *np.shape(x))), tree
-            )
+            jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree)
         )
 
     def assemble(self, rows: chex.ArrayTree) -> chex.ArrayTree:
@@ -219,7 +185,7 @@ def choose(parallel: Parallel = "jit", count: int | None = 1) -> Devices:
                 f"{jax.default_backend()} devices, got {count}."
             )
         devices = devices[:count]
-    return Sharded(devices) if parallel == "jit" else Pmapped(devices)
+    return Devices(devices) if parallel == "jit" else Pmapped(devices)
 
 
 def check(devices: Devices, config: Config) -> None:
@@ -227,13 +193,13 @@ def check(devices: Devices, config: Config) -> None:
     if devices.count == 1:
         return
     images = config.micro_batch
+    share, m = images // devices.count, config.examples_per_perturbation
+    n = config.hvp_examples
     if images % devices.count:
         raise DevicesError(
             f"{devices.count} devices cannot share out micro-batches of {images} "
             "images: choose another batch_size or --devices."
         )
-    share, m = images // devices.count, config.examples_per_perturbation
-    n = config.hvp_examples
     if n is not None and not config.has_parts and n % devices.count:
         raise DevicesError(
             f"hvp_examples must be a multiple of the {devices.count} devices, got {n}."

@@ -3,7 +3,7 @@
 import functools
 import sys
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import chex
@@ -19,8 +19,8 @@ from .pipeline import (
     Batch,
     EvaluationBatch,
     Facts,
+    Pipeline,
     noisy_labels,
-    standardized,
 )
 from .workers import Workers
 
@@ -29,21 +29,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class TrainBatches:
-    """Training batches by the number of the step: the rows of one host of several."""
+    """Training batches by the number of the step: this host's rows of them."""
 
     def __init__(
-        self,
-        files: datasets.Files,
-        noisy: np.ndarray,
-        config: Config,
-        steps: int,
-        host: int,
-        hosts: int,
+        self, files: datasets.Files, noisy: np.ndarray, config: Config, steps: int
     ) -> None:
         self._files, self._noisy, self._config = files, noisy, config
         self._steps = steps
-        rows = config.micro_batch // hosts
-        self._places = range(host * rows, (host + 1) * rows)
+        self._places = _own(config.micro_batch)
 
     def __len__(self) -> int:
         return self._config.epochs * self._steps
@@ -86,51 +79,47 @@ class TrainBatches:
 
 
 class EvaluationBatches:
-    """Test batches by number; after the last comes the first again.
-
-    Of each, the rows of one host of several.
-    """
+    """Test batches by number, this host's rows; after the last comes the first."""
 
     def __init__(
-        self,
-        files: datasets.Files,
-        batch_size: int,
-        image_size: int,
-        rounds: int,
-        host: int,
-        hosts: int,
+        self, files: datasets.Files, batch_size: int, image_size: int, rounds: int
     ) -> None:
         self._files, self._batch_size, self._size = files, batch_size, image_size
         self.per_round = -(-len(files) // batch_size)
         self._rounds = rounds
-        self._rows = batch_size // hosts
-        self._first = host * self._rows
+        self._places = _own(batch_size)
 
     def __len__(self) -> int:
         return self._rounds * self.per_round
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Decode and cut the images of a batch; unreadable ones are not `real`."""
-        images = np.zeros((self._rows, self._size, self._size, 3), np.uint8)
-        labels = np.zeros(self._rows, np.int32)
-        real = np.zeros(self._rows, bool)
+        rows = len(self._places)
+        images = np.zeros((rows, self._size, self._size, 3), np.uint8)
+        labels = np.zeros(rows, np.int32)
+        real = np.zeros(rows, bool)
         unreadable = []
-        first = number % self.per_round * self._batch_size + self._first
-        last = min(first + self._rows, len(self._files))
+        first = number % self.per_round * self._batch_size + self._places.start
+        last = min(first + rows, len(self._files))
         for place, index in enumerate(range(first, last)):
             try:
                 data, labels[place] = self._files.read(index)
                 images[place] = photographs.centre_crop(data, self._size)
+                real[place] = True
             except photographs.UNREADABLE:
                 unreadable.append(index)
-                continue
-            real[place] = True
         return {
             "images": images,
             "labels": labels,
             "real": real,
             "unreadable": unreadable,
         }
+
+
+def _own(rows: int) -> range:
+    """Return the rows of a batch that are this host's."""
+    share = rows // jax.process_count()
+    return range(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 class Stream:
@@ -141,8 +130,7 @@ class Stream:
 
     def __init__(self, source: Any, workers: int) -> None:
         self._source, self._workers = source, workers
-        self._threads: ThreadPoolExecutor | None = None
-        self._processes: Workers | None = None
+        self._pool: Executor | None = None
         self._coming: dict[int, Future[Any]] = {}
 
     def read(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
@@ -155,8 +143,8 @@ class Stream:
             try:
                 yield self._coming.pop(number).result()
             except BrokenExecutor:
-                if self._processes is not None:
-                    self._processes.kill()  # the others, too
+                if isinstance(self._pool, Workers):
+                    self._pool.kill()  # the others, too
                 raise datasets.DatasetError(
                     "a worker process that decodes images was killed, perhaps for lack "
                     "of memory: use fewer --workers or a smaller batch_size."
@@ -164,18 +152,17 @@ class Stream:
 
     def close(self) -> None:
         """Stop the workers."""
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
-        if self._processes is not None:
-            self._processes.close()
-        self._threads, self._processes, self._coming = None, None, {}
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool, self._coming = None, {}
 
     def _submit(self, number: int) -> Future[Any]:
         if self._workers == 0:
-            self._threads = self._threads or ThreadPoolExecutor(2)
-            return self._threads.submit(self._source.__getitem__, number)
-        self._processes = self._processes or Workers(self._source, self._workers)
-        return self._processes.submit(number)
+            self._pool = self._pool or ThreadPoolExecutor(2)
+            return self._pool.submit(self._source.__getitem__, number)
+        self._pool = self._pool or Workers(self._source, self._workers)
+        assert isinstance(self._pool, Workers)
+        return self._pool.make(number)
 
 
 @functools.lru_cache(maxsize=2)
@@ -183,8 +170,8 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, ORDER, epoch]).permutation(size)
 
 
-class FilePipeline:
-    """Encoded images of any size, decoded by workers; see :class:`Pipeline`."""
+class FilePipeline(Pipeline):
+    """Encoded images of any size, decoded by workers."""
 
     on_device = False
 
@@ -196,35 +183,23 @@ class FilePipeline:
         devices: Devices,
     ) -> None:
         size = len(dataset.train)
-        self.devices = devices
-        self._files = {"training": dataset.train, "test": dataset.test}
-        self.num_classes = dataset.num_classes
-        self.image_shape = (config.image_size, config.image_size, 3)
+        super().__init__(dataset, size, config, devices)
         self.num_test = len(dataset.test)
-        self.steps = size // config.batch_size * config.accumulation
-        self.skipped = 0
-        self.checksum = datasets.checksum(dataset)
+        self._files = {"training": dataset.train, "test": dataset.test}
         self.facts = Facts(
             classes=[*dataset.classes],
-            image_shape=[*self.image_shape],
+            image_shape=[config.image_size, config.image_size, 3],
             mean=[*IMAGENET_MEAN],
             std=[*IMAGENET_STD],
             downsample=1,
             crop=photographs.CENTRE,
         )
-        noisy = noisy_labels(config, size, dataset.num_classes)
-        host, hosts = jax.process_index(), jax.process_count()
-        self._train = TrainBatches(
-            dataset.train, noisy, config, self.steps, host, hosts
-        )
+        noisy = noisy_labels(config, size, self.num_classes)
+        self._train = TrainBatches(dataset.train, noisy, config, self.steps)
         batch_size = min(config.micro_batch, self.num_test)
+        batch_size += -batch_size % devices.count
         self._test = EvaluationBatches(
-            dataset.test,
-            batch_size + -batch_size % devices.count,
-            config.image_size,
-            config.epochs + 1,
-            host,
-            hosts,
+            dataset.test, batch_size, config.image_size, config.epochs + 1
         )
         self._train_stream = Stream(self._train, workers)
         self._test_stream = Stream(self._test, workers)
@@ -239,13 +214,11 @@ class FilePipeline:
 
     def sample(self, count: int) -> list[Any]:
         """Decode the first batches of training, to be kept on the device."""
+        skipped = self.skipped
         items = (self._train[k] for k in range(min(count, self.steps)))
-        return [
-            self.devices.assemble(
-                self._without_unreadable(item, "training", count=False)
-            )
-            for item in items
-        ]
+        readable = [self._without_unreadable(item, "training") for item in items]
+        self.skipped = skipped
+        return [*map(self.devices.assemble, readable)]
 
     def close(self) -> None:
         """Stop the workers."""
@@ -270,13 +243,9 @@ class FilePipeline:
         """Return a test batch as one of one."""
         return EvaluationBatch(*(item[key][None] for key in EvaluationBatch._fields))
 
-    def standardized(self, images: chex.Array) -> chex.Array:
-        """Map bytes to float32 by the usual statistics of ImageNet."""
-        return standardized(images, IMAGENET_MEAN, IMAGENET_STD)
-
-    def _without_unreadable(self, item: Any, split: str, count: bool = True) -> Any:
+    def _without_unreadable(self, item: Any, split: str) -> Any:
         """Take the unreadable images out, count them and name each of them once."""
-        self.skipped += len(item["unreadable"]) if count else 0
+        self.skipped += len(item["unreadable"])
         for index in item["unreadable"]:
             if (split, index) not in self._reported:
                 self._reported.add((split, index))

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -18,13 +17,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from .logbook import tell
-
 HEARTBEAT_SECONDS = 30
 """Without a sign of life of a process for so long, the others end, too."""
-
-PATIENCE_SECONDS = 10
-"""A process that waits for the others longer than that says so."""
 
 GRACE_SECONDS = 2
 """The first process, which the others depend on, ends so much later than it might."""
@@ -52,9 +46,6 @@ def join() -> None:
         return None if text is None else int(text)
 
     count, own = number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID")
-    alarm = threading.Timer(PATIENCE_SECONDS, _say_what_is_missing, (count, own))
-    alarm.daemon = True
-    alarm.start()
     try:
         jax.distributed.initialize(
             num_processes=count,
@@ -67,21 +58,6 @@ def join() -> None:
             "a cluster that JAX knows, set JAX_COORDINATOR_ADDRESS (host:port of the "
             "first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         ) from error
-    finally:
-        alarm.cancel()
-
-
-def _say_what_is_missing(count: int | None, own: int | None) -> None:
-    """Tell on stderr what `join` is waiting for."""
-    text = "waiting for the other processes of the run"
-    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        text += f" at {address}"
-    if count is not None and own is not None:
-        text += (
-            f": each must have a JAX_PROCESS_ID of its own, from 0 to {count - 1}, and "
-            f"this one has {own}"
-        )
-    tell(f"{text}.")
 
 
 def is_first() -> bool:

@@ -58,8 +58,7 @@ def create(
     if as_files:
         return FilePipeline(dataset, config, workers, devices)
     train, test = datasets.decode(dataset.train), datasets.decode(dataset.test)
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise datasets.differing(config.dataset, train.images, test.images)
+    datasets.check_shapes(config.dataset, train.images, test.images)
     train, test = (datasets.downsampled(x, config.downsample) for x in (train, test))
     return ArrayPipeline(dataset._replace(train=train, test=test), config, devices)
 

@@ -26,10 +26,8 @@ import functools
 import io
 import math
 import os
-import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -66,23 +64,31 @@ class Logbook:
     ) -> None:
         self.rows, self.times = rows, times
         self._folder, self._quiet, self._noisy = folder, quiet, noisy
-        self._events: Events | None = None
+        self._events: Any = None
         if folder is not None:
-            with contextlib.suppress(ImportError), self._told_of_events():
-                self._events = Events(folder / "tensorboard", len(rows) + 1)
+            with contextlib.suppress(ImportError):
+                from tensorboardX.record_writer import RecordWriter
 
-    def add(self, row: Row, times: Row) -> None:
-        """Note the metrics and seconds of an epoch."""
-        self.rows.append(row)
-        self.times.append(times)
+                place = folder / "tensorboard"
+                name = f"events.out.tfevents.{int(time.time())}.{os.getpid()}"
+                try:
+                    place.mkdir(exist_ok=True)
+                    self._events = RecordWriter(str(place / name))
+                except OSError as error:
+                    self._without_events(error)
+            # TensorBoard forgets what an earlier attempt has from this epoch on.
+            self._event(file_version="brain.Event:2")
+            self._event(step=len(rows) + 1, session_log={"status": 1})
 
-    def write(self) -> None:
-        """Write the files, and print what matters most of the last epoch."""
-        row, times = self.rows[-1], self.times[-1]
+    def write(self, row: Row, times: Row) -> None:
+        """Write the metrics and seconds of an epoch, and print what matters most."""
         self._write_files()
-        if self._events is not None:
-            with self._told_of_events():
-                self._events.add(row | times)
+        values = [
+            {"tag": name, "simple_value": value}
+            for name, value in (row | times).items()
+            if name != "epoch"
+        ]
+        self._event(step=int(row["epoch"]), summary={"value": values})
         clean = f"(clean labels {row['train_accuracy_clean']:6.2%}) "
         say(
             f"epoch {row['epoch']:3.0f}  "
@@ -97,15 +103,12 @@ class Logbook:
             self._quiet,
         )
 
-    def seconds(self) -> float:
-        """Return the time of all epochs so far, also those of earlier attempts."""
-        return sum(row["seconds"] for row in self.times)
-
     def close(self) -> None:
         """Write what there is, also if a run that was complete has only been tested."""
         self._write_files()
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
 
     def _write_files(self) -> None:
         if self._folder is not None and self.rows:
@@ -117,83 +120,32 @@ class Logbook:
                     f"{error}: the run goes on, and tries again after each epoch."
                 )
 
-    @contextlib.contextmanager
-    def _told_of_events(self) -> Iterator[None]:
+    def _event(self, **fields: Any) -> None:
+        """Write a line for TensorBoard that is on the disk at once.
+
+        The writer of tensorboardX leaves that to a thread, and waits for ever for one
+        that has died.
+        """
+        if self._events is None:
+            return
+        from tensorboardX.proto.event_pb2 import Event
+
         try:
-            yield
+            event = Event(wall_time=time.time(), **fields)
+            self._events.write(event.SerializeToString())
+            self._events.flush()
         except OSError as error:
-            tell_once(
-                f"nothing more is written for TensorBoard ({error}); the run goes on."
-            )
-            if self._events is not None:
-                self._events.close()
-            self._events = None
+            self._without_events(error)
 
-
-class Events:
-    """A file for TensorBoard, every line of which is on the disk at once.
-
-    The writer that comes with tensorboardX leaves that to a thread, and waits for ever
-    for one that has died.
-
-    Args:
-      folder: in which to make the file.
-      first: the epoch to come; TensorBoard forgets what an earlier attempt has from
-        there on.
-
-    Raises:
-      ImportError: tensorboardX is not installed.
-      OSError: the file cannot be written; as do the methods.
-    """
-
-    def __init__(self, folder: Path, first: int) -> None:
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.record_writer import RecordWriter
-
-        folder.mkdir(exist_ok=True)
-        place = f"{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-        self._file = RecordWriter(str(folder / f"events.out.tfevents.{place}"))
-        self._event = event_pb2.Event
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        try:
-            self._write(file_version="brain.Event:2")
-            self._write(step=first, session_log=start)
-        except OSError:
-            self.close()
-            raise
-
-    def add(self, row: Row) -> None:
-        """Write the values of an epoch."""
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        values = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in row.items()
-            if name != "epoch"
-        ]
-        self._write(step=int(row["epoch"]), summary=Summary(value=values))
-
-    def _write(self, **fields: Any) -> None:
-        event = self._event(wall_time=time.time(), **fields)
-        self._file.write(event.SerializeToString())
-        self._file.flush()
-
-    def close(self) -> None:
-        """Give the file back."""
-        with contextlib.suppress(OSError):  # of what could not be written before
-            self._file.close()
+    def _without_events(self, error: OSError) -> None:
+        tell_once(
+            f"nothing more is written for TensorBoard ({error}); the run goes on."
+        )
+        self._events = None
 
 
 def prepare_streams(errors: str = "replace") -> None:
-    """Let no character, and no closed standard stream, end or damage a run.
-
-    Args:
-      errors: what becomes of characters that the encoding lacks, such as ‖.
-    """
-    # No other file is to take the number of a stream that is closed.
-    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(opened)
+    """Let no character, such as ‖, be an error where the encoding lacks it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
@@ -207,8 +159,13 @@ def say(text: str, quiet: bool = False) -> None:
         _print(text, sys.stdout)
     except OSError as error:  # it is full, or nobody listens any more
         tell_once(f"nothing more can be printed ({error}); the run goes on.")
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
+
+
+def discard_output() -> None:
+    """Let what is still to be printed go nowhere, without an error at the exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell(text: str) -> None:
@@ -259,10 +216,6 @@ class Progress:
         )
         self._bar = None if bar.disable else bar
 
-    def update(self, images: int, epoch: int, loss: float, accuracy: float) -> None:
-        """Move on, and show the values of the latest step."""
-        self.show(images, f"epoch {epoch}, loss {loss:.3f}, accuracy {accuracy:.1%}")
-
     def show(self, images: int, text: str) -> None:
         """Move on, and show a text behind the bar."""
         self._done += images
@@ -295,34 +248,29 @@ def plot(rows: list[Row], accuracy: dict[str, float], title: str, path: Path) ->
     figure.suptitle(title)
     axes = figure.subplots(1, 4)
     epochs = [row["epoch"] for row in rows]
-    panels = [
-        ("loss", {"train_loss": "training", "test_loss": "test"}, 1),
-        (
-            "accuracy (%)",
-            {
-                "train_accuracy": "training",
-                "train_accuracy_clean": "training, true labels",
-                "test_accuracy": "test",
-            },
-            100,
-        ),
-        ("‖Hz‖", {"hessian_norm": "training"}, 1),
-    ]
-    if all(row["train_accuracy_clean"] == row["train_accuracy"] for row in rows):
-        del panels[1][1]["train_accuracy_clean"]  # no label is false
-    for axis, (label, names, factor) in zip(axes, panels, strict=False):
-        for name, text in names.items():
+    noisy = any(row["train_accuracy_clean"] != row["train_accuracy"] for row in rows)
+    for place, name, text, factor in (
+        (0, "train_loss", "training", 1),
+        (0, "test_loss", "test", 1),
+        (1, "train_accuracy", "training", 100),
+        (1, "train_accuracy_clean", "training, true labels", 100),
+        (1, "test_accuracy", "test", 100),
+        (2, "hessian_norm", "training", 1),
+    ):
+        if noisy or name != "train_accuracy_clean":
             values = [factor * row[name] for row in rows]
-            axis.plot(epochs, values, "o-" if len(rows) < 20 else "-", ms=3, label=text)
+            marks = "o-" if len(rows) < 20 else "-"
+            axes[place].plot(epochs, values, marks, ms=3, label=text)
+    for axis, label in zip(axes, ("loss", "accuracy (%)", "‖Hz‖"), strict=False):
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
         axis.legend()
     places = range(len(accuracy))
-    axes[-1].plot(places, [100 * value for value in accuracy.values()], "o-")
-    axes[-1].set_xticks(places, ["float" if b == "32" else b for b in accuracy])
-    axes[-1].set(xlabel="bits per weight", ylabel="test accuracy (%)")
-    axes[-1].grid(alpha=0.3)
+    axes[3].plot(places, [100 * value for value in accuracy.values()], "o-")
+    axes[3].set_xticks(places, ["float" if b == "32" else b for b in accuracy])
+    axes[3].set(xlabel="bits per weight", ylabel="test accuracy (%)")
+    for axis in axes:
+        axis.grid(alpha=0.3)
     write_figure(path, figure)
 
 

@@ -71,11 +71,6 @@ class Training:
             on_device = jax.default_backend() != "cpu"
         self._in_one_loop = on_device and pipeline.on_device
 
-    def check_there(self) -> None:
-        """Raise `CheckpointError` if the folder was deleted or moved."""
-        if self._checkpoints is not None:
-            self._checkpoints.check_there()
-
     def close(self) -> None:
         """Wait for the last checkpoint, and give its folder back."""
         if self._checkpoints is not None:
@@ -113,20 +108,21 @@ class Training:
                     raise self._stopped(step)
                 seconds = time.perf_counter() - start
                 row = self._row(state, epoch, outputs)
-                book.add(
-                    row,
+                rows.append(row)
+                times.append(
                     {
                         "epoch": epoch + 1,
                         "images_per_second": (steps - before) * images / seconds,
                         "seconds": time.perf_counter() - started,
-                    },
+                    }
                 )
                 outputs = []
                 self._save(step, state, outputs, book, row["test_accuracy"])
-                book.write()
+                book.write(row, times[-1])
                 if epoch + 1 < epochs and self._stop.now():
                     raise self._stopped(step)
-            return self._devices.fetch(state), book.rows, book.seconds()
+            seconds = sum(row["seconds"] for row in times)
+            return self._devices.fetch(state), rows, seconds
 
     def _begin(
         self,
@@ -211,7 +207,8 @@ class Training:
                 dict(zip(OUTPUTS, outputs[-1], strict=True)), epoch, len(outputs)
             )
             loss, accuracy, *_ = outputs[-1]
-            progress.update(self._config.micro_batch, epoch + 1, loss, accuracy)
+            text = f"epoch {epoch + 1}, loss {loss:.3f}, accuracy {accuracy:.1%}"
+            progress.show(self._config.micro_batch, text)
 
         if not outputs:
             self._pipeline.skipped = 0

@@ -1,13 +1,14 @@
 """What a pipeline of images is, and what the two kinds have in common."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import chex
 import jax.numpy as jnp
 import numpy as np
 
 from .config import Config
+from .datasets import Dataset, checksum
 from .devices import Devices
 from .label_noise import symmetric_noise
 
@@ -64,12 +65,11 @@ class Facts(NamedTuple):
     crop: float
 
 
-class Pipeline(Protocol):
+class Pipeline:
     """Training and test data of a run.
 
     Attributes:
       num_classes: labels are below it.
-      image_shape: `(H, W, C)`.
       steps: micro-batches in an epoch.
       num_test: test images, unreadable ones included.
       devices: to which its items go.
@@ -79,46 +79,54 @@ class Pipeline(Protocol):
       skipped: unreadable images met since it was last set to zero.
     """
 
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    steps: int
-    num_test: int
-    devices: Devices
     on_device: bool
-    checksum: int
     facts: Facts
-    skipped: int
+    num_test: int
+    skipped = 0
+
+    def __init__(
+        self, dataset: Dataset, size: int, config: Config, devices: Devices
+    ) -> None:
+        self.num_classes = len(dataset.classes)
+        self.steps = size // config.batch_size * config.accumulation
+        self.checksum = checksum(dataset)
+        self.devices = devices
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(H, W, C)`."""
+        height, width, channels = self.facts.image_shape
+        return height, width, channels
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Any]:
         """Yield one item for every step of an epoch, from step `first`."""
-        ...
+        raise NotImplementedError
 
     def batch(self, item: Any, step: chex.Array) -> Batch:
         """Return a device's share of a step's batch, counted from the first step.
 
         For use in a program of `devices`.
         """
-        ...
+        raise NotImplementedError
 
     def sample(self, count: int) -> list[Any]:
         """Return items of the first steps of training, always the same."""
-        ...
+        raise NotImplementedError
 
     def test_items(self) -> Iterator[Any]:
         """Yield the test images in items, for programs of `devices.sharded`."""
-        ...
+        raise NotImplementedError
 
     def test_batches(self, item: Any) -> EvaluationBatch:
         """Return batches `[K, B, ...]` of a test item; for use in a program."""
-        ...
+        raise NotImplementedError
 
     def standardized(self, images: chex.Array) -> chex.Array:
         """Map bytes to float32 with mean 0 and deviation 1 over the training set."""
-        ...
+        return standardized(images, self.facts.mean, self.facts.std)
 
     def close(self) -> None:
         """Stop what runs in the background."""
-        ...
 
 
 def noisy_labels(config: Config, size: int, num_classes: int) -> np.ndarray:

@@ -28,8 +28,8 @@ from PIL import Image
 import hero_jax
 
 from . import datasets, mosaics, photographs
-from .datasets import Arrays, DatasetError
-from .logbook import prepare_streams, tell
+from .datasets import Arrays, DatasetError, Files
+from .logbook import discard_output, prepare_streams, tell
 from .pipeline import Facts, standardized
 
 BATCH = 100
@@ -52,42 +52,31 @@ class Network:
 
     def __init__(self, run: Path) -> None:
         try:
-            told = json.loads((run / "weights.json").read_text(encoding="utf-8"))
+            record = json.loads((run / "weights.json").read_text(encoding="utf-8"))
             self._variables = hero_jax.quant.load(run / "weights.safetensors")
-            self.facts = Facts(**{name: told[name] for name in Facts._fields})
+            self.facts = Facts(**{name: record[name] for name in Facts._fields})
             height, width, channels = self.facts.image_shape
             factor = self.facts.downsample
             self._shape = (height * factor, width * factor, channels)
             model = hero_jax.models.create(
-                told["model"],
+                record["model"],
                 num_classes=len(self.facts.classes),
-                dtype=np.dtype(told["dtype"]),
+                dtype=np.dtype(record["dtype"]),
             )
-        except OSError as error:
+
+            def probabilities(variables: Any, images: chex.Array) -> chex.Array:
+                images = standardized(images, self.facts.mean, self.facts.std)
+                logits: Any = model.apply(variables, images, train=False)
+                return jax.nn.softmax(jnp.asarray(logits, jnp.float32))
+
+            self._probabilities = jax.jit(probabilities)
+            one = jax.ShapeDtypeStruct((1, height, width, channels), np.uint8)
+            jax.eval_shape(probabilities, self._variables, one)
+        except Exception as error:  # of files, JSON, safetensors, Flax and JAX
+            reason = (str(error).splitlines() or [""])[0]
             raise DatasetError(
                 f"{run} must be the folder of a finished run, with weights.safetensors "
-                f"and weights.json: {error}"
-            ) from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(
-                f"weights.safetensors or weights.json in {run} is damaged: {error!r}"
-            ) from None
-
-        def probabilities(variables: Any, images: chex.Array) -> chex.Array:
-            images = standardized(images, self.facts.mean, self.facts.std)
-            logits: Any = model.apply(variables, images, train=False)
-            return jax.nn.softmax(jnp.asarray(logits, jnp.float32))
-
-        self._probabilities = jax.jit(probabilities)
-        shape = (1, height, width, channels)
-        try:
-            jax.eval_shape(
-                probabilities, self._variables, jax.ShapeDtypeStruct(shape, np.uint8)
-            )
-        except Exception as error:  # whatever Flax and JAX raise
-            reason = str(error).splitlines()[0]
-            raise DatasetError(
-                f"weights.safetensors and weights.json in {run} do not fit: {reason}"
+                f"and weights.json that fit: {type(error).__name__}: {reason}"
             ) from None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -141,28 +130,26 @@ def images_of(
       DatasetError: there are none.
     """
     path = Path(name).expanduser()
-    encoded: Iterator[tuple[str, Any]]
     if path.is_dir() and not mosaics.found(path):
-        encoded = ((str(file), file.read_bytes) for file in datasets.image_files(path))
+        found = datasets.image_files(path)
+        data: Any = Files([(x.relative_to(path), 0) for x in found], str(path))
     elif path.suffix.lower() in datasets.IMAGE_SUFFIXES:
-        encoded = iter([(name, path.read_bytes)])
+        data = Files([(path, 0)], "")
     else:
-        test = datasets.load(name, data_dir=data_dir).test
-        if isinstance(test, Arrays):
-            yield from ((f"test[{k}]", image) for k, image in enumerate(test.images))
-            return
-        encoded = (
-            (test.name(k), lambda k=k: test.read(k)[0]) for k in range(len(test))
-        )
+        data = datasets.load(name, data_dir=data_dir).test
+    if isinstance(data, Arrays):
+        yield from ((f"test[{k}]", image) for k, image in enumerate(data.images))
+        return
+    files: Files = data
     some = False
-    for title, read in encoded:
+    for k in range(len(files)):
         try:
-            image = network.prepared(read())
+            image = network.prepared(files.read(k)[0])
         except photographs.UNREADABLE as error:
-            tell(f"left out: {title}: {error}")
+            tell(f"left out: {files.name(k)}: {error}")
             continue
         some = True
-        yield title, image
+        yield files.name(k), image
     if not some:
         raise DatasetError(f"no images that can be read in {name}.")
 
@@ -187,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams("backslashreplace")  # names may be no UTF-8
     command = tyro.cli(
         Command,
-        prog="python -m examples.image_classification.predict",
+        prog=f"python -m {__package__}.predict",
         description=__doc__,
         args=arguments,
     )
@@ -197,12 +184,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         network = Network(command.run)
         for name in command.images:
-            found = images_of(network, name, command.data_dir)
-            while some := [*itertools.islice(found, BATCH)]:
-                titles, images = zip(*some, strict=True)
-                for title, row in zip(titles, network(np.stack(images)), strict=True):
+            images = images_of(network, name, command.data_dir)
+            while some := [*itertools.islice(images, BATCH)]:
+                titles, pixels = zip(*some, strict=True)
+                for title, row in zip(titles, network(np.stack(pixels)), strict=True):
                     label = int(row.argmax())
                     print(title, network.facts.classes[label], row[label], sep="\t")
+                sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`, which has seen enough
+        discard_output()
     except (DatasetError, ImportError, OSError, ValueError) as error:
         tell(f"error: {error}")
         return 1

@@ -18,7 +18,6 @@ import hero_jax
 from . import config as configs
 from . import devices as devices_of
 from . import evaluate, hosts, input_pipeline, results
-from .checkpoints import CheckpointError
 from .config import Config
 from .datasets import printable
 from .devices import Parallel
@@ -28,8 +27,6 @@ from .pipeline import Pipeline
 from .stopping import Stop
 
 WEIGHTS, CURVES = "weights.safetensors", "curves.png"
-_NOT_DRAWN = (OSError, RunError, KeyError, TypeError)
-"""The disk is for reading alone; somebody else is at it; the result is damaged."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,13 +71,11 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raise `ValueError` where a field is out of range."""
-        for name, least in (
-            *(("workers", 0), ("keep", 1), ("minutes", 0)),
-            *(("devices", 1), ("host_devices", 1)),
-        ):
+        least = {"workers": 0, "keep": 1, "minutes": 0, "devices": 1, "host_devices": 1}
+        for name, limit in least.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
+            if value is not None and value < limit:
+                raise ValueError(f"{name} must be at least {limit}, got {value}.")
 
 
 def run(config: Config, options: Options, stop: Stop | None = None) -> dict[str, Any]:
@@ -114,18 +109,14 @@ def run(config: Config, options: Options, stop: Stop | None = None) -> dict[str,
         record = None
         with hosts.together():
             if first:
-                _check_config(out, config)
+                check_config(out, config)
                 record = _finished(out)
                 if record is None:
                     check_folder(out, config)
                     stack.enter_context(locked(out))
-                    record = _finished(out)
         record = hosts.of_first(record)
         if record is not None:
             say(f"finished already: {out / 'result.json'}", options.quiet or not first)
-            if first and not (out / CURVES).exists():  # it was killed as it drew
-                with contextlib.suppress(*_NOT_DRAWN), locked(out):
-                    _draw(record, out, quiet=True)
             return dict(record)
         hosts.check_same("the config", f"{configs.dumps(config)} {options.parallel}")
         with hosts.together():
@@ -160,32 +151,20 @@ def _train_and_test(
     options: Options,
     stop: Stop,
 ) -> dict[str, Any]:
-    devices = pipeline.devices
-    first = hosts.is_first()
-    quiet = options.quiet or not first
+    quiet = options.quiet or not hosts.is_first()
     with hosts.together():
         training = Training(config, pipeline, out, options.keep, quiet, stop)
-    if devices.count > 1:
-        say(_in_words(config, options, devices.count), quiet)
-    with contextlib.ExitStack() as stack:
-        stack.callback(training.close)
+    if pipeline.devices.count > 1:
+        say(_in_words(config, options, pipeline.devices.count), quiet)
+    with contextlib.closing(training):
         record, variables = _tested(config, pipeline, training, options)
-        accuracy = record["accuracy_by_bits"].items()
         words = (
             f"{'float' if bits == '32' else f'{bits} bit'} {value:.2%}"
-            for bits, value in accuracy
+            for bits, value in record["accuracy_by_bits"].items()
         )
         say(f"test accuracy: {', '.join(words)}", quiet)
-        if first:
-            training.check_there()
+        if hosts.is_first():
             _write(record, variables, out, quiet)
-        stack.pop_all()
-    try:
-        training.close()
-    except CheckpointError as error:
-        if not (out / WEIGHTS).exists():
-            raise
-        tell(f"{error} The run is finished, and does not need it.")
     return record
 
 
@@ -227,12 +206,7 @@ def _tested(
 def _write(
     record: dict[str, Any], variables: evaluate.Variables, out: Path, quiet: bool
 ) -> None:
-    """Write the files of a run that is finished, what matters most first.
-
-    Raises:
-      RunError: the weights cannot be written.
-      OSError: the result cannot be written.
-    """
+    """Write the files of a run that is finished, what matters most first."""
     results.write_json(out / "result.json", record)
     say(f"wrote {out / 'result.json'}", quiet)
     if results.installed("safetensors", WEIGHTS, quiet):
@@ -244,17 +218,11 @@ def _write(
                 f"{out / WEIGHTS} cannot be written ({error}), but the result is. The "
                 "same command writes it from the latest checkpoint."
             ) from error
-    _draw(record, out, quiet)
-
-
-def _draw(record: dict[str, Any], out: Path, quiet: bool) -> None:
     if results.installed("matplotlib", CURVES, quiet):
-        config = record["config"]
-        dataset = Path(config["dataset"]).name
-        title = f"{config['model']} on {dataset}, {config['method']}"
-        rows, accuracy = record["epochs"], record["accuracy_by_bits"]
+        network, method = record["network"]["model"], record["config"]["method"]
+        title = f"{network} on {Path(record['config']['dataset']).name}, {method}"
         try:
-            plot(rows, accuracy, title, out / CURVES)
+            plot(record["epochs"], record["accuracy_by_bits"], title, out / CURVES)
         except OSError as error:
             tell(f"the picture is not written: {error}")
 
@@ -297,12 +265,9 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def _finished(out: Path) -> dict[str, Any] | None:
     """Return the result of a run; None if it has none, or has yet to write weights."""
-    path = out / "result.json"
-    record = read(path)
+    record = read(out / "result.json")
     if record is None:
         return None
-    if not record.get("epochs"):
-        raise RunError(f"{path} is damaged (it has no epochs): delete it.")
     lacks = not (out / WEIGHTS).exists() and importlib.util.find_spec("safetensors")
     return None if lacks and any(out.glob("checkpoints/*")) else record
 
@@ -320,23 +285,18 @@ def check_folder(out: Path, config: Config) -> None:
         raise RunError(
             f"out must be a folder that can be written to: {error}"
         ) from None
-    _check_config(out, config)
+    check_config(out, config)
 
 
-def _check_config(out: Path, config: Config) -> None:
+def check_config(out: Path, config: Config) -> None:
     """Raise `RunError` if there is a folder, and it is not one of this config."""
     path = out / "config.toml"
     if not path.exists():
         # A run that was killed as it began may have an empty folder of checkpoints.
-        if any(out.glob("checkpoints/*")) or any(
-            (out / x).exists() for x in ("result.json", "sweep.json")
-        ):
+        results_of = (*out.glob("checkpoints/*"), out / "result.json")
+        if any(x.exists() for x in (*results_of, out / "sweep.json")):
             raise RunError(f"{out} has results, but no config.toml: whose are they?")
         return
-    if not path.read_bytes().strip():
-        raise RunError(
-            f"{path} is empty: bring the run's config back, or choose another --out."
-        )
     try:
         before = dataclasses.asdict(configs.load(path))
     except (TypeError, ValueError) as error:

@@ -62,6 +62,9 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+Step = Callable[[TrainState, Any], tuple[TrainState, chex.Array]]
+
+
 class Program(NamedTuple):
     """The compiled functions of a run; the state that goes in is used up.
 
@@ -79,8 +82,8 @@ class Program(NamedTuple):
 
     init: Callable[[], TrainState]
     shapes: Callable[[], TrainState]
-    step: Callable[[TrainState, Any], tuple[TrainState, chex.Array]]
-    epoch: Callable[[TrainState, Any], tuple[TrainState, chex.Array]]
+    step: Step
+    epoch: Step
     schedule: optax.Schedule
 
 
@@ -278,7 +281,7 @@ def make_functions(
     config: Config, model: nn.Module, pipeline: Pipeline, given: Settings | None = None
 ) -> tuple[
     Callable[[chex.PRNGKey], TrainState],
-    Callable[[TrainState, Any], tuple[TrainState, chex.Array]],
+    Step,
     optax.Schedule,
 ]:
     """Return `key -> state`, `(state, item) -> (state, outputs)` and the schedule.
@@ -354,6 +357,7 @@ def make_program(config: Config, model: nn.Module, pipeline: Pipeline) -> Progra
         )
 
     key = jax.random.key(config.seed)
+
     return Program(
         lambda: devices.replicate(init(key)),
         lambda: shapes_of(config, lambda: init(key)),

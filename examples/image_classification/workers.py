@@ -1,11 +1,9 @@
 """Processes that make batches, deaf to Ctrl-C, and gone when their parent is."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -14,7 +12,7 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Workers:
+class Workers(ProcessPoolExecutor):
     """Processes that take items of a source.
 
     Signals are left to the process that started them, which decides when to stop. They
@@ -27,41 +25,30 @@ class Workers:
 
     def __init__(self, source: Any, count: int) -> None:
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
-        self._pool = ProcessPoolExecutor(
-            count,
-            multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(source, theirs),
-        )
+        context = multiprocessing.get_context("spawn")
+        super().__init__(count, context, _start, (source, theirs))
 
-    def submit(self, number: int) -> Future[Any]:
-        """Ask for an item."""
-        with _held_back():
-            return self._pool.submit(_make, number)
+    def make(self, number: int) -> Future[Any]:
+        """Ask for an item.
+
+        A process that is started meanwhile inherits the mask, so that no signal
+        reaches it before it can say that it does not want them.
+        """
+        resource_tracker.ensure_running()  # to start it lets the signals through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            return self.submit(_make, number)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def kill(self) -> None:
         """End all processes at once; what they are at is lost."""
         self._lifeline.close()
 
-    def close(self) -> None:
-        """Drop what has not begun, and wait for the rest."""
-        self._pool.shutdown(cancel_futures=True)
-        self._lifeline.close()
-
-
-@contextlib.contextmanager
-def _held_back() -> Iterator[None]:
-    """Hold signals back from this thread, and from processes that it starts meanwhile.
-
-    A process inherits the mask, so that none reaches it before it can say that it does
-    not want them.
-    """
-    resource_tracker.ensure_running()  # to start it lets the signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Drop what has not begun, if so asked, and wait for the rest."""
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        self.kill()
 
 
 _source: Any = None

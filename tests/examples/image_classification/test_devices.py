@@ -15,10 +15,14 @@ from examples.image_classification import evaluate, input_pipeline, loop, train
 from examples.image_classification import run as run_module
 from examples.image_classification.config import Config
 from examples.image_classification.run import Options, run
+from examples.image_classification.stopping import Stop
 from tests.examples.image_classification.small import Small, make_model
 
 # Flax begins with statistics in float32, also where they become float64.
 pytestmark = pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+
+IN_A_HURRY = True
+"""What is compiled here runs for some steps only."""
 
 CONFIG = Config(
     dataset="digits",
@@ -217,7 +221,7 @@ def test_which_networks_normalize_over_all_devices(
         pipeline = input_pipeline.create(config, devices=devices)
         out = tmp_path / parallel
         out.mkdir()
-        training = loop.Training(config, pipeline, out, 1, quiet=True)
+        training = loop.Training(config, pipeline, out, 1, True, Stop())
         training.close()
         assert made["step"].pop() == (axis if synchronized else None)
         assert made["measure"].pop() == axis

@@ -97,9 +97,8 @@ class Pair:
             file.close()
 
 
-@pytest.mark.parametrize(
-    "parallel", ["jit", pytest.param("pmap", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_two_processes_train_as_one_with_two_devices(tmp_path, parallel, monkeypatch):
     """Twenty steps; the sum of two numbers does not depend on the order."""
     monkeypatch.setattr(loop, "make_model", make_model)
@@ -173,12 +172,14 @@ def test_sigterm_to_one_process_stops_all_and_both_resume(tmp_path, monkeypatch)
         np.testing.assert_allclose(one["train_loss"], other["train_loss"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_processes_that_disagree_are_told(tmp_path):
     with Pair(tmp_path, each=[["--seed=1"], ["--seed=2"]]) as pair:
         assert all(pair.wait(END_SECONDS))
         assert "error: the config of process 1 differs from that of" in pair.said(0)
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_both_in_words(tmp_path):
     """The folder belongs to another run, which only the first process looks at."""
     (tmp_path / "run").mkdir()
@@ -205,21 +206,6 @@ def test_wrong_variables_are_named(monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_with_one_number_are_told_what_they_wait_for(tmp_path):
-    with Pair(tmp_path, ids=(1, 1)) as pair:
-        pair.wait_for("waiting for the other processes of the run at localhost:")
-        assert "of its own, from 0 to 1, and this one has 1." in pair.said(0)
-
-
-def test_waiting_for_other_processes_is_not_silent(monkeypatch, capsys):
-    monkeypatch.setattr(hosts, "PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: time.sleep(0.5))
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
-    monkeypatch.setenv("JAX_PROCESS_ID", "2")
-    hosts.join()
-    assert "from 0 to 2, and this one has 2." in capsys.readouterr().err
-
-
 def test_where_no_other_process_is_known_it_is_said(tmp_path):
     done = subprocess.run(
         [

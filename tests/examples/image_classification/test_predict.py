@@ -195,9 +195,13 @@ def test_what_is_wrong_is_said_in_a_line(capsys):
         (RUN, "empty", "no images that can be read in empty"),
         (RUN, "nothing.npz", "no file nothing.npz"),
         ("runs/unfinished", "low.png", "must be the folder of a finished run, with"),
-        ("runs/damaged", "low.png", "weights.json in runs/damaged is damaged"),
-        ("runs/flat", "low.png", "weights.json in runs/flat is damaged"),
-        ("runs/others", "low.png", "weights.json in runs/others do not fit"),
+        (
+            "runs/damaged",
+            "low.png",
+            "runs/damaged must be the folder of a finished run",
+        ),
+        ("runs/flat", "low.png", "runs/flat must be the folder of a finished run"),
+        ("runs/others", "low.png", "weights.json that fit: "),
     ):
         assert predict.main([str(folder), name]) == 1
         out, error = capsys.readouterr()
@@ -206,3 +210,9 @@ def test_what_is_wrong_is_said_in_a_line(capsys):
         assert error.splitlines()[-1].startswith("error: ")
     assert predict.main([str(RUN)]) == 2
     assert "name IMAGES, too" in capsys.readouterr().err
+    # As `| head` does, which has seen enough.
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed, contextlib.redirect_stdout(closed):  # noqa: PTH123
+        assert predict.main([str(RUN), "mine.npz"]) == 0
+    assert not capsys.readouterr().err

@@ -14,6 +14,9 @@ from examples.image_classification.config import Config
 from hero_jax import models
 from tests.examples.image_classification.small import Small
 
+IN_A_HURRY = True
+"""What is compiled here runs for some steps only."""
+
 CONFIG = Config(
     dataset="digits",
     augmentation="none",

@@ -20,42 +20,42 @@ ROOT = Path(__file__).parents[3]
 
 def test_items_come_from_the_source():
     workers = Workers([3, 1, 4], 2)
-    assert [workers.submit(k).result() for k in (2, 0, 1)] == [4, 3, 1]
-    workers.close()
+    assert [workers.make(k).result() for k in (2, 0, 1)] == [4, 3, 1]
+    workers.shutdown()
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_does_not_end_a_worker_that_is_just_starting(number):
     workers = Workers([3, 1, 4], 2)
-    futures = [workers.submit(k) for k in range(3)]
+    futures = [workers.make(k) for k in range(3)]
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, number)
     assert [future.result() for future in futures] == [3, 1, 4]
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, number)
-    assert workers.submit(0).result() == 3
-    workers.close()
+    assert workers.make(0).result() == 3
+    workers.shutdown()
 
 
 def test_signals_reach_the_parent_as_before():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     workers = Workers([3, 1, 4], 1)
-    workers.submit(0).result()
-    workers.close()
+    workers.make(0).result()
+    workers.shutdown()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_when_one_of_several_is_killed_the_others_end_too():
     workers = Workers([3, 1, 4], 2)
-    futures = [workers.submit(k) for k in range(3)]
+    futures = [workers.make(k) for k in range(3)]
     [future.result() for future in futures]
     multiprocessing.active_children()[0].kill()
     with pytest.raises(BrokenExecutor):  # noqa: PT012 - it may take a few
         while True:
-            workers.submit(0).result()
+            workers.make(0).result()
     workers.kill()
-    workers.close()  # would wait for ever
+    workers.shutdown()  # would wait for ever
     assert not multiprocessing.active_children()
 
 
@@ -64,7 +64,7 @@ import signal
 from examples.image_classification.workers import Workers
 if __name__ == "__main__":
     workers = Workers([3, 1, 4], 2)
-    assert [workers.submit(k).result() for k in range(3)] == [3, 1, 4]
+    assert [workers.make(k).result() for k in range(3)] == [3, 1, 4]
     print("alive", flush=True)
     signal.pause()
 """
