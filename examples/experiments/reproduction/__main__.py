@@ -78,11 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report:
             return report.write(options.results, PAGE, options.check)
         if options.list:
-            wanted = [x for x in rows() if options.scale in (None, x.scale)]
-            cells = [
-                [x.scale, x.name, str(len(missing(x, options.results)))] for x in wanted
-            ]
-            print(markdown([["scale", "name", "runs missing"], *cells]))
+            cells = [["scale", "name", "runs missing"]]
+            for x in rows():
+                if options.scale in (None, x.scale):
+                    count = len(missing(x, options.results))
+                    cells.append([x.scale, x.name, str(count)])
+            print(markdown(cells))
             return 0
         compute_all(options)
     except Stopped as stopped:

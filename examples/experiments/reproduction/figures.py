@@ -12,13 +12,7 @@ from hero_jax import landscape
 
 from .tables import METHODS, NOISES, Records, accuracies, name_of
 
-COLORS = {
-    "hero": "C3",
-    "first_order": "C1",
-    "grad_l1": "C2",
-    "sgd": "C0",
-    "sgd_recipe": "C7",
-}
+COLORS = dict(zip(METHODS, ("C3", "C1", "C2", "C0", "C7"), strict=True))
 BITS = ("3", "4", "5", "6", "8", "32")
 INCREASE = 0.1
 """Of the loss, at the marked line of Figure 3."""
@@ -36,21 +30,13 @@ def figure_1(records: Records) -> Figure:
             if name not in records:
                 continue
             values = [[*accuracies(records[name], bits).values()] for bits in BITS]
-            axes.errorbar(
-                places,
-                [np.mean(x) for x in values],
-                [standard_error(x) for x in values],
-                marker="o",
-                ms=3.5,
-                capsize=2,
-                color=COLORS[method],
-                label=title,
-            )
+            means = [np.mean(x) for x in values]
+            errors = [standard_error(x) for x in values]
+            style = {"color": COLORS[method], "label": title, "marker": "o"}
+            axes.errorbar(places, means, errors, ms=3.5, capsize=2, **style)
         axes.set_xticks(places, ["float" if bits == "32" else bits for bits in BITS])
-        axes.set(
-            xlabel="bits per weight",
-            title=f"{noise} % label noise" if noise else "no label noise",
-        )
+        title = f"{noise} % label noise" if noise else "no label noise"
+        axes.set(xlabel="bits per weight", title=title)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy (%)")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -101,12 +87,9 @@ def figure_3(records: Records) -> Figure:
         axes.plot(0.0, 0.0, "k+")
         within = landscape.area_within((axis, axis), rise, INCREASE)
         bound = "" if within.is_closed else "≥ "
-        axes.set(
-            title=f"{METHODS[method]}\narea within +{INCREASE:g}: "
-            f"{bound}{within.area:.3f}",
-            aspect="equal",
-            xlabel="first random direction",
-        )
+        area = f"area within +{INCREASE:g}: {bound}{within.area:.3f}"
+        axes.set(title=f"{METHODS[method]}\n{area}", aspect="equal")
+        axes.set_xlabel("first random direction")
     panels[0].set_ylabel("second random direction")
     shown_levels = figure.colorbar(filled, ax=[*panels], label="loss above that of W")
     shown_levels.set_ticks([*levels], labels=[f"{level:.3g}" for level in levels])

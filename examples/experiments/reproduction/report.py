@@ -1,7 +1,7 @@
 """The report: tables and figures of what there is, written into a page."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from examples.image_classification.run import read
 from . import paper, tables
 from .entries import COMMAND, Scale, rows
 from .tables import Records
-from .tuning import Record, chosen
+from .tuning import chosen
 from .work import differences
 
 END = "<!-- end -->"
@@ -74,25 +74,21 @@ def records_of(results: Path, scale: Scale) -> Records:
 
 
 def tuning_of(results: Path, pattern: str) -> Records:
-    """Return finished searches or finals, by the name of the file or the folder."""
+    """Return finished searches or finals, by the paths of their files."""
     paths = sorted((results / "cpu" / "tuning").glob(pattern))
-    records = {x.parent.name if "/" in pattern else x.stem: read(x) for x in paths}
+    records = {str(path): read(path) for path in paths}
     return {name: x for name, x in records.items() if x and x["best"]}
 
 
 def contents(results: Path) -> Iterator[tuple[str, str]]:
     """Yield names and contents of the tables."""
     records = records_of(results, "cpu")
-    finals = tuning_of(results, "*_finals.json")
-    searches = tuning_of(results, "*/*.json")
-    if records:
-        every = [*records.values(), *finals.values(), *searches.values()]
-        yield "setting", _setting([*records.values()], every)
     yield "table 1", tables.table_1(records)
     yield "table 2", tables.table_2(records)
     yield "table 3", tables.table_3(records)
     yield "differences", tables.differences(records)
-    released = {k: x for k, x in searches.items() if k.startswith("released")}
+    finals = tuning_of(results, "*_finals.json")
+    released = tuning_of(results, "released_*/*.json")
     yield "settings", tables.settings(finals, released)
     yield "15 epochs", tables.budget_scale(records_of(results, "budget"))
     yield "full scale", _full_scale(records_of(results, "full"))
@@ -108,20 +104,6 @@ def figures_of(results: Path) -> Iterator[tuple[str, Any]]:
         yield "figure_2", figures.figure_2(records)
         if any("surface" in record for record in records.values()):
             yield "figure_3", figures.figure_3(records)
-
-
-def _setting(records: Sequence[Record], every: Sequence[Record]) -> str:
-    """Tell what the runs had in common, how long they took, and where."""
-    x = records[0]["environment"]
-    seeds = sorted({run["seed"] for x in records for run in x["runs"]})
-    hours = sum(float(record["seconds"]) for record in every) / 3600.0
-    dates = sorted({x["environment"]["date"] for x in records})
-    return (
-        f"ResNet8 has {records[0]['parameters']:,} parameters. Means ± standard errors "
-        f"over seeds {', '.join(map(str, seeds))}. All runs took {hours:.1f} hours of "
-        f"one core ({x['cores']} cores, {x['device']}, {x['machine']}, jax {x['jax']}, "
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))})."
-    )
 
 
 def _full_scale(records: Records) -> str:

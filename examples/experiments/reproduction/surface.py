@@ -24,14 +24,14 @@ AT_ONCE = 125
 
 def measure(
     config: Config, pipeline: Pipeline, variables: evaluate.Variables, surface: bool
-) -> tuple[dict[str, float], dict[str, Any] | None]:
-    """Return the largest eigenvalue of the Hessian, and the loss on a grid if wanted.
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the largest eigenvalue of the Hessian, and the surface, if wanted.
 
     Args:
       config: of the run.
       pipeline: its data, all on the device.
       variables: what it came to.
-      surface: whether to compute the second one.
+      surface: whether to compute the loss on a grid as well.
     """
     model = make_model(config, pipeline, synchronized=True)
     item = pipeline.sample(1)[0]
@@ -56,15 +56,13 @@ def measure(
         "images": len(labels),
     }
     if not surface:
-        return eigenvalue, None
+        return eigenvalue, {}
     directions = [
         landscape.filter_normalized(landscape.random_direction(key, params), params)
         for key in jax.random.split(jax.random.key(0))
     ]
     axis = np.linspace(-1.0, 1.0, POINTS, dtype=np.float32)
     losses = landscape.loss_surface(loss_fn, params, directions, [axis, axis], *data)
-    return eigenvalue, {
-        "axis": [round(float(x), 6) for x in axis],
-        "images": len(labels),
-        "loss": [[float(f"{x:.5g}") for x in row] for row in np.asarray(losses)],
-    }
+    rounded = [[float(f"{x:.5g}") for x in row] for row in np.asarray(losses)]
+    where = {"axis": [round(float(x), 6) for x in axis], "images": len(labels)}
+    return eigenvalue, {"surface": where | {"loss": rounded}}

@@ -136,9 +136,7 @@ def differences(records: Records) -> str:
 def settings(finals: Records, released: Records) -> str:
     """Return what was chosen for each method, and how well it did when chosen.
 
-    Args:
-      finals: by name.
-      released: searches of the released code's setting, by name.
+    The released code's setting was searched as well; names only have to differ.
     """
     rows = [["", "rows", "direction", "settings", "held out: float", "4 bit"]]
     order = [*METHODS]
@@ -159,7 +157,7 @@ def settings(finals: Records, released: Records) -> str:
         names = [*OF_METHOD[method], "learning_rate", "weight_decay"]
         values = ", ".join(f"{x.replace('_', ' ')} {best[x]:g}" for x in names)
         title = METHODS[method] if name in finals else "released code's (mean)"
-        noise = "with noise" if "noise" in name else "without noise"
+        noise = "with noise" if record["config"]["label_noise"] else "without noise"
         direction = best["perturbation"] if "h" in names else MISSING
         rows.append([title, noise, direction, values, *means])
     return markdown(rows)

@@ -33,11 +33,9 @@ FIRST_SEED, SECOND_SEED = 3, 4
 
 TUNING = dataclasses.replace(CPU, test_size=None, validation_size=2000, bits=(4,))
 
+_HERO = Grid(h=(1, 2), gamma=(0.01, 0.1, 0.5, 1))
 GRIDS: dict[Method, dict[Direction, Grid]] = {
-    "hero": {
-        "layerwise": Grid(h=(1, 2), gamma=(0.01, 0.1, 0.5, 1)),
-        "adaptive": Grid(h=(1, 2), gamma=(0.01, 0.1, 0.5, 1)),
-    },
+    "hero": {"layerwise": _HERO, "adaptive": _HERO},
     "first_order": {
         "layerwise": Grid(h=(0.5, 1, 1.5, 2, 3, 5, 10, 20)),
         "adaptive": Grid(h=(0.2, 0.5, 1, 1.5, 2, 3, 4, 8)),
@@ -88,7 +86,6 @@ def tune(row: Row, options: argparse.Namespace) -> None:
     method, path = row.config.method, path_of(row, options.results)
     noise = CONDITIONS[row.tuned]
     config = dataclasses.replace(TUNING, method=method, label_noise=noise)
-
     environment = row.described(options, config)["environment"]
 
     def searched(name: str, grid: Grid, **fields: Any) -> list[Record]:

@@ -139,11 +139,10 @@ def _trained(
             str(bits): x for bits, x in zip(config.bits, accuracies, strict=True)
         }
         if pipeline.on_device:
-            with_surface = row.surface and config.seed == row.seeds[0]
-            measured = surface.measure(config, pipeline, variables, with_surface)
-            of_run["largest_eigenvalue"] = measured[0]
-            if with_surface:
-                of_row["surface"] = measured[1]
+            wanted = row.surface and config.seed == row.seeds[0]
+            eigenvalue, losses = surface.measure(config, pipeline, variables, wanted)
+            of_run["largest_eigenvalue"] = eigenvalue
+            of_row |= losses
     shutil.copy(weights, folder.parent / f"{row.name}_seed_{config.seed}.safetensors")
     return of_row | {"runs": [of_run]}
 
