@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -64,8 +65,10 @@ IN_A_HURRY = True
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
-    """A network that is quick to compile, and few rows."""
+    """A network that is quick to compile, on one device, and few rows."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "Options", functools.partial(Options, devices=1))
+        patch.setattr(runs, "plot", lambda *_: None)
         patch.setattr(surface, "POINTS", 3)
         patch.setattr(surface, "IMAGES", 40)
         patch.setattr(surface, "AT_ONCE", 20)
@@ -92,13 +95,18 @@ def without_times(record):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of both seeds of a row, each trained in one piece."""
+    """The folder of a row of one seed, trained in one piece."""
     folder = tmp_path_factory.mktemp("whole")
-    assert command(folder, "--only", "row") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduction, "rows", lambda: [ROW])
+        assert command(folder, "--all") == 0
     return folder
 
 
-def test_a_stopped_row_goes_on_from_what_lies_beside_the_results(tmp_path, whole):
+def test_a_stopped_row_goes_on_from_what_lies_beside_the_results(
+    tmp_path, whole, monkeypatch
+):
+    monkeypatch.setattr(reproduction, "rows", lambda: [ROW])
     kept = tmp_path / "results" / "budget" / "unfinished"
     path = tmp_path / "results" / "budget" / "row.json"
     steps = []
@@ -148,18 +156,23 @@ def test_a_signal_at_any_moment_stops_all_that_follows(moment, tmp_path, monkeyp
     assert [run["seed"] for run in record_of(tmp_path)["runs"]] == [0, 1]
 
 
-def test_a_record_has_what_the_tables_need(whole, monkeypatch, capsys):
-    record = record_of(whole)
+@pytest.mark.slow
+def test_a_record_has_what_the_tables_need(whole, tmp_path, monkeypatch, capsys):
+    shutil.copytree(whole / "results", tmp_path / "results")
+    assert command(tmp_path, "--only", "row") == 0  # adds the other seed
+    record = record_of(tmp_path)
+    assert record["runs"][0] == record_of(whole)["runs"][0]
     assert [run["seed"] for run in record["runs"]] == [0, 1]
     assert record.keys() == committed().keys()
     for run in record["runs"]:
         assert run.keys() == committed()["runs"][0].keys() - {"devices"}
-        devices = jax.device_count()
-        assert run["revisions"] == [f"{results.revision()} on {devices} device(s)"]
+        assert run["revisions"] == [
+            f"{results.revision()} on {jax.device_count()} device(s)"
+        ]
         assert run["seconds"] > 0.0
         assert {len(x) for x in run["epochs"].values()} == {2}
     last = record["runs"][1]
-    weights = whole / "work" / "budget" / "row" / "row_seed_1.safetensors"
+    weights = tmp_path / "work" / "budget" / "row" / "row_seed_1.safetensors"
     config = dataclasses.replace(CONFIG, seed=1)
     with open_pipeline(config, Options(devices=1)) as pipeline:
         check_measurements(last, config, pipeline, hero_jax.quant.load(weights))
@@ -168,7 +181,7 @@ def test_a_record_has_what_the_tables_need(whole, monkeypatch, capsys):
     assert [x.strip() for x in cells[1:4]] == ["row", "1", "channel"]
     accuracy = 100 * last["accuracy_by_bits_per_channel"]["2"]
     assert cells[6].strip() == f"{accuracy:.1f}"
-    assert command(whole, "--list") == 0
+    assert command(tmp_path, "--list") == 0
     lines = capsys.readouterr().out.splitlines()[2:]
     assert [x.split("|")[-2].strip() for x in lines] == ["0", "1", "0"]
 
@@ -221,6 +234,7 @@ def test_results_of_other_configs_and_images_are_not_mixed(
     assert record_of(tmp_path)["runs"] == record["runs"]
 
 
+@pytest.mark.slow
 def test_a_row_that_diverges_is_a_result(tmp_path):
     assert command(tmp_path, "--only", "diverges") == 0
     (run,) = record_of(tmp_path, "diverges")["runs"]

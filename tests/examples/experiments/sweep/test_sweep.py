@@ -246,6 +246,7 @@ def test_a_sweep_stops_between_runs(tmp_path):
     assert len(json.loads((tmp_path / "sweep.json").read_text())["runs"]) == 1
 
 
+@pytest.mark.slow
 def test_runs_that_diverge_are_marked_and_never_win(tmp_path):
     """And leave the others of their program alone."""
     wild = dataclasses.replace(GRID, h=(1.0,), gamma=(1e30, 0.1))
