@@ -1,6 +1,5 @@
 """The loss around the weights of a run: Figure 3, and the largest eigenvalue."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,8 +7,8 @@ import numpy as np
 import optax
 
 from examples.image_classification import evaluate
-from examples.image_classification.array_pipeline import ArrayPipeline
 from examples.image_classification.config import Config
+from examples.image_classification.pipeline import Pipeline
 from examples.image_classification.train import make_model
 from hero_jax import curvature, landscape
 
@@ -24,62 +23,22 @@ AT_ONCE = 125
 
 
 def measure(
-    config: Config, pipeline: ArrayPipeline, variables: evaluate.Variables
-) -> dict[str, Any]:
-    """Return coordinates and the loss on a grid, with the statistics of the weights.
+    config: Config, pipeline: Pipeline, variables: evaluate.Variables, surface: bool
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the largest eigenvalue of the Hessian, and the surface, if wanted.
 
     Args:
       config: of the run.
-      pipeline: its data, with its labels.
+      pipeline: its data, all on the device.
       variables: what it came to.
+      surface: whether to compute the loss on a grid as well.
     """
-    loss_fn, arguments = _loss(config, pipeline, variables)
-    params = variables["params"]
-    directions = [
-        landscape.filter_normalized(landscape.random_direction(key, params), params)
-        for key in jax.random.split(jax.random.key(0))
-    ]
-    axis = np.linspace(-1.0, 1.0, POINTS, dtype=np.float32)
-    surface = landscape.loss_surface(
-        loss_fn, params, directions, [axis, axis], *arguments
-    )
-    return {
-        "axis": [round(float(x), 6) for x in axis],
-        "images": len(arguments[-1]),
-        "loss": [[float(f"{x:.5g}") for x in row] for row in np.asarray(surface)],
-    }
-
-
-def largest_eigenvalue(
-    config: Config, pipeline: ArrayPipeline, variables: evaluate.Variables
-) -> dict[str, float]:
-    """Return the largest eigenvalue of the Hessian of the same loss, and its residual.
-
-    The arguments are those of :func:`measure`.
-    """
-    loss_fn, arguments = _loss(config, pipeline, variables)
-    found = curvature.top_eigenvalues(
-        loss_fn,
-        variables["params"],
-        *arguments,
-        batch_size=AT_ONCE,
-        batch_argnums=(2, 3),
-    )
-    return {
-        "value": float(f"{found.values[0]:.5g}"),
-        "residual": float(f"{found.residuals[0]:.2g}"),
-        "images": len(arguments[-1]),
-    }
-
-
-def _loss(
-    config: Config, pipeline: ArrayPipeline, variables: evaluate.Variables
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return `(params, *arguments) -> loss` and the arguments."""
     model = make_model(config, pipeline, synchronized=True)
     item = pipeline.sample(1)[0]
+    images, labels = (np.asarray(x)[:IMAGES] for x in (item.images, item.labels))
+    params, batch_stats = variables["params"], variables["batch_stats"]
 
-    def loss_fn(params: Any, batch_stats: Any, images: Any, labels: Any) -> Any:
+    def loss_fn(params: Any, images: Any, labels: Any) -> Any:
         logits: Any = model.apply(
             {"params": params, "batch_stats": batch_stats},
             pipeline.standardized(images),
@@ -87,5 +46,23 @@ def _loss(
         )
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    images, labels = (np.asarray(x)[:IMAGES] for x in (item.images, item.labels))
-    return loss_fn, (variables["batch_stats"], images, labels)
+    data = (images, labels)
+    top = curvature.top_eigenvalues(
+        loss_fn, params, *data, batch_size=AT_ONCE, batch_argnums=(1, 2)
+    )
+    eigenvalue = {
+        "value": float(f"{top.values[0]:.5g}"),
+        "residual": float(f"{top.residuals[0]:.2g}"),
+        "images": len(labels),
+    }
+    if not surface:
+        return eigenvalue, {}
+    directions = [
+        landscape.filter_normalized(landscape.random_direction(key, params), params)
+        for key in jax.random.split(jax.random.key(0))
+    ]
+    axis = np.linspace(-1.0, 1.0, POINTS, dtype=np.float32)
+    losses = landscape.loss_surface(loss_fn, params, directions, [axis, axis], *data)
+    rounded = [[float(f"{x:.5g}") for x in row] for row in np.asarray(losses)]
+    where = {"axis": [round(float(x), 6) for x in axis], "images": len(labels)}
+    return eigenvalue, {"surface": where | {"loss": rounded}}

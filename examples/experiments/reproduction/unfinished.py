@@ -12,18 +12,21 @@ from examples.image_classification import results
 REVISIONS = "revisions.txt"
 
 
-def keep(run: Path, kept: Path) -> None:
-    """Copy what a stopped run goes on from, in place of an earlier copy."""
-    latest = _latest(run)
-    if latest is not None and latest > (_latest(kept) or 0):
-        _copy(run, kept, latest)
-
-
-def bring_back(kept: Path, run: Path) -> None:
-    """Copy a stopped run to where it goes on, unless it came further there."""
-    latest = _latest(kept)
-    if latest is not None and latest > (_latest(run) or 0):
-        _copy(kept, run, latest)
+def copy(run: Path, target: Path) -> None:
+    """Copy what a run goes on from, whole or not at all, if it came further there."""
+    step = _latest(run)
+    if step <= _latest(target):
+        return
+    partial = _partial(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    checkpoint = Path("checkpoints") / str(step)
+    shutil.copytree(run / checkpoint, partial / checkpoint)
+    for marker in partial.rglob("commit_success.txt"):  # of Orbax; names this machine
+        marker.write_text("")
+    for name in ("config.toml", REVISIONS):
+        shutil.copy(run / name, partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
 
 
 def forget(kept: Path) -> None:
@@ -43,27 +46,10 @@ def note_revision(run: Path, devices: int) -> list[str]:
     return noted
 
 
-def _copy(source: Path, target: Path, step: int) -> None:
-    """Replace a folder, whole or not at all."""
-    partial = _partial(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(_checkpoint(source, step), _checkpoint(partial, step))
-    for marker in partial.rglob("commit_success.txt"):  # of Orbax; names this machine
-        marker.write_text("")
-    for name in ("config.toml", REVISIONS):
-        shutil.copy(source / name, partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-
-
 def _partial(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
-def _checkpoint(run: Path, step: int) -> Path:
-    return run / "checkpoints" / str(step)
-
-
-def _latest(run: Path) -> int | None:
+def _latest(run: Path) -> int:
     steps = (path.name for path in (run / "checkpoints").glob("*"))
-    return max((int(step) for step in steps if step.isdigit()), default=None)
+    return max((int(step) for step in steps if step.isdigit()), default=0)

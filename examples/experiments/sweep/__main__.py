@@ -11,14 +11,13 @@ them if not given), averaged over the seeds, full precision and `--bits`; the te
 images are not used. The folder (`runs/CONFIG/sweep`, or `--out`) gets
 
     config.toml  all that the runs have in common
-    sweep.json   every run, means with standard errors, the best setting, and which of
-                 its values are at an end of the grid; written after every run (or
-                 `--at-once` runs), so that the same command goes on after a kill; with
-                 more values in the grid, it does what is missing
+    sweep.json   every run, means with standard errors, the best setting; written after
+                 every run, so that the same command, also with more values in the grid,
+                 does what is missing
     sweep.png    accuracy over h and gamma at every precision
+    best.toml    the config of a run with the best setting on all training images
 
-and the command of the final run with the best setting is printed. `--measure` compares
-the two ways to run it instead, and writes speed.json.
+and the command of that run is printed. `--measure` times the two ways to run it.
 """
 
 import dataclasses
@@ -31,30 +30,33 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from examples.image_classification import config as configs
+from examples.image_classification import results
 from examples.image_classification.__main__ import ERRORS, first
 from examples.image_classification.config import Config
-from examples.image_classification.logbook import prepare_streams, say
+from examples.image_classification.logbook import prepare_streams, say, tell
 from examples.image_classification.stopping import STOPPED, Stopped
 
-from .grid import OF_METHOD, Grid, plain, settings_of
-from .search import Options, in_words, measure, percent, sweep
+from .grid import OF_METHOD, Grid, percent, plain
+from .search import Options, in_words, sweep
+from .speed import measure
 
 T = TypeVar("T")
 Hidden = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Common(Config):
-    """What all runs have in common: a config less what the grid and the sweep decide.
+class Command(Config):
+    """What the command line says: a config less what the grid and the sweep decide.
 
     Attributes:
       bits: precisions of the weights that count, beside the full one.
       validation_size: hold out so many training images and judge by them; a tenth of
         the training images if None.
+      grid: of the sweep.
+      options: of the sweep.
     """
 
-    bits: tuple[int, ...] = (4,)
-    validation_size: int | None = None
     h: Hidden[float] = Config.h
     gamma: Hidden[float] = Config.gamma
     learning_rate: Hidden[float] = Config.learning_rate
@@ -64,6 +66,8 @@ class Common(Config):
     curvature_h: Hidden[float] = Config.curvature_h
     curvature_batches: Hidden[int] = Config.curvature_batches
     epoch_on_device: Hidden[bool | None] = Config.epoch_on_device
+    grid: Grid
+    options: Options
 
     def __post_init__(self) -> None:
         """Leave a learning rate that does not suit the optimizer to the grid."""
@@ -71,60 +75,9 @@ class Common(Config):
             object.__setattr__(self, "learning_rate", 0.0)
         super().__post_init__()
 
-    def config(self) -> Config:
-        """Return it as an ordinary config."""
-        return Config(**dataclasses.asdict(self))
 
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """What the command line says."""
-
-    common: Common
-    grid: Grid
-    options: Options
-
-
-def final_command(
-    arguments: Sequence[str], base: Config, record: dict[str, Any], options: Options
-) -> str:
-    """Return the command line of a run with the best setting on all training images.
-
-    Args:
-      arguments: of the sweep's command line.
-      base: the config that they name.
-      record: of the sweep.
-      options: of the sweep.
-    """
-    best = record["best"]
-    kept = ("bits", "seed")
-    wanted = record["config"] | {name: getattr(base, name) for name in kept}
-    wanted |= settings_of(best)._asdict() | {"validation_size": None}
-    words = ["python", "-m", "examples.image_classification"]
-    if arguments and not arguments[0].startswith("-"):
-        words.append(arguments[0])
-    has = OF_METHOD[wanted["method"]]
-    lacks = {name for names in OF_METHOD.values() for name in names} - {*has}
-    for name, value in wanted.items():
-        if name in lacks or (name not in has and value == getattr(base, name)):
-            continue
-        option = name.replace("_", "-")
-        if isinstance(value, bool) and name != "epoch_on_device":
-            words.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            words += [f"--{option}", str(value)]
-    for name in ("data_dir", "dataset_path"):
-        if (value := getattr(options, name)) is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    assert options.out is not None
-    tried = Grid(**record["grid"]).told(wanted["method"])
-    folder = "_".join(f"{name}_{best[name]:g}" for name in tried)
-    words += ["--out", str(options.out / (folder or wanted["method"]))]
-    return shlex.join(words)
-
-
-def parse(arguments: Sequence[str]) -> tuple[Config, Grid, Options]:
-    """Read a config file, the options that override it, and the grid.
+def parse(arguments: Sequence[str]) -> tuple[Config, Config, Grid, Options]:
+    """Return the config that is named, that of the runs, the grid, and the options.
 
     Raises:
       FileNotFoundError: no such config.
@@ -132,61 +85,31 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Grid, Options]:
       ValueError: a value is out of range, or a file is no config.
     """
     name, base, rest = first(arguments)
+    grid = Grid(learning_rate=(base.learning_rate,), weight_decay=(base.weight_decay,))
+    options = Options(out=Path("runs") / name / "sweep")
+    fields = dataclasses.asdict(base) | {"bits": (4,)}
     command = tyro.cli(
         Command,
         prog="python -m examples.experiments.sweep [CONFIG]",
         description=__doc__,
         args=rest,
-        default=Command(
-            Common(**dataclasses.asdict(base) | {"bits": Common.bits}),
-            Grid(
-                learning_rate=(base.learning_rate,), weight_decay=(base.weight_decay,)
-            ),
-            Options(),
-        ),
+        default=Command(**fields, grid=grid, options=options),
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    config = Config(**{name: getattr(command, name) for name in fields})
     for rate in command.grid.learning_rate:  # it may not suit the optimizer
-        dataclasses.replace(command.common.config(), learning_rate=rate)
-    options = command.options
-    out = options.out or Path("runs") / name / "sweep"
-    options = dataclasses.replace(options, out=out)
-    return command.common.config(), command.grid, options
+        dataclasses.replace(config, learning_rate=rate)
+    return base, config, command.grid, command.options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status."""
-    prepare_streams()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        config, given, options = parse(arguments)
-    except (FileNotFoundError, TypeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        if options.measure:
-            measure(config, given, options)
-            return 0
-        record = sweep(config, given, options)
-    except Stopped as stopped:
-        say(f"{stopped}; the same command goes on with the others.")
-        return STOPPED
-    except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on with the runs that are missing.",
-            file=sys.stderr,
-        )
-        return 128 + signal.SIGINT
-    except (*ERRORS, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    best = record["best"]
-    if best is None:
-        say("every setting diverged: try smaller h, gamma or learning_rate.")
-        return 0
-    _, base, _ = first(arguments)
-    tried = Grid(**record["grid"])
-    setting = ", ".join(f"{x} {best[x]:g}" for x in tried.told(config.method))
+def last_words(
+    base: Config, config: Config, record: dict[str, Any], options: Options
+) -> list[str]:
+    """Say what is best; write the config of the final run, and say its command."""
+    best, out = record["best"], options.out
+    assert out is not None
+    axes = Grid(**record["grid"]).axes(config.method)
+    setting = ", ".join(f"{name} {best[name]:g}" for name in axes)
     lines = [
         f"best of {in_words(config)}: {setting}, with {percent(best['score'])} % on "
         f"{record['validation_images']} images held out."
@@ -200,9 +123,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{name} {best[name]:g} is the {end} that was tried: the best one may be "
             f"{further}, so run the sweep again with more values."
         )
-    lines.append("The run on all training images:")
-    lines.append(final_command(arguments, base, record, options))
-    say("\n".join(lines), options.quiet)
+    names = (*OF_METHOD[config.method], "learning_rate", "weight_decay")
+    fields: dict[str, Any] = {name: best[name] for name in names}
+    fields |= {"validation_size": None, "bits": base.bits}
+    final = dataclasses.replace(config, **fields)
+    results.write_text(out / "best.toml", configs.dumps(final))
+    words = ["python", "-m", "examples.image_classification", str(out / "best.toml")]
+    for name in ("data_dir", "dataset_path"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    folder = "_".join(f"{name}_{best[name]:g}" for name in axes) or config.method
+    words += ["--out", str(out / folder)]
+    return [*lines, "The run on all training images:", shlex.join(words)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status."""
+    prepare_streams()
+    try:
+        base, config, grid, options = parse(
+            sys.argv[1:] if arguments is None else arguments
+        )
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        tell(f"error: {error}")
+        return 2
+    try:
+        if options.measure:
+            measure(config, grid, options)
+            return 0
+        record = sweep(config, grid, options)
+        if record["best"] is None:
+            say("every setting diverged: try smaller h, gamma or learning_rate.")
+            return 0
+        say("\n".join(last_words(base, config, record, options)), options.quiet)
+    except Stopped as stopped:
+        tell(str(stopped))
+        return STOPPED
+    except KeyboardInterrupt:
+        tell("interrupted; the same command goes on with the runs that are missing.")
+        return 128 + signal.SIGINT
+    except (*ERRORS, OSError) as error:
+        tell(f"error: {error}")
+        return 1
     return 0
 
 

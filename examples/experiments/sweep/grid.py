@@ -24,17 +24,10 @@ OF_METHOD: dict[Method, tuple[str, ...]] = {
 
 
 class Run(NamedTuple):
-    """One run of a sweep.
-
-    Attributes:
-      settings: of the method and the optimizer.
-      seed: of weights, order, augmentation and label noise.
-      label_noise: share of the labels that are random; the config's if None.
-    """
+    """Settings of method and optimizer, and the seed of all that is random."""
 
     settings: Settings
     seed: int
-    label_noise: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,13 +63,13 @@ class Grid:
             object.__setattr__(self, name, tuple(checked))
 
     def of_method(self, method: Method) -> "Grid":
-        """Return the grid without what a method has not."""
+        """Return the grid with zeros for the settings that a method does not have."""
         names = {name for names in OF_METHOD.values() for name in names}
-        without: dict[str, Any] = dict.fromkeys(names - {*OF_METHOD[method]}, (0.0,))
-        return dataclasses.replace(self, **without)
+        zeros: dict[str, Any] = dict.fromkeys(names - {*OF_METHOD[method]}, (0.0,))
+        return dataclasses.replace(self, **zeros)
 
-    def told(self, method: Method) -> list[str]:
-        """Return the names of the method, and of what has several values."""
+    def axes(self, method: Method) -> list[str]:
+        """Return the settings that the method has, and those with several values."""
         return [
             name
             for name in Settings._fields
@@ -89,8 +82,8 @@ class Grid:
         With h = 0 there is nothing that gamma could penalise: its least value stands
         for all.
         """
-        axes = (getattr(self, name) for name in Settings._fields)
-        combined = (Settings(*values) for values in itertools.product(*axes))
+        values = (getattr(self, name) for name in Settings._fields)
+        combined = (Settings(*x) for x in itertools.product(*values))
         return [x for x in combined if x.h or x.gamma == min(self.gamma)]
 
     def runs(self) -> list[Run]:
@@ -101,13 +94,8 @@ class Grid:
 def summarize(grid: Grid, rows: Sequence[Row]) -> list[Row]:
     """Return means over the seeds, of every setting that has a run from each.
 
-    Args:
-      grid: of the sweep.
-      rows: its runs, with `accuracy_by_bits`, which is None of one that diverged.
-
-    Returns:
-      For each setting the number of runs that diverged, `accuracy_by_bits` and
-      `score`, the mean of these accuracies, with standard errors; None if any diverged.
+    For each the number of runs that diverged, `accuracy_by_bits` and `score`, the mean
+    of these accuracies, with standard errors; None if any diverged.
     """
     by_run = {run_of(row): row["accuracy_by_bits"] for row in rows}
     summaries = []
@@ -117,20 +105,12 @@ def summarize(grid: Grid, rows: Sequence[Row]) -> list[Row]:
             continue
         accuracies = [by_run[run] for run in runs]
         diverged = accuracies.count(None)
-        summary: Row = {
-            **settings._asdict(),
-            "diverged": diverged,
-            "accuracy_by_bits": None,
-            "score": None,
-        }
+        of_bits = score = None
         if not diverged:
-            summary["accuracy_by_bits"] = {
-                bits: _summary([of_seed[bits] for of_seed in accuracies])
-                for bits in accuracies[0]
-            }
-            scores = [float(np.mean([*x.values()])) for x in accuracies]
-            summary["score"] = _summary(scores)
-        summaries.append(summary)
+            of_bits = {x: _mean([y[x] for y in accuracies]) for x in accuracies[0]}
+            score = _mean([float(np.mean([*x.values()])) for x in accuracies])
+        results = {"diverged": diverged, "accuracy_by_bits": of_bits, "score": score}
+        summaries.append(settings._asdict() | results)
     return summaries
 
 
@@ -142,14 +122,14 @@ def best(summaries: Sequence[Row]) -> Row | None:
 
 def at_edge(grid: Grid, row: Row) -> dict[str, str]:
     """Return which settings have an end of the grid, other than zero, and which end."""
-    found = {}
+    ends = {}
     for name in Settings._fields:
         if name == "gamma" and not row["h"]:
             continue
         values, value = getattr(grid, name), row[name]
         if len(values) > 1 and value and value in (min(values), max(values)):
-            found[name] = "largest" if value == max(values) else "smallest"
-    return found
+            ends[name] = "largest" if value == max(values) else "smallest"
+    return ends
 
 
 def plain(method: Method, summaries: Sequence[Row]) -> Row | None:
@@ -164,13 +144,20 @@ def run_of(row: Row) -> Run:
 
 
 def settings_of(row: Row) -> Settings:
-    """Return the settings of a row; what it does not tell has its default."""
+    """Return the settings of a row; what it lacks has its default."""
     return Settings(**{x: row[x] for x in Settings._fields if x in row})
 
 
-def _summary(values: Sequence[float]) -> dict[str, float | None]:
-    error = standard_error(values)
+def percent(value: dict[str, Any]) -> str:
+    """Return a mean and its standard error, if it has one."""
+    error = value["standard_error"]
+    text = f"{100 * value['mean']:.1f}"
+    return text if error is None else f"{text} ± {100 * error:.1f}"
+
+
+def _mean(values: Sequence[float]) -> dict[str, float | None]:
+    error = float(standard_error(values))
     return {
         "mean": float(np.mean(values)),
-        "standard_error": None if math.isnan(error) else float(error),
+        "standard_error": None if math.isnan(error) else error,
     }

@@ -8,7 +8,7 @@ import numpy as np
 
 from examples.image_classification.results import write_figure
 
-from .grid import Grid, Row, settings_of
+from .grid import Grid, Row, percent, settings_of
 
 
 def plot(
@@ -34,75 +34,60 @@ def plot(
         shown, key=lambda name: len(getattr(grid, name)) == 1
     )  # the sort is stable
     downs, acrosses = getattr(grid, down), getattr(grid, across)
-    rows = {
-        (x[down], x[across]): x
-        for summary in summaries
-        for x in _spread(grid, summary)
-        if all(x[name] == shown[name] for name in fixed)
-    }
-    precisions = [] if best is None else [*best["accuracy_by_bits"]]
-    maps = {
-        bits: [[_mean(rows[y, x], bits) for x in acrosses] for y in downs]
-        for bits in precisions or ["32"]
-    }
-    values = np.array([*maps.values()])
-    finite = values[np.isfinite(values)]
-    limits = {"vmin": finite.min(), "vmax": finite.max()} if finite.size else {}
+    rows = {}
+    for x in summaries:
+        if all(x[name] == shown[name] for name in fixed):
+            for gamma in (x["gamma"],) if x["h"] else grid.gamma:  # for which it stands
+                spread = x | {"gamma": gamma}
+                rows[downs.index(spread[down]), acrosses.index(spread[across])] = x
+    precisions = ["32"] if best is None else [*best["accuracy_by_bits"]]
+    values = np.full((len(precisions), len(downs), len(acrosses)), np.nan)
+    for (i, j), x in rows.items():
+        if x["accuracy_by_bits"] is not None:
+            values[:, i, j] = [x["accuracy_by_bits"][b]["mean"] for b in precisions]
+    values *= 100
+    some = np.isfinite(values).any()
+    limits = {"vmin": np.nanmin(values), "vmax": np.nanmax(values)} if some else {}
     width = max(3.2, 1.3 + 0.85 * len(acrosses))
     figure = Figure(
-        figsize=(0.8 + width * len(maps), 1.6 + 0.55 * len(downs)),
+        figsize=(0.8 + width * len(precisions), 1.6 + 0.55 * len(downs)),
         layout="constrained",
     )
     for name in fixed:
         if len(getattr(grid, name)) > 1:
             title += f", {name.replace('_', ' ')} {shown[name]:g}"
     figure.suptitle(title)
-    axes = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
-    for axis, (bits, means) in zip(axes, maps.items(), strict=True):
-        image = axis.imshow(np.array(means), aspect="auto", cmap="viridis", **limits)
+    axes = figure.subplots(1, len(precisions), sharey=True, squeeze=False)[0]
+    for axis, bits, means in zip(axes, precisions, values, strict=True):
+        image = axis.imshow(means, aspect="auto", cmap="viridis", **limits)
         axis.set_xticks(range(len(acrosses)), [f"{x:g}" for x in acrosses])
         axis.set_yticks(range(len(downs)), [f"{x:g}" for x in downs])
         axis.set(
             xlabel=across.replace("_", " "),
             title="full precision" if bits == "32" else f"{bits} bits",
         )
-        for i, y in enumerate(downs):
-            for j, x in enumerate(acrosses):
-                _write(axis, i, j, rows[y, x], bits, image)
-                if best is not None and (best[down], best[across]) == (y, x):
-                    _frame(axis, i, j, edgecolor="red", linewidth=2.5, zorder=3)
+        for (i, j), x in rows.items():
+            color, text = "black", "diverged"
+            if x["accuracy_by_bits"] is None:
+                grey = {"facecolor": "0.85", "edgecolor": "0.6", "linewidth": 0}
+                _patch(axis, i, j, hatch="///", **grey)
+            else:
+                text = percent(x["accuracy_by_bits"][bits]).replace(" ±", "\n±")
+                red, green, blue, _ = image.cmap(image.norm(means[i, j]))
+                if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5:
+                    color = "white"
+            axis.text(j, i, text, ha="center", va="center", fontsize=8, color=color)
+        if best is not None:
+            i, j = downs.index(best[down]), acrosses.index(best[across])
+            frame = {"facecolor": "none", "edgecolor": "red", "linewidth": 2.5}
+            _patch(axis, i, j, zorder=3, **frame)
     axes[0].set_ylabel(down.replace("_", " "))
-    if finite.size:
+    if some:
         figure.colorbar(image, ax=axes, label="validation accuracy (%)")
     write_figure(path, figure)
 
 
-def _spread(grid: Grid, row: Row) -> list[Row]:
-    """Return the row of every gamma for which it stands."""
-    return [row] if row["h"] else [row | {"gamma": gamma} for gamma in grid.gamma]
-
-
-def _mean(row: Row, bits: str) -> float:
-    """Return percent, or NaN of a setting that diverged."""
-    accuracy = row["accuracy_by_bits"]
-    return float("nan") if accuracy is None else 100 * float(accuracy[bits]["mean"])
-
-
-def _write(axis: Any, i: int, j: int, row: Row, bits: str, image: Any) -> None:
-    """Write mean and standard error into a cell."""
-    if row["accuracy_by_bits"] is None:
-        _frame(axis, i, j, facecolor="0.85", edgecolor="0.6", hatch="///", linewidth=0)
-        axis.text(j, i, "diverged", ha="center", va="center", fontsize=8)
-        return
-    mean, error = _mean(row, bits), row["accuracy_by_bits"][bits]["standard_error"]
-    text = f"{mean:.1f}" if error is None else f"{mean:.1f}\n± {100 * error:.1f}"
-    dark = np.dot(image.cmap(image.norm(mean))[:3], (0.3, 0.6, 0.1)) < 0.5
-    color = "white" if dark else "black"
-    axis.text(j, i, text, ha="center", va="center", fontsize=8, color=color)
-
-
-def _frame(axis: Any, i: int, j: int, **style: Any) -> None:
+def _patch(axis: Any, i: int, j: int, **style: Any) -> None:
     from matplotlib.patches import Rectangle
 
-    style = {"facecolor": "none", **style}
     axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **style))

@@ -10,14 +10,13 @@ There are two ways, which give the same numbers but for rounding:
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from examples.image_classification import evaluate
 from examples.image_classification.array_pipeline import ArrayPipeline, Item
@@ -25,7 +24,6 @@ from examples.image_classification.config import Config
 from examples.image_classification.loop import RunError
 from examples.image_classification.stepping import take_steps
 from examples.image_classification.train import (
-    OUTPUTS,
     Settings,
     TrainState,
     make_functions,
@@ -39,17 +37,14 @@ Together = Literal["vmap", "one_by_one"]
 
 
 class Result(NamedTuple):
-    """What comes out of a run.
+    """What comes out of a run; None of one in which a quantity was not finite.
 
-    Attributes:
-      train_loss: mean over the steps of the last epoch.
-      test_loss: of the last weights.
-      accuracy_by_bits: test accuracy, "32" bits for the weights as they are.
+    "32" bits are the weights as they are; the training loss is that of the last epoch.
     """
 
-    train_loss: float
-    test_loss: float
-    accuracy_by_bits: dict[str, float]
+    accuracy_by_bits: dict[str, float] | None = None
+    validation_loss: float | None = None
+    train_loss: float | None = None
 
 
 class ManyRuns:
@@ -63,8 +58,7 @@ class ManyRuns:
 
     Attributes:
       size: runs that one call takes.
-      together: as given.
-      parameters: trainable numbers of a network.
+      step: compiled, `(state, item, settings) -> (state, outputs)`; uses the state up.
     """
 
     def __init__(
@@ -72,13 +66,12 @@ class ManyRuns:
     ) -> None:
         self._config, self._pipeline = config, pipeline
         self._devices = pipeline.devices
-        self.together: Together = together
         self._mapped = together == "vmap"
         self.size = size if self._mapped else 1
         model = make_model(config, pipeline, config.normalizes_together)
         init, *_ = make_functions(config, model, pipeline)
         try:
-            shapes = shapes_of(config, lambda: init(jax.random.key(0)))
+            shapes_of(config, lambda: init(jax.random.key(0)))
         except ValueError as error:
             raise RunError(str(error)) from None
 
@@ -86,9 +79,9 @@ class ManyRuns:
             return init(jax.random.wrap_key_data(item.key))
 
         def step(
-            state: TrainState, item: Item, given: Settings
+            state: TrainState, item: Item, settings: Settings
         ) -> tuple[TrainState, chex.Array]:
-            _, step_of, _ = make_functions(config, model, pipeline, given)
+            _, step_of, _ = make_functions(config, model, pipeline, settings)
             return step_of(state, item)
 
         if self._mapped:
@@ -96,169 +89,75 @@ class ManyRuns:
             start = jax.vmap(start, in_axes=(axes,))
             step = jax.vmap(step, in_axes=(0, axes, 0))
 
-        def epoch(
-            state: TrainState, item: Item, given: Settings
-        ) -> tuple[TrainState, chex.Array]:
-            return lax.scan(
-                lambda state, _: step(state, item, given), state, length=pipeline.steps
-            )
-
         self._start = self._devices.compile(start)
-        self._step = self._devices.compile(step, donate=True)
-        self._epoch = self._devices.compile(epoch, donate=True)
-        self._in_one_loop = config.epoch_on_device
-        if self._in_one_loop is None:
-            self._in_one_loop = jax.default_backend() != "cpu"
+        self.step = self._devices.compile(step, donate=True)
         self._evaluate = evaluate.make_evaluate(model, pipeline)
-        self._measure = evaluate.make_measure(config, model, pipeline)
-        self.parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
+
+    def begin(self, runs: Sequence[Run]) -> tuple[TrainState, Item, Settings]:
+        """Return the arguments of the first step of up to `size` runs."""
+        dtype = jnp.result_type(float)
+        settings: Settings = self._join(
+            [Settings(*(np.asarray(x, dtype) for x in run.settings)) for run in runs]
+        )
+        item = self._item(runs, 0)
+        return self._start(item), item, settings
 
     def train(
         self, runs: Sequence[Run], look: Callable[[np.ndarray], None]
-    ) -> list[Result | None]:
-        """Train and test up to `size` runs.
-
-        Args:
-          runs: which.
-          look: called with the losses of the runs, for every step.
-
-        Returns:
-          For each run its result; None if a quantity was not finite.
-        """
+    ) -> list[Result]:
+        """Train and test up to `size` runs; `look` at their losses after every step."""
+        state, item, settings = self.begin(runs)
         finite = np.full(len(runs), True)
-        for state, outputs in self.epochs(runs, look):  # noqa: B007 - the last counts
-            np.logical_and(finite, np.isfinite(outputs).all((1, 2)), out=finite)
-            if not finite.any():
-                return [None] * len(runs)
-        losses = outputs.mean(1)[:, 0]
-        return [
-            self.test(variables, float(loss)) if good else None
-            for variables, loss, good in zip(
-                self.networks(state, runs), losses, finite, strict=True
-            )
-        ]
-
-    def epochs(
-        self,
-        runs: Sequence[Run],
-        look: Callable[[np.ndarray], None],
-        state: TrainState | None = None,
-        first: int = 0,
-    ) -> Iterator[tuple[TrainState, np.ndarray]]:
-        """Yield the state after every epoch; the next one uses it up.
-
-        Args:
-          runs: which, up to `size`.
-          look: called with the losses of the runs, for every step.
-          state: to go on from; initial weights if None.
-          first: epochs that are behind it.
-
-        Yields:
-          The state, and outputs of the steps, float64 `[runs, steps, 5]`.
-        """
-        given = self._given(runs)
-        for number in range(first, self._config.epochs):
-            item = self._item(runs, number)
-            state = self._start(item) if state is None else state
+        for number in range(self._config.epochs):
+            item = self._item(runs, number) if number else item
             steps: list[np.ndarray] = []
 
             def note(values: jax.Array, steps: list[np.ndarray] = steps) -> None:
-                fetched = np.asarray(self._devices.fetch(values), np.float64)
-                for of_step in fetched.reshape(-1, self.size, len(OUTPUTS)):
-                    steps.append(of_step[: len(runs)])
-                    look(steps[-1][:, 0])
+                outputs = np.asarray(self._devices.fetch(values), np.float64)
+                steps.append(outputs.reshape(self.size, -1)[: len(runs)])
+                look(steps[-1][:, 0])
 
-            if self._in_one_loop:
-                state, values = self._epoch(state, item, given)
-                note(values)
-            else:
-                state = take_steps(
-                    lambda state, item: self._step(state, item, given),
-                    state,
-                    itertools.repeat(item, self._pipeline.steps),
-                    note,
-                )
-            yield state, np.stack(steps, axis=1)
+            state = take_steps(
+                lambda state, item: self.step(state, item, settings),
+                state,
+                itertools.repeat(item, self._pipeline.steps),
+                note,
+            )
+            finite &= np.isfinite(steps).all((0, 2))
+            if not finite.any():
+                return [Result()] * len(runs)
+        losses = np.mean(steps, axis=0)[:, 0]
+        fetched = self._devices.fetch(state)
+        results = []
+        for k, (loss, good) in enumerate(zip(losses, finite, strict=True)):
+            of_run = fetched
+            if self._mapped:
+                of_run = jax.tree.map(lambda x, k=k: x[k], fetched)
+            variables = evaluate.variables_of(of_run)
+            results.append(self._test(variables, float(loss)) if good else Result())
+        return results
 
-    def steps(self, runs: Sequence[Run]) -> Iterator[tuple[TrainState, jax.Array]]:
-        """Yield state and outputs of every step; the next one uses the state up."""
-        given, state = self._given(runs), None
-        for number in range(self._config.epochs):
-            item = self._item(runs, number)
-            state = self._start(item) if state is None else state
-            for _ in range(self._pipeline.steps):
-                state, outputs = self._step(state, item, given)
-                yield state, outputs
-
-    def shapes(self, runs: Sequence[Run]) -> TrainState:
-        """Return the shapes of the state of runs."""
-        shapes: TrainState = jax.eval_shape(self._start, self._item(runs, 0))
-        return shapes
-
-    def fetch(self, state: TrainState) -> TrainState:
-        """Return a copy of the state on the host."""
-        fetched: TrainState = self._devices.fetch(state)
-        return fetched
-
-    def place(self, state: TrainState) -> TrainState:
-        """Bring a state of the host to the device."""
-        placed: TrainState = self._devices.replicate(state)
-        return placed
-
-    def networks(
-        self, state: TrainState, runs: Sequence[Run]
-    ) -> list[evaluate.Variables]:
-        """Return what the model is applied with, of each run, on the host."""
-        state = self.fetch(state)
-        states = [state]
-        if self._mapped:
-            states = [
-                jax.tree.map(lambda x, k=k: x[k], state) for k in range(len(runs))
-            ]
-        return [evaluate.variables_of(x) for x in states]
-
-    def test(self, variables: evaluate.Variables, train_loss: float) -> Result | None:
-        """Test a network at every precision; None if a quantity is not finite."""
-        networks = {32: variables}
+    def _test(self, variables: evaluate.Variables, train_loss: float) -> Result:
+        """Test a network at every precision."""
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(variables)):
-            return None  # the last update went too far
+            return Result()  # the last update went too far
+        networks = {"32": variables}
         for bits in self._config.bits:
-            networks[bits] = evaluate.quantized(variables, bits)
+            networks[str(bits)] = evaluate.quantized(variables, bits)
         tested = self._evaluate([*networks.values()])
-        if not np.isfinite([result.loss for result in tested]).all():
-            return None
-        accuracies = (result.accuracy for result in tested)
-        return Result(
-            train_loss,
-            tested[0].loss,
-            dict(zip(map(str, networks), accuracies, strict=True)),
-        )
-
-    def measure(self, variables: evaluate.Variables, run: Run) -> dict[str, float]:
-        """Test a network, and measure gradient and curvature on the run's images."""
-        (tested,) = self._evaluate([variables])
-        items = self._pipeline_of(run).sample(self._config.curvature_batches)
-        return {
-            "test_loss": tested.loss,
-            "test_accuracy": tested.accuracy,
-            **self._measure(variables, items),
-        }
-
-    def _pipeline_of(self, run: Run) -> ArrayPipeline:
-        return self._pipeline.drawn(run.seed, run.label_noise)
-
-    def _given(self, runs: Sequence[Run]) -> Settings:
-        dtype = jnp.result_type(float)
-        given: Settings = self._join(
-            [Settings(*(np.asarray(x, dtype) for x in run.settings)) for run in runs]
-        )
-        return given
+        if not np.isfinite([x.loss for x in tested]).all():
+            return Result()
+        accuracies = (x.accuracy for x in tested)
+        by_bits = dict(zip(networks, accuracies, strict=True))
+        return Result(by_bits, tested[0].loss, train_loss)
 
     def _item(self, runs: Sequence[Run], epoch: int) -> Item:
         """Stack what differs between the runs; the images are there once."""
-        pipelines = {run[1:]: self._pipeline_of(run) for run in runs}
-        items = {key: next(x.epoch(epoch)) for key, x in pipelines.items()}
-        each = [items[run[1:]] for run in runs]
+        items = {
+            seed: next(self._pipeline.drawn(seed, None).epoch(epoch))
+            for seed in dict.fromkeys(run.seed for run in runs)
+        }
+        each = [items[run.seed] for run in runs]
         return Item(*each[0][:2], *self._join([item[2:] for item in each]))
 
     def _join(self, trees: Sequence[Any]) -> Any:

@@ -1,71 +1,65 @@
 """How long runs of a sweep take at once, and one after another."""
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Sequence
 from typing import Any, get_args
 
 import jax
 import numpy as np
 
-from examples.image_classification.array_pipeline import ArrayPipeline
+from examples.image_classification import results
 from examples.image_classification.config import Config
-from examples.image_classification.results import markdown
+from examples.image_classification.logbook import say
+from examples.image_classification.loop import RunError
 
-from .grid import Run
+from .grid import Grid
 from .many_runs import ManyRuns, Together
+from .search import Options, load
 
 STEPS = 5
-"""Timed of each run, after a first one."""
+"""Of each run, beside the first one, which is compiled before."""
+
+FEW = 4
+"""Runs that are timed, if `at_once` does not say how many."""
 
 
-def measure(
-    config: Config, pipeline: ArrayPipeline, runs: Sequence[Run], at_once: int
-) -> dict[str, dict[str, Any]]:
-    """Return the time of a step, and how many runs that makes in an hour, for each way.
+def measure(config: Config, grid: Grid, options: Options) -> dict[str, dict[str, Any]]:
+    """Time both ways to take the steps of the first runs of a grid.
 
-    Args:
-      config: of the runs.
-      pipeline: their data.
-      runs: of which the first are timed.
-      at_once: how many.
+    Prints a table, and writes `speed.json`. Arguments and errors are those of
+    :func:`search.sweep`. Returns the time of a step, and runs in an hour, by way.
     """
-    timed = runs[:at_once]
-    steps = config.epochs * pipeline.steps
-    long = dataclasses.replace(config, epochs=max(config.epochs, STEPS + 1))
+    assert options.out is not None
+    config, pipeline = load(config, options)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"out must be a folder: {error}") from None
+    runs = grid.of_method(config.method).runs()[: options.at_once or FEW]
     ways = {}
     for together in get_args(Together):
-        many = ManyRuns(long, pipeline, len(timed), together)
-        first, later = [], []
-        for k in range(0, len(timed), many.size):
-            seconds = _seconds(many, timed[k : k + many.size])
-            first.append(seconds[0])
-            later += seconds[1:]
-        step = float(np.median(later))
+        many = ManyRuns(config, pipeline, len(runs), together)
+        begun, seconds = time.perf_counter(), []
+        for k in range(0, len(runs), many.size):
+            state, item, settings = many.begin(runs[k : k + many.size])
+            for _ in range(STEPS + 1):
+                state, outputs = many.step(state, item, settings)
+                jax.block_until_ready(outputs)
+                seconds.append(time.perf_counter() - begun)
+                begun = time.perf_counter()
+        step = float(np.median(seconds))
+        run = step * config.epochs * pipeline.steps / many.size
         ways[together] = {
             "at_once": many.size,
-            "compile_seconds": round(max(0.0, first[0] - step), 2),
+            "compile_seconds": round(max(0.0, seconds[0] - step), 2),
             "step_ms": round(1e3 * step, 2),
             "step_ms_per_run": round(1e3 * step / many.size, 2),
-            "runs_per_hour": round(3600 * many.size / (step * steps), 1),
+            "runs_per_hour": round(3600 / run, 1),
         }
-    return ways
-
-
-def table(ways: dict[str, dict[str, Any]]) -> str:
-    """Return the measurements as a Markdown table."""
+    environment = results.environment()
+    record = {"environment": environment, "config": dataclasses.asdict(config)}
+    results.write_json(options.out / "speed.json", record | {"ways": ways})
     titles = ["way", "runs at once", "compile s", "ms / step", "per run", "runs / hour"]
     rows = [[name, *map(str, way.values())] for name, way in ways.items()]
-    return markdown([titles, *rows])
-
-
-def _seconds(many: ManyRuns, runs: Sequence[Run]) -> list[float]:
-    """Return the time of every step, of the first one with all that goes before."""
-    seconds = []
-    start = time.perf_counter()
-    for _, outputs in itertools.islice(many.steps(runs), STEPS + 1):
-        jax.block_until_ready(outputs)
-        seconds.append(time.perf_counter() - start)
-        start = time.perf_counter()
-    return seconds
+    say(results.markdown([titles, *rows]), options.quiet)
+    return ways
