@@ -330,6 +330,7 @@ def test_unreadable_test_images_do_not_count(photographs, capsys):
     assert "val/light/2.jpeg" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_worker_processes_give_what_one_process_gives(photographs):
     alone, helped = (
         files(photographs, label_noise=0.5),

@@ -138,7 +138,7 @@ def test_arrays_that_are_downsampled(capsys):
 @pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize(
     "augmentation",
-    [pytest.param("resized_crop", marks=pytest.mark.slow), "crop_flip"],
+    [pytest.param(x, marks=pytest.mark.slow) for x in ("resized_crop", "crop_flip")],
 )
 def test_photographs(capsys, augmentation):
     """With one size if need be; a grey one, a hidden one, one damaged, odd names."""

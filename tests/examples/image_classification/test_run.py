@@ -316,6 +316,7 @@ def test_standard_streams_may_be_closed(tmp_path, monkeypatch):
     assert run(config, options(tmp_path, quiet=False))["epochs"]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_terminal_is_not_silent(tmp_path, capsys):
     config = dataclasses.replace(CONFIG, epochs=1)
     run(config, options(tmp_path, quiet=False))
@@ -327,6 +328,7 @@ def test_a_run_without_a_terminal_is_not_silent(tmp_path, capsys):
     assert "(clean labels" in second
 
 
+@pytest.mark.slow
 def test_the_result_is_written_first(unfinished, whole, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(quant, "save", no_space)

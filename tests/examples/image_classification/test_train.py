@@ -91,7 +91,13 @@ def hero_gradient(loss, params):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("sgd", "hero"),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("grad_l1", "first_order")),
+    ],
+)
 def test_a_step_is_the_methods_gradient_with_momentum_and_decay(method):
     fields, gradient_of = METHODS[method]
     config, model, pipeline, program = setting(method=method, **fields)
@@ -382,6 +388,7 @@ def test_quantized_networks_are_those_of_the_quantizer():
     assert result["batch_stats"] is variables["batch_stats"]
 
 
+@pytest.mark.slow
 def test_curvature_is_that_of_the_mean_over_fixed_batches():
     config, model, pipeline, program = setting(
         method="sgd", curvature_h=1e-2, curvature_batches=3
