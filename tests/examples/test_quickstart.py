@@ -19,21 +19,13 @@ from examples.experiments.common.networks import load
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    "methods",
-    [
-        ("HERO",),
-        pytest.param([*digits.METHODS][:-1], marks=pytest.mark.slow),
-    ],
-)
-def test_the_networks_are_those_of_the_experiment(methods, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_networks_are_those_of_the_experiment(tmp_path):
     """Bit for bit, and so are the accuracies; the demo shares no code with it."""
-    gradients = {name: quickstart.GRADIENTS[name] for name in ("SGD", *methods)}
-    monkeypatch.setattr(quickstart, "GRADIENTS", gradients)
     quickstart.main(["--epochs=1", "--seeds=1", f"--out={tmp_path}"])
     accuracy = json.loads((tmp_path / "quickstart.json").read_text())["accuracy"]
     data = digits.load_data(0.4, 0)
-    for method in methods:
+    for method in digits.METHODS:
         program = digits.make_program(digits.METHODS[method], 7)
         with tqdm(disable=True) as progress:
             state = digits.train(program, data, 1, 0, progress)

@@ -37,6 +37,7 @@ def test_batches_cover_each_epoch_without_repetition():
     assert not np.array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_the_experiment(tmp_path, capsys):
     """Ten epochs from one seed: HERO's loss surface is already the flatter one."""
     arguments = ["--epochs=10", "--seeds=1", f"--out={tmp_path}", "--quiet"]

@@ -168,6 +168,7 @@ def test_methods_take_the_loss_with_its_key(name):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
+@pytest.mark.slow
 def test_methods_are_trained_measured_and_drawn(tmp_path, monkeypatch, capsys):
     """One epoch; a method that diverges is reported and the others go on."""
     lost = quickstart.Method(jax.value_and_grad, learning_rate=1e30)

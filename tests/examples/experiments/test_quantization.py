@@ -55,6 +55,7 @@ def test_accuracy_is_that_of_the_quick_start(weights, tmp_path, capsys):
     assert "| hero " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_accuracy_without_files_trains_first(tmp_path):
     record = accuracy_against_bits.main(
         ["--epochs=1", f"--out={tmp_path}", "--quiet", "--setting=symmetric"]
