@@ -153,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         path = options.out / "language_model.json"
         results = run(task, options.optimizers, options.seeds)
         record["seeds"] = options.seeds
+        trials = json.loads(SEARCH.read_text())["found"]
+        record["perturbation"] = trials["perturbation"]
         figure = plot(results, len(options.seeds))
         write_figure(path.with_suffix(".png"), figure, 150)
         print(

@@ -246,6 +246,7 @@ def test_main_writes_what_training_by_hand_gives(tmp_path, capsys, monkeypatch):
     )
     assert (tmp_path / "language_model.png").read_bytes().startswith(b"\x89PNG")
     assert "Python's help topics" in capsys.readouterr().out
+    assert written["perturbation"] == "adaptive"
     assert [*record["found"]] == ["Lion"]
     assert [*record["found"]["Lion"]] == ["first-order"]
 
