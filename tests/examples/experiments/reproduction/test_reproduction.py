@@ -93,12 +93,18 @@ def without_times(record):
     return kept, record["surface"]
 
 
+def measured(*_):
+    """Stand in for what takes long to compile."""
+    return {"value": 1.0}, {"surface": {}}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a row of one seed, trained in one piece."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduction, "rows", lambda: [ROW])
+        patch.setattr(surface, "measure", measured)
         assert command(folder, "--all") == 0
     return folder
 
@@ -107,6 +113,7 @@ def test_a_stopped_row_goes_on_from_what_lies_beside_the_results(
     tmp_path, whole, monkeypatch
 ):
     monkeypatch.setattr(reproduction, "rows", lambda: [ROW])
+    monkeypatch.setattr(surface, "measure", measured)
     kept = tmp_path / "results" / "budget" / "unfinished"
     path = tmp_path / "results" / "budget" / "row.json"
     steps = []
@@ -213,6 +220,10 @@ def check_measurements(run, config, pipeline, weights):
     expected = np.linalg.eigvalsh(np.asarray(hessian, np.float64))[-1]
     # Five digits are written of a value in single precision.
     np.testing.assert_allclose(run["largest_eigenvalue"]["value"], expected, rtol=1e-3)
+    _, more = surface.measure(config, pipeline, weights, True)
+    assert more["surface"]["axis"] == [-1.0, 0.0, 1.0]
+    middle = more["surface"]["loss"][1][1]
+    np.testing.assert_allclose(middle, loss_fn(flat), rtol=1e-3)
 
 
 def test_results_of_other_configs_and_images_are_not_mixed(

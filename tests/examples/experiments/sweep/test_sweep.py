@@ -564,7 +564,7 @@ def test_the_guide_shows_the_best_setting_of_the_sweep_on_digits():
 
 def test_adamw_has_the_learning_rates_of_the_grid():
     words = ["digits", "--optimizer", "adamw"]
-    config, tried, _ = sweep.parse([*words, "--learning-rate", "0.001", "0.003"])
+    _, config, tried, _ = sweep.parse([*words, "--learning-rate", "0.001", "0.003"])
     assert config.optimizer == "adamw"
     assert tried.learning_rate == (0.001, 0.003)
     with pytest.raises(ValueError, match=r"learning_rate must be at most 0\.02"):
