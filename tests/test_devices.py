@@ -155,8 +155,9 @@ def test_hero_is_that_of_the_whole_batch(direction, reduction, masks):
         mlp_loss, h=0.3, gamma=0.7, return_metrics=True, **kwargs, **kw
     )
     expected, metrics = dense_hero(
-        lambda p: mlp_loss(p, *batch),
+        mlp_loss,
         params,
+        *batch,
         h=0.3,
         gamma=0.7,
         direction=direction,

@@ -70,8 +70,9 @@ def test_equals_dense_hessian(direction, reduction, masks):
         )
     )(params, *batch)
     expected, expected_metrics = dense_hero(
-        lambda p: mlp_loss(p, *batch),
+        mlp_loss,
         params,
+        *batch,
         h=h,
         gamma=gamma,
         direction=direction,

@@ -38,8 +38,9 @@ def test_a_difference_tends_to_the_product_with_the_dense_hessian(reduction):
     """A forward difference errs in proportion to its step, down to rounding."""
     params, batch = mlp_params(), mlp_batch()
     expected, _ = dense_hero(
-        lambda p: mlp_loss(p, *batch),
+        mlp_loss,
         params,
+        *batch,
         **SETTINGS,
         direction="layerwise",
         reduction=reduction,
