@@ -661,7 +661,13 @@ def test_gamma_has_the_unit_of_one_over_the_loss(direction, hvp):
     params, batch = mlp_params(), mlp_batch()
     loss = lambda p: mlp_loss(p, *batch)
     expected, _ = dense_hero(
-        loss, params, h=0.3, gamma=0.7, direction=direction, reduction="sum"
+        mlp_loss,
+        params,
+        *batch,
+        h=0.3,
+        gamma=0.7,
+        direction=direction,
+        reduction="sum",
     )
     options = {"perturbation": direction, "hvp": hvp}
 
