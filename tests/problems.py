@@ -100,9 +100,7 @@ def dense_hero(
     penalised = [x.ndim >= 2 for x in leaves] if penalised is None else penalised
 
     def unflatten(flat):
-        shaped = [
-            flat[i].reshape(x.shape) for i, x in zip(layers, leaves, strict=True)
-        ]
+        shaped = [flat[i].reshape(x.shape) for i, x in zip(layers, leaves, strict=True)]
         return jax.tree.unflatten(tree, shaped)
 
     W = np.concatenate([np.ravel(x) for x in leaves])

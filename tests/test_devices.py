@@ -1,6 +1,7 @@
 """Eight devices against one: pmap, shard_map, vmap and jit of sharded arrays."""
 
 import functools
+import itertools
 import re
 
 import chex
@@ -46,8 +47,6 @@ METHODS = {
     ),
     "GSAM": lambda loss, **kw: family.gsam_value_and_grad(loss, h=0.3, alpha=0.4, **kw),
 }
-OFTEN = ("hero", "first-order", "plain", "GRAD-L1")
-"""Those that are not left to the slow tests; the others share their code."""
 
 
 def over_axis(scope, make, loss, axis_name="data", **options):
@@ -62,6 +61,14 @@ def some(cases, *quick):
     return [
         pytest.param(case, marks=() if case in quick else pytest.mark.slow)
         for case in cases
+    ]
+
+
+def pairs(*axes, quick):
+    """Mark all combinations slow but the quick ones, which have all parts in them."""
+    return [
+        pytest.param(*case, marks=() if case in quick else pytest.mark.slow)
+        for case in itertools.product(*axes)
     ]
 
 
@@ -173,8 +180,20 @@ def test_hero_is_that_of_the_whole_batch(direction, reduction, masks):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("map_name", some(MAPS, "pmap", "shard_map"))
-@pytest.mark.parametrize("method", some(METHODS, *OFTEN))
+@pytest.mark.parametrize(
+    ("method", "map_name"),
+    pairs(
+        METHODS,
+        MAPS,
+        quick=[
+            ("hero", "pmap"),
+            ("hero", "shard_map"),
+            ("first-order", "pmap"),
+            ("plain", "shard_map"),
+            ("GRAD-L1", "shard_map"),
+        ],
+    ),
+)
 def test_every_method_is_that_of_the_whole_batch(method, map_name):
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
     expected = jax.jit(METHODS[method](mlp_loss))(params, *batch)
@@ -183,7 +202,7 @@ def test_every_method_is_that_of_the_whole_batch(method, map_name):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("map_name", MAPS)
+@pytest.mark.parametrize("map_name", some(MAPS, "pmap", "shard_map", "vmap"))
 def test_a_mean_over_the_axis_within_the_loss_changes_nothing(map_name):
     """As a synchronized normalization takes it, and as the last operation."""
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
@@ -256,20 +275,25 @@ def varying(params):
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_link_of_a_chain():
+@pytest.mark.parametrize("map_name", some(MAPS, "pmap", "shard_map"))
+def test_the_link_of_a_chain(map_name):
     """Weights, momentum and metrics after three steps."""
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
     expected = jax.jit(train(chain()))(params, *batch)
-    tx = chain("data")
-    close(pmapped(train(tx))(params, *batch), expected)
-    close(shard_mapped(train(tx, varying))(params, *batch), expected)
-    close(unchecked(train(tx))(params, *batch), expected)
-    close(vmapped(train(tx))(params, *batch), expected)
+    own = {"own": varying} if map_name == "shard_map" else {}
+    spread = MAPS[map_name](train(chain("data"), **own))
+    close(spread(params, *batch), expected)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("map_name", ["pmap", "shard_map"])
-@pytest.mark.parametrize("method", some(METHODS, "hero", "GRAD-L1"))
+@pytest.mark.parametrize(
+    ("method", "map_name"),
+    pairs(
+        METHODS,
+        ("pmap", "shard_map"),
+        quick=[("hero", "pmap"), ("GRAD-L1", "shard_map")],
+    ),
+)
 def test_each_device_by_itself_is_as_many_parts_on_one(method, map_name):
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
     make = METHODS[method]
@@ -289,8 +313,14 @@ def test_each_device_by_itself_is_as_many_parts_on_one(method, map_name):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("map_name", MAPS)
-@pytest.mark.parametrize("name", ["jax", "hero"])
+@pytest.mark.parametrize(
+    ("name", "map_name"),
+    pairs(
+        ("jax", "hero"),
+        MAPS,
+        quick=[("hero", "pmap"), ("hero", "shard_map"), ("jax", "shard_map")],
+    ),
+)
 def test_the_number_of_devices_does_not_matter(name, map_name):
     """A perturbation for every three examples, on one device or four; and none."""
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
@@ -409,8 +439,14 @@ def test_the_batch_may_be_a_tree_and_the_rest_stays_whole():
     close(actual, expected)
 
 
-@pytest.mark.parametrize("scope", ["global", "local"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "scope"),
+    pairs(
+        METHODS,
+        ("global", "local"),
+        quick=[*((method, "global") for method in METHODS), ("hero", "local")],
+    ),
+)
 def test_half_precision_is_averaged_in_full(method, scope):
     """Eight gradients of which bfloat16 could not hold the sum."""
     loss = lambda w, x, y: jnp.mean(jnp.asarray(w, jnp.float32) * x * y)
@@ -424,6 +460,12 @@ def test_half_precision_is_averaged_in_full(method, scope):
         assert gradient == mean
     by_parts = in_parts(METHODS[method](loss, **mask), 1, batch_argnums=(1, 2))
     assert by_parts(jnp.bfloat16(1.0), x, np.ones_like(x))[1] == mean
+
+
+def test_a_link_averages_half_precision_in_full():
+    loss = lambda w, x, y: jnp.mean(jnp.asarray(w, jnp.float32) * x * y)
+    x = np.float32([256.0, *[1.0] * (DEVICES - 1)])
+    mean = jnp.bfloat16((256.0 + DEVICES - 1) / DEVICES)
     link = hero_jax.hero(0.3, 0.1, penalty_mask=True, axis_name="data")
 
     def update(w, x, y):
@@ -473,9 +515,19 @@ SHARDINGS = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("weights", SHARDINGS)
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-@pytest.mark.parametrize("method", some(METHODS, "hero", "GRAD-L1"))
+@pytest.mark.parametrize(
+    ("method", "kind", "weights"),
+    pairs(
+        METHODS,
+        ("Auto", "Explicit"),
+        SHARDINGS,
+        quick=[
+            ("hero", "Auto", "weights sharded"),
+            ("hero", "Explicit", "weights sharded"),
+            ("GRAD-L1", "Explicit", "weights replicated"),
+        ],
+    ),
+)
 def test_jit_distributes_sharded_arrays(method, kind, weights):
     """Data over four devices, weights over two; by Explicit axes grads lie alike."""
     batch = mlp_batch(size=EXAMPLES)
@@ -592,8 +644,14 @@ COLLECTIVES = {
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 8), reason="XLA does not yet join what one pmean does"
 )
-@pytest.mark.parametrize("scope", ["global", "local"])
-@pytest.mark.parametrize("method", some(METHODS, "hero", "GRAD-L1"))
+@pytest.mark.parametrize(
+    ("method", "scope"),
+    pairs(
+        METHODS,
+        ("global", "local"),
+        quick=[("hero", "global"), ("hero", "local"), ("GRAD-L1", "global")],
+    ),
+)
 def test_collective_operations_per_step(method, scope):
     params, batch = in_single_precision()
     others = ("GRAD-L1", "GNP", "GSAM")

@@ -170,7 +170,10 @@ def _of_hero(path, _):
 
 
 @main_variants
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow), jnp.float32],
+)
 def test_updates_keep_the_dtype_of_the_gradients(name, dtype):
     tx, params = hero_jax.hero(**VARIANTS[name]), initial(dtype)
     grads = GRAD_FN(params)
@@ -277,8 +280,18 @@ READING_THE_OLD_STATE = {
 }
 
 
-@pytest.mark.parametrize("inner", [lambda tx: tx, optimizer_of], ids=["link", "chain"])
-@pytest.mark.parametrize("wrapper", READING_THE_OLD_STATE)
+@pytest.mark.parametrize(
+    ("wrapper", "inner"),
+    [
+        pytest.param(
+            *(wrapper, inner),
+            id=f"{wrapper}-{name}",
+            marks=() if name == "link" or wrapper == "MultiSteps" else pytest.mark.slow,
+        )
+        for wrapper in READING_THE_OLD_STATE
+        for name, inner in (("link", lambda tx: tx), ("chain", optimizer_of))
+    ],
+)
 def test_a_fresh_state_can_be_donated(wrapper, inner):
     """And the states after it: those of a step, compiled or not."""
     variant = VARIANTS["layerwise"]
