@@ -331,8 +331,9 @@ def test_the_number_of_devices_does_not_matter(name, map_name):
     expected = jax.jit(by_threes)(params, *batch)
     spread = MAPS[map_name](averaged(by_threes, "data"), devices=4)
     close(spread(params, *batch), expected)
-    whole = make(params, *batch)
-    close(in_parts(make, EXAMPLES, batch_argnums=[1, -1])(params, *batch), whole)
+    whole = jax.jit(make)(params, *batch)
+    as_one = jax.jit(in_parts(make, EXAMPLES, batch_argnums=[1, -1]))
+    close(as_one(params, *batch), whole)
     if name == "jax":
         close(expected, whole)
 
@@ -344,7 +345,7 @@ def test_parts_may_each_be_spread_over_the_devices():
     spread = shard_mapped(in_parts(make, 3, batch_argnums=(1, 2)), devices=4)
     # The first half of each device's six examples, then the second.
     order = np.arange(EXAMPLES).reshape(4, 2, 3).swapaxes(0, 1).ravel()
-    expected = in_parts(METHODS["hero"](mlp_loss), 12, batch_argnums=(1, 2))
+    expected = jax.jit(in_parts(METHODS["hero"](mlp_loss), 12, batch_argnums=(1, 2)))
     close(spread(params, *batch), expected(params, *(x[order] for x in batch)))
 
 
@@ -374,7 +375,7 @@ def test_a_product_over_a_part_of_each_device(map_name, hvp):
             lambda: make(0.0, axis_name="data")(params, x, y),
         )
 
-    expected = make(0.7)(params, *batch)
+    expected = jax.jit(make(0.7))(params, *batch)
     actual = MAPS[map_name](local)(params, *batch)
     # The difference divides rounding by 0.01.
     chex.assert_trees_all_close(actual, expected, rtol=1e-8, atol=1e-8)
@@ -392,7 +393,8 @@ def test_a_link_averages_the_gradient_of_its_product():
             whole(params), tx.init(params), params, grad_fn=whole, hvp_grad_fn=part
         )[0]
 
-    expected = update(params, *batch, hero_jax.hero(h=0.3, gamma=0.7))
+    alone = functools.partial(update, tx=hero_jax.hero(h=0.3, gamma=0.7))
+    expected = jax.jit(alone)(params, *batch)
     tx = hero_jax.hero(h=0.3, gamma=0.7, axis_name="data")
     close(pmapped(functools.partial(update, tx=tx))(params, *batch), expected)
 
@@ -420,8 +422,10 @@ def test_auxiliary_outputs_of_parts_are_stacked():
     for examples in (6, EXAMPLES):
         make = METHODS["hero"](loss, has_aux=True)
         by_parts = in_parts(make, examples, batch_argnums=(1, 2), has_aux=True)
-        (_, aux), _ = by_parts(params, x, y)
-        np.testing.assert_allclose(aux["x"], x.reshape(-1, examples, 3).sum(1))
+        (_, aux), _ = jax.jit(by_parts)(params, x, y)
+        np.testing.assert_allclose(
+            aux["x"], np.asarray(x).reshape(-1, examples, 3).sum(1)
+        )
         np.testing.assert_array_equal(aux["n"], [examples] * (EXAMPLES // examples))
 
 
@@ -430,10 +434,10 @@ def test_the_batch_may_be_a_tree_and_the_rest_stays_whole():
     params, (x, y) = mlp_params(), mlp_batch(size=EXAMPLES)
     scale = jnp.arange(3.0) + 1.0  # as many as there are examples to a part
     loss = lambda params, scale, batch: mlp_loss(params, batch["x"] * scale, batch["y"])
-    actual = in_parts(METHODS["hero"](loss), 3, batch_argnums=2)(
+    actual = jax.jit(in_parts(METHODS["hero"](loss), 3, batch_argnums=2))(
         params, scale, {"x": x, "y": y}
     )
-    expected = in_parts(METHODS["hero"](mlp_loss), 3, batch_argnums=(1, 2))(
+    expected = jax.jit(in_parts(METHODS["hero"](mlp_loss), 3, batch_argnums=(1, 2)))(
         params, x * scale, y
     )
     close(actual, expected)
@@ -593,7 +597,7 @@ def test_shard_map_does_not_sum_where_an_axis_is_forgotten(method):
         )
         message = rf"loss_fn's value varies over the axis {forgotten}, and params do no"
         with pytest.raises(ValueError, match=message):
-            step(params, *batch)
+            jax.jit(step)(params, *batch)
 
 
 def test_parts_of_explicitly_sharded_arrays_are_refused():
@@ -686,7 +690,9 @@ def test_what_is_no_name_gives_no_mean(factory, axis_name):
     make = METHODS.get(factory, lambda f, **kw: averaged(jax.value_and_grad(f), **kw))
     step = make(mlp_loss, axis_name=axis_name)
     with pytest.raises((TypeError, ValueError)):
-        jax.vmap(step, (None, 0, 0), axis_name="a")(params, x[:2, None], y[:2, None])
+        jax.jit(jax.vmap(step, (None, 0, 0), axis_name="a"))(
+            params, np.asarray(x)[:2, None], np.asarray(y)[:2, None]
+        )
 
 
 PARTS = {
