@@ -15,6 +15,7 @@ from hero_jax import family
 from tests.problems import (
     DIRECTIONS,
     dense_hero,
+    derivatives,
     mlp_batch,
     mlp_loss,
     mlp_params,
@@ -102,11 +103,12 @@ def test_product_equals_reverse_over_reverse(direction, reduction):
         return sum(s.sum() if reduction == "sum" else s.mean() for s in squares)
 
     expected = jax.tree.map(
-        lambda a, b: a + 0.7 * b, grad_fn(U, *batch), jax.grad(G)(U)
+        lambda a, b: a + 0.7 * b, grad_fn(U, *batch), jax.jit(jax.grad(G))(U)
     )
-    _, gradient = hero_jax.hero_value_and_grad(
+    value_and_grad = hero_jax.hero_value_and_grad(
         mlp_loss, h=0.3, gamma=0.7, perturbation=direction, reduction=reduction
-    )(params, *batch)
+    )
+    _, gradient = jax.jit(value_and_grad)(params, *batch)
     float64_close(gradient, expected)
 
 
@@ -133,8 +135,7 @@ def test_several_directions_are_averaged():
 def test_random_probes_estimate_the_sum_of_squared_eigenvalues():
     """Eq. 9, with the dense Hessian; and its gradient, by reverse over forward."""
     params, batch = mlp_params(), mlp_batch()
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
-    H = jax.hessian(lambda w: mlp_loss(unravel(w), *batch))(flat)
+    _, _, H = derivatives(mlp_loss, params, *batch)
     h = 1e-5
 
     @jax.jit

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 def gradient(params, batch, **options):
     options = {**SETTINGS, **options}
-    return hero_jax.hero_value_and_grad(mlp_loss, **options)(params, *batch)[1]
+    value_and_grad = hero_jax.hero_value_and_grad(mlp_loss, **options)
+    return jax.jit(value_and_grad)(params, *batch)[1]
 
 
 def every(k):
@@ -159,9 +160,8 @@ def test_a_product_of_another_loss_leaves_the_metrics_alone():
     chex.assert_trees_all_equal(metrics, expected)
 
     def dense(x, y):
-        return jax.hessian(lambda w: mlp_loss({**params, "out": w}, x, y))(
-            params["out"]
-        )["kernel"]["kernel"]
+        loss = lambda w: mlp_loss({**params, "out": w}, x, y)
+        return jax.jit(jax.hessian(loss))(params["out"])["kernel"]["kernel"]
 
     only = {"hidden": False, "out": {"kernel": True, "temperature": False}}
     mask = {"perturb_mask": only, "penalty_mask": only}
