@@ -76,7 +76,7 @@ def shapes(model, images):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("num_classes", [10, 100, 1000])
+@pytest.mark.parametrize("num_classes", [10, 1000])
 def test_parameters_are_those_counted_by_hand(name, num_classes):
     model = models.create(name, num_classes=num_classes)
     variables = shapes(model, jnp.zeros((1, 32, 32, 3)))
