@@ -202,7 +202,7 @@ def test_every_method_is_that_of_the_whole_batch(method, map_name):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("map_name", some(MAPS, "pmap", "shard_map", "vmap"))
+@pytest.mark.parametrize("map_name", some(MAPS, "pmap", "shard_map"))
 def test_a_mean_over_the_axis_within_the_loss_changes_nothing(map_name):
     """As a synchronized normalization takes it, and as the last operation."""
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)

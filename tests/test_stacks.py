@@ -152,7 +152,7 @@ def test_gradient(perturbation, reduction):
     [
         {},
         {"axis": "output"},
-        {"axis": -1},
+        pytest.param({"axis": -1}, marks=pytest.mark.slow),
         {"axis": 0, "group_size": 3},
         {"calibration": "percentile", "scheme": "symmetric"},
     ],

@@ -34,7 +34,9 @@ def distance(a, b):
     return float(optax.tree.norm(difference) / optax.tree.norm(b))
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize(
+    "reduction", ["sum", pytest.param("mean", marks=pytest.mark.slow)]
+)
 def test_a_difference_tends_to_the_product_with_the_dense_hessian(reduction):
     """A forward difference errs in proportion to its step, down to rounding."""
     params, batch = mlp_params(), mlp_batch()
@@ -120,7 +122,9 @@ def test_a_difference_takes_three_gradients():
         assert len(traces) == count
 
 
-@pytest.mark.parametrize("hvp", ["exact", FiniteDifference(1e-6)])
+@pytest.mark.parametrize(
+    "hvp", ["exact", pytest.param(FiniteDifference(1e-6), marks=pytest.mark.slow)]
+)
 def test_parts_of_the_batch_average_to_the_whole(hvp):
     """Unbiased: the products over all places of the spaced examples have the mean."""
     params, batch = mlp_params(), mlp_batch(size=8)

@@ -40,11 +40,7 @@ main_variants = pytest.mark.parametrize(
     [
         pytest.param(name, marks=marks)
         for name in VARIANTS
-        for marks in [
-            ()
-            if name in ("layerwise", "off", "masked", "scheduled")
-            else pytest.mark.slow
-        ]
+        for marks in [() if name in ("layerwise", "scheduled") else pytest.mark.slow]
     ],
 )
 """Of which the others, equal to the function, would say the same."""

@@ -121,7 +121,7 @@ def test_nor_of_a_direction_or_of_a_function_for_statistics():
     assert [x() for x in gone] == [None] * 3
 
 
-@pytest.mark.parametrize("factor", [1e-25, 1e20])
+@pytest.mark.parametrize("factor", [1e-25, pytest.param(1e20, marks=pytest.mark.slow)])
 def test_results_are_in_proportion_to_the_loss(diagnostic, factor):
     """In float32, whose squares end at 1e-38 and 1e38."""
     factor = np.float32(factor)
