@@ -1,5 +1,7 @@
 """Losses with known derivatives, and HERO written out densely in numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,37 +72,53 @@ def numpy_direction(name, W, g, layers):
     return z
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def derivatives(loss, params, *args):
+    """Value, gradient and dense Hessian, over the flattened tree."""
+    flat, unravel = ravel_pytree(params)
+    flat_loss = lambda w: loss(unravel(w), *args)
+    return (*jax.value_and_grad(flat_loss)(flat), jax.hessian(flat_loss)(flat))
+
+
 def dense_hero(
-    loss, params, *, h, gamma, direction, reduction, perturbed=None, penalised=None
+    loss,
+    params,
+    *args,
+    h,
+    gamma,
+    direction,
+    reduction,
+    perturbed=None,
+    penalised=None,
 ):
-    """Eq. 13 with the dense Hessian.
+    """Eq. 13 of `loss(params, *args)` with the dense Hessian.
 
     `perturbed` and `penalised` are lists of bools, one per leaf.
     """
-    flat, unravel = ravel_pytree(params)
-    flat_loss = lambda w: loss(unravel(w))
-    layers, leaves = slices(params), jax.tree.leaves(params)
+    layers, (leaves, tree) = slices(params), jax.tree.flatten(params)
     perturbed = [True] * len(leaves) if perturbed is None else perturbed
     penalised = [x.ndim >= 2 for x in leaves] if penalised is None else penalised
 
-    W = np.asarray(flat)
-    g = np.asarray(jax.grad(flat_loss)(flat))
+    def unflatten(flat):
+        shaped = [flat[i].reshape(x.shape) for i, x in zip(layers, leaves, strict=True)]
+        return jax.tree.unflatten(tree, shaped)
+
+    W = np.concatenate([np.ravel(x) for x in leaves])
+    g = np.asarray(derivatives(loss, params, *args)[1])
     seen = np.zeros_like(g)
     for i, keep in zip(layers, perturbed, strict=True):
         seen[i] = g[i] if keep else 0.0
     chosen = [i for i, keep in zip(layers, perturbed, strict=True) if keep]
     z = numpy_direction(direction, W, seen, chosen)
-    U = jnp.asarray(W + h * z)
-    dL = np.asarray(jax.grad(flat_loss)(U))
+    value, dL, H = map(np.asarray, derivatives(loss, unflatten(W + h * z), *args))
     weighted, penalty = np.zeros_like(g), 0.0
     for i, keep in zip(layers, penalised, strict=True):
         if keep:
             c = 1.0 / g[i].size if reduction == "mean" else 1.0
             weighted[i] = c * (dL[i] - g[i])
             penalty += c * np.sum((dL[i] - g[i]) ** 2)
-    gradient = dL + 2 * gamma * np.asarray(jax.hessian(flat_loss)(U)) @ weighted
-    return unravel(jnp.asarray(gradient)), {
-        "perturbed_loss": float(flat_loss(U)),
+    return unflatten(dL + 2 * gamma * H @ weighted), {
+        "perturbed_loss": float(value),
         "grad_norm": np.linalg.norm(g),
         "perturbed_grad_norm": np.linalg.norm(dL),
         "perturbation_norm": np.linalg.norm(z),

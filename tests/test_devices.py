@@ -1,6 +1,7 @@
 """Eight devices against one: pmap, shard_map, vmap and jit of sharded arrays."""
 
 import functools
+import itertools
 import re
 
 import chex
@@ -46,8 +47,6 @@ METHODS = {
     ),
     "GSAM": lambda loss, **kw: family.gsam_value_and_grad(loss, h=0.3, alpha=0.4, **kw),
 }
-OFTEN = ("hero", "first-order", "plain", "GRAD-L1")
-"""Those that are not left to the slow tests; the others share their code."""
 
 
 def over_axis(scope, make, loss, axis_name="data", **options):
@@ -62,6 +61,14 @@ def some(cases, *quick):
     return [
         pytest.param(case, marks=() if case in quick else pytest.mark.slow)
         for case in cases
+    ]
+
+
+def pairs(*axes, quick):
+    """Mark all combinations slow but the quick ones, which have all parts in them."""
+    return [
+        pytest.param(*case, marks=() if case in quick else pytest.mark.slow)
+        for case in itertools.product(*axes)
     ]
 
 
@@ -155,8 +162,9 @@ def test_hero_is_that_of_the_whole_batch(direction, reduction, masks):
         mlp_loss, h=0.3, gamma=0.7, return_metrics=True, **kwargs, **kw
     )
     expected, metrics = dense_hero(
-        lambda p: mlp_loss(p, *batch),
+        mlp_loss,
         params,
+        *batch,
         h=0.3,
         gamma=0.7,
         direction=direction,
@@ -172,8 +180,20 @@ def test_hero_is_that_of_the_whole_batch(direction, reduction, masks):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("map_name", some(MAPS, "pmap", "shard_map"))
-@pytest.mark.parametrize("method", some(METHODS, *OFTEN))
+@pytest.mark.parametrize(
+    ("method", "map_name"),
+    pairs(
+        METHODS,
+        MAPS,
+        quick=[
+            ("hero", "pmap"),
+            ("hero", "shard_map"),
+            ("first-order", "pmap"),
+            ("plain", "shard_map"),
+            ("GRAD-L1", "shard_map"),
+        ],
+    ),
+)
 def test_every_method_is_that_of_the_whole_batch(method, map_name):
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
     expected = jax.jit(METHODS[method](mlp_loss))(params, *batch)
@@ -182,7 +202,7 @@ def test_every_method_is_that_of_the_whole_batch(method, map_name):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("map_name", MAPS)
+@pytest.mark.parametrize("map_name", some(MAPS, "pmap", "shard_map"))
 def test_a_mean_over_the_axis_within_the_loss_changes_nothing(map_name):
     """As a synchronized normalization takes it, and as the last operation."""
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
@@ -255,20 +275,25 @@ def varying(params):
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_link_of_a_chain():
+@pytest.mark.parametrize("map_name", some(MAPS, "pmap", "shard_map"))
+def test_the_link_of_a_chain(map_name):
     """Weights, momentum and metrics after three steps."""
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
     expected = jax.jit(train(chain()))(params, *batch)
-    tx = chain("data")
-    close(pmapped(train(tx))(params, *batch), expected)
-    close(shard_mapped(train(tx, varying))(params, *batch), expected)
-    close(unchecked(train(tx))(params, *batch), expected)
-    close(vmapped(train(tx))(params, *batch), expected)
+    own = {"own": varying} if map_name == "shard_map" else {}
+    spread = MAPS[map_name](train(chain("data"), **own))
+    close(spread(params, *batch), expected)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("map_name", ["pmap", "shard_map"])
-@pytest.mark.parametrize("method", some(METHODS, "hero", "GRAD-L1"))
+@pytest.mark.parametrize(
+    ("method", "map_name"),
+    pairs(
+        METHODS,
+        ("pmap", "shard_map"),
+        quick=[("hero", "pmap"), ("GRAD-L1", "shard_map")],
+    ),
+)
 def test_each_device_by_itself_is_as_many_parts_on_one(method, map_name):
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
     make = METHODS[method]
@@ -288,8 +313,14 @@ def test_each_device_by_itself_is_as_many_parts_on_one(method, map_name):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("map_name", MAPS)
-@pytest.mark.parametrize("name", ["jax", "hero"])
+@pytest.mark.parametrize(
+    ("name", "map_name"),
+    pairs(
+        ("jax", "hero"),
+        MAPS,
+        quick=[("hero", "pmap"), ("hero", "shard_map"), ("jax", "shard_map")],
+    ),
+)
 def test_the_number_of_devices_does_not_matter(name, map_name):
     """A perturbation for every three examples, on one device or four; and none."""
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
@@ -300,8 +331,9 @@ def test_the_number_of_devices_does_not_matter(name, map_name):
     expected = jax.jit(by_threes)(params, *batch)
     spread = MAPS[map_name](averaged(by_threes, "data"), devices=4)
     close(spread(params, *batch), expected)
-    whole = make(params, *batch)
-    close(in_parts(make, EXAMPLES, batch_argnums=[1, -1])(params, *batch), whole)
+    whole = jax.jit(make)(params, *batch)
+    as_one = jax.jit(in_parts(make, EXAMPLES, batch_argnums=[1, -1]))
+    close(as_one(params, *batch), whole)
     if name == "jax":
         close(expected, whole)
 
@@ -313,7 +345,7 @@ def test_parts_may_each_be_spread_over_the_devices():
     spread = shard_mapped(in_parts(make, 3, batch_argnums=(1, 2)), devices=4)
     # The first half of each device's six examples, then the second.
     order = np.arange(EXAMPLES).reshape(4, 2, 3).swapaxes(0, 1).ravel()
-    expected = in_parts(METHODS["hero"](mlp_loss), 12, batch_argnums=(1, 2))
+    expected = jax.jit(in_parts(METHODS["hero"](mlp_loss), 12, batch_argnums=(1, 2)))
     close(spread(params, *batch), expected(params, *(x[order] for x in batch)))
 
 
@@ -343,7 +375,7 @@ def test_a_product_over_a_part_of_each_device(map_name, hvp):
             lambda: make(0.0, axis_name="data")(params, x, y),
         )
 
-    expected = make(0.7)(params, *batch)
+    expected = jax.jit(make(0.7))(params, *batch)
     actual = MAPS[map_name](local)(params, *batch)
     # The difference divides rounding by 0.01.
     chex.assert_trees_all_close(actual, expected, rtol=1e-8, atol=1e-8)
@@ -361,7 +393,8 @@ def test_a_link_averages_the_gradient_of_its_product():
             whole(params), tx.init(params), params, grad_fn=whole, hvp_grad_fn=part
         )[0]
 
-    expected = update(params, *batch, hero_jax.hero(h=0.3, gamma=0.7))
+    alone = functools.partial(update, tx=hero_jax.hero(h=0.3, gamma=0.7))
+    expected = jax.jit(alone)(params, *batch)
     tx = hero_jax.hero(h=0.3, gamma=0.7, axis_name="data")
     close(pmapped(functools.partial(update, tx=tx))(params, *batch), expected)
 
@@ -389,8 +422,10 @@ def test_auxiliary_outputs_of_parts_are_stacked():
     for examples in (6, EXAMPLES):
         make = METHODS["hero"](loss, has_aux=True)
         by_parts = in_parts(make, examples, batch_argnums=(1, 2), has_aux=True)
-        (_, aux), _ = by_parts(params, x, y)
-        np.testing.assert_allclose(aux["x"], x.reshape(-1, examples, 3).sum(1))
+        (_, aux), _ = jax.jit(by_parts)(params, x, y)
+        np.testing.assert_allclose(
+            aux["x"], np.asarray(x).reshape(-1, examples, 3).sum(1)
+        )
         np.testing.assert_array_equal(aux["n"], [examples] * (EXAMPLES // examples))
 
 
@@ -399,17 +434,23 @@ def test_the_batch_may_be_a_tree_and_the_rest_stays_whole():
     params, (x, y) = mlp_params(), mlp_batch(size=EXAMPLES)
     scale = jnp.arange(3.0) + 1.0  # as many as there are examples to a part
     loss = lambda params, scale, batch: mlp_loss(params, batch["x"] * scale, batch["y"])
-    actual = in_parts(METHODS["hero"](loss), 3, batch_argnums=2)(
+    actual = jax.jit(in_parts(METHODS["hero"](loss), 3, batch_argnums=2))(
         params, scale, {"x": x, "y": y}
     )
-    expected = in_parts(METHODS["hero"](mlp_loss), 3, batch_argnums=(1, 2))(
+    expected = jax.jit(in_parts(METHODS["hero"](mlp_loss), 3, batch_argnums=(1, 2)))(
         params, x * scale, y
     )
     close(actual, expected)
 
 
-@pytest.mark.parametrize("scope", ["global", "local"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "scope"),
+    pairs(
+        METHODS,
+        ("global", "local"),
+        quick=[*((method, "global") for method in METHODS), ("hero", "local")],
+    ),
+)
 def test_half_precision_is_averaged_in_full(method, scope):
     """Eight gradients of which bfloat16 could not hold the sum."""
     loss = lambda w, x, y: jnp.mean(jnp.asarray(w, jnp.float32) * x * y)
@@ -423,6 +464,12 @@ def test_half_precision_is_averaged_in_full(method, scope):
         assert gradient == mean
     by_parts = in_parts(METHODS[method](loss, **mask), 1, batch_argnums=(1, 2))
     assert by_parts(jnp.bfloat16(1.0), x, np.ones_like(x))[1] == mean
+
+
+def test_a_link_averages_half_precision_in_full():
+    loss = lambda w, x, y: jnp.mean(jnp.asarray(w, jnp.float32) * x * y)
+    x = np.float32([256.0, *[1.0] * (DEVICES - 1)])
+    mean = jnp.bfloat16((256.0 + DEVICES - 1) / DEVICES)
     link = hero_jax.hero(0.3, 0.1, penalty_mask=True, axis_name="data")
 
     def update(w, x, y):
@@ -472,9 +519,19 @@ SHARDINGS = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("weights", SHARDINGS)
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-@pytest.mark.parametrize("method", some(METHODS, "hero", "GRAD-L1"))
+@pytest.mark.parametrize(
+    ("method", "kind", "weights"),
+    pairs(
+        METHODS,
+        ("Auto", "Explicit"),
+        SHARDINGS,
+        quick=[
+            ("hero", "Auto", "weights sharded"),
+            ("hero", "Explicit", "weights sharded"),
+            ("GRAD-L1", "Explicit", "weights replicated"),
+        ],
+    ),
+)
 def test_jit_distributes_sharded_arrays(method, kind, weights):
     """Data over four devices, weights over two; by Explicit axes grads lie alike."""
     batch = mlp_batch(size=EXAMPLES)
@@ -540,7 +597,7 @@ def test_shard_map_does_not_sum_where_an_axis_is_forgotten(method):
         )
         message = rf"loss_fn's value varies over the axis {forgotten}, and params do no"
         with pytest.raises(ValueError, match=message):
-            step(params, *batch)
+            jax.jit(step)(params, *batch)
 
 
 def test_parts_of_explicitly_sharded_arrays_are_refused():
@@ -591,8 +648,14 @@ COLLECTIVES = {
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 8), reason="XLA does not yet join what one pmean does"
 )
-@pytest.mark.parametrize("scope", ["global", "local"])
-@pytest.mark.parametrize("method", some(METHODS, "hero", "GRAD-L1"))
+@pytest.mark.parametrize(
+    ("method", "scope"),
+    pairs(
+        METHODS,
+        ("global", "local"),
+        quick=[("hero", "global"), ("hero", "local"), ("GRAD-L1", "global")],
+    ),
+)
 def test_collective_operations_per_step(method, scope):
     params, batch = in_single_precision()
     others = ("GRAD-L1", "GNP", "GSAM")
@@ -627,7 +690,9 @@ def test_what_is_no_name_gives_no_mean(factory, axis_name):
     make = METHODS.get(factory, lambda f, **kw: averaged(jax.value_and_grad(f), **kw))
     step = make(mlp_loss, axis_name=axis_name)
     with pytest.raises((TypeError, ValueError)):
-        jax.vmap(step, (None, 0, 0), axis_name="a")(params, x[:2, None], y[:2, None])
+        jax.jit(jax.vmap(step, (None, 0, 0), axis_name="a"))(
+            params, np.asarray(x)[:2, None], np.asarray(y)[:2, None]
+        )
 
 
 PARTS = {

@@ -15,6 +15,7 @@ from hero_jax import family
 from tests.problems import (
     DIRECTIONS,
     dense_hero,
+    derivatives,
     mlp_batch,
     mlp_loss,
     mlp_params,
@@ -70,8 +71,9 @@ def test_equals_dense_hessian(direction, reduction, masks):
         )
     )(params, *batch)
     expected, expected_metrics = dense_hero(
-        lambda p: mlp_loss(p, *batch),
+        mlp_loss,
         params,
+        *batch,
         h=h,
         gamma=gamma,
         direction=direction,
@@ -101,11 +103,12 @@ def test_product_equals_reverse_over_reverse(direction, reduction):
         return sum(s.sum() if reduction == "sum" else s.mean() for s in squares)
 
     expected = jax.tree.map(
-        lambda a, b: a + 0.7 * b, grad_fn(U, *batch), jax.grad(G)(U)
+        lambda a, b: a + 0.7 * b, grad_fn(U, *batch), jax.jit(jax.grad(G))(U)
     )
-    _, gradient = hero_jax.hero_value_and_grad(
+    value_and_grad = hero_jax.hero_value_and_grad(
         mlp_loss, h=0.3, gamma=0.7, perturbation=direction, reduction=reduction
-    )(params, *batch)
+    )
+    _, gradient = jax.jit(value_and_grad)(params, *batch)
     float64_close(gradient, expected)
 
 
@@ -132,8 +135,7 @@ def test_several_directions_are_averaged():
 def test_random_probes_estimate_the_sum_of_squared_eigenvalues():
     """Eq. 9, with the dense Hessian; and its gradient, by reverse over forward."""
     params, batch = mlp_params(), mlp_batch()
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
-    H = jax.hessian(lambda w: mlp_loss(unravel(w), *batch))(flat)
+    _, _, H = derivatives(mlp_loss, params, *batch)
     h = 1e-5
 
     @jax.jit
@@ -660,7 +662,13 @@ def test_gamma_has_the_unit_of_one_over_the_loss(direction, hvp):
     params, batch = mlp_params(), mlp_batch()
     loss = lambda p: mlp_loss(p, *batch)
     expected, _ = dense_hero(
-        loss, params, h=0.3, gamma=0.7, direction=direction, reduction="sum"
+        mlp_loss,
+        params,
+        *batch,
+        h=0.3,
+        gamma=0.7,
+        direction=direction,
+        reduction="sum",
     )
     options = {"perturbation": direction, "hvp": hvp}
 

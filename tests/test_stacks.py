@@ -48,6 +48,7 @@ BLOCKS = nn.scan(
 )()
 
 
+@functools.cache
 def problem():
     """Return a smooth loss that couples all weights of the network, and weights."""
     rng = np.random.default_rng(0)
@@ -62,6 +63,7 @@ def problem():
 
 def unrolled(params):
     """Return a tree for each layer and expert."""
+    params = jax.tree.map(np.asarray, params)
     cut = lambda tree, n: [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(n)]
     blocks = cut(params["blocks"], LAYERS)
     blocks = [{**block, "experts": cut(block["experts"], EXPERTS)} for block in blocks]
@@ -101,7 +103,7 @@ class Dense:
     def __init__(self, loss_fn, params):
         W, unravel = ravel_pytree(params)
         self.f = jax.jit(lambda W: loss_fn(unravel(W)))
-        self.W, self.H = np.asarray(W), np.asarray(jax.hessian(self.f)(W))
+        self.W, self.H = np.asarray(W), np.asarray(jax.jit(jax.hessian(self.f))(W))
         places = unrolled(unravel(jnp.arange(W.size, dtype=W.dtype)))
         self.layers = {
             path: np.asarray(x, int).ravel()
@@ -130,8 +132,9 @@ def assert_equal(a, b, rtol):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("perturbation", ["layerwise", "adaptive"])
+@pytest.mark.parametrize(
+    ("perturbation", "reduction"), [("layerwise", "sum"), ("adaptive", "mean")]
+)
 def test_gradient(perturbation, reduction):
     loss_fn, params = problem()
     options = {"h": 0.5, "gamma": 10.0, "reduction": reduction}
@@ -149,7 +152,7 @@ def test_gradient(perturbation, reduction):
     [
         {},
         {"axis": "output"},
-        {"axis": -1},
+        pytest.param({"axis": -1}, marks=pytest.mark.slow),
         {"axis": 0, "group_size": 3},
         {"calibration": "percentile", "scheme": "symmetric"},
     ],
@@ -158,9 +161,9 @@ def test_gradient(perturbation, reduction):
 def test_grids_and_sizes(options):
     """Kernels alone are rounded, each layer of a stack on grids of its own."""
     _, params = problem()
-    found = quant.quantize(params, 4, **options)
-    expected = quant.quantize(unrolled(params), 4, **options)
-    a, b = quant.dequantize(found), quant.dequantize(expected)
+    quantize = jax.jit(lambda params: quant.quantize(params, 4, **options))
+    found, expected = quantize(params), quantize(unrolled(params))
+    a, b = map(jax.jit(quant.dequantize), (found, expected))
     assert_equal(unrolled(a), b, 1e-14)  # percentiles are interpolated
     assert quant.size_in_bytes(found) == quant.size_in_bytes(expected)
     changed = {
@@ -174,10 +177,11 @@ def test_grids_and_sizes(options):
         if (x != y).any()
     }
     assert changed == {p for p in _tree.leaf_paths(params) if p.endswith("kernel")}
-    scanned = quant.fake_quantize(params, 4, **options)
+    scanned = jax.jit(lambda params: quant.fake_quantize(params, 4, **options))(params)
     assert_equal(unrolled(scanned), b, 1e-14)
 
 
+@pytest.mark.usefixtures("x64")
 def test_output_axes_of_attention():
     """One grid for each head and dim of q, k and v: over the axis `embed` alone."""
     _, params = problem()
@@ -196,11 +200,12 @@ def test_filters():
     _, params = problem()
     rng = np.random.default_rng(1)
     d = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
-    found = landscape.filter_normalized(d, params)
-    expected = landscape.filter_normalized(unrolled(d), unrolled(params))
+    normalized = jax.jit(landscape.filter_normalized)
+    found = normalized(d, params)
+    expected = normalized(unrolled(d), unrolled(params))
     assert_equal(unrolled(found), expected, 1e-14)
     attention = found["blocks"]["attention"]
-    norms = lambda x: jnp.linalg.norm(x, axis=1)  # over `embed`
+    norms = lambda x: np.linalg.norm(x, axis=1)  # over `embed`
     np.testing.assert_allclose(
         norms(attention["query"]["kernel"]),
         norms(params["blocks"]["attention"]["query"]["kernel"]),

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 def gradient(params, batch, **options):
     options = {**SETTINGS, **options}
-    return hero_jax.hero_value_and_grad(mlp_loss, **options)(params, *batch)[1]
+    value_and_grad = hero_jax.hero_value_and_grad(mlp_loss, **options)
+    return jax.jit(value_and_grad)(params, *batch)[1]
 
 
 def every(k):
@@ -33,13 +34,16 @@ def distance(a, b):
     return float(optax.tree.norm(difference) / optax.tree.norm(b))
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize(
+    "reduction", ["sum", pytest.param("mean", marks=pytest.mark.slow)]
+)
 def test_a_difference_tends_to_the_product_with_the_dense_hessian(reduction):
     """A forward difference errs in proportion to its step, down to rounding."""
     params, batch = mlp_params(), mlp_batch()
     expected, _ = dense_hero(
-        lambda p: mlp_loss(p, *batch),
+        mlp_loss,
         params,
+        *batch,
         **SETTINGS,
         direction="layerwise",
         reduction=reduction,
@@ -118,7 +122,9 @@ def test_a_difference_takes_three_gradients():
         assert len(traces) == count
 
 
-@pytest.mark.parametrize("hvp", ["exact", FiniteDifference(1e-6)])
+@pytest.mark.parametrize(
+    "hvp", ["exact", pytest.param(FiniteDifference(1e-6), marks=pytest.mark.slow)]
+)
 def test_parts_of_the_batch_average_to_the_whole(hvp):
     """Unbiased: the products over all places of the spaced examples have the mean."""
     params, batch = mlp_params(), mlp_batch(size=8)
@@ -158,9 +164,8 @@ def test_a_product_of_another_loss_leaves_the_metrics_alone():
     chex.assert_trees_all_equal(metrics, expected)
 
     def dense(x, y):
-        return jax.hessian(lambda w: mlp_loss({**params, "out": w}, x, y))(
-            params["out"]
-        )["kernel"]["kernel"]
+        loss = lambda w: mlp_loss({**params, "out": w}, x, y)
+        return jax.jit(jax.hessian(loss))(params["out"])["kernel"]["kernel"]
 
     only = {"hidden": False, "out": {"kernel": True, "temperature": False}}
     mask = {"perturb_mask": only, "penalty_mask": only}

@@ -24,10 +24,9 @@ class Dense:
         self.params = problems.mlp_params()
         self.args = problems.mlp_batch()
         flat, self.unravel = ravel_pytree(self.params)
-        loss = lambda w: problems.mlp_loss(self.unravel(w), *self.args)
         self.W = np.asarray(flat)
-        self.g = np.asarray(jax.grad(loss)(flat))
-        self.H = np.asarray(jax.hessian(loss)(flat))
+        derivatives = problems.derivatives(problems.mlp_loss, self.params, *self.args)
+        _, self.g, self.H = map(np.asarray, derivatives)
         self.slices = problems.slices(self.params)
 
     def vector(self, seed=0):

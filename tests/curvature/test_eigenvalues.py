@@ -43,7 +43,7 @@ def test_eigenpairs_are_those_of_the_dense_hessian(dense, which, batch_size):
 
 def test_the_residual_certifies_a_value_that_has_not_converged(dense):
     values = np.linalg.eigvalsh(dense.H)
-    for steps in (2, 4, 8):
+    for steps in (2, 8):
         top = curvature.top_eigenvalues(
             problems.mlp_loss, dense.params, *dense.args, steps=steps
         )
@@ -130,7 +130,8 @@ def test_works_inside_jit_and_vmap_over_weights(dense):
         ).values[0]
 
     loss = lambda w: problems.mlp_loss(dense.unravel(w), *dense.args)
-    expected = [np.linalg.eigvalsh(jax.hessian(loss)(w))[-1] for w in flat]
+    hessian = jax.jit(jax.hessian(loss))
+    expected = [np.linalg.eigvalsh(hessian(w))[-1] for w in flat]
     np.testing.assert_allclose(largest(flat), expected, rtol=1e-6)
 
 

@@ -32,11 +32,11 @@ def test_gauss_newton_is_the_product_with_its_dense_form(batch_size):
     params, x, labels = classifier_data()
     flat, unravel = ravel_pytree(params)
     v = np.random.default_rng(1).normal(size=flat.size)
-    J = jax.jacobian(lambda w: outputs(unravel(w), x, labels))(flat)
+    J = jax.jit(jax.jacobian(lambda w: outputs(unravel(w), x, labels)))(flat)
     J = np.asarray(J).reshape(-1, flat.size)
     y = outputs(params, x, labels)
-    C = jax.hessian(lambda y: criterion(y.reshape(-1, 3), x, labels))(y.ravel())
-    G = J.T @ np.asarray(C) @ J
+    C = jax.jit(jax.hessian(lambda y: criterion(y.reshape(-1, 3), x, labels)))
+    G = J.T @ np.asarray(C(y.ravel())) @ J
     Gv = curvature.hvp(
         classifier,
         params,
@@ -78,10 +78,15 @@ def test_gauss_newton_of_convolutions_that_have_reverse_mode_only():
     )
     Gv = curvature.hvp(loss, kernels, v, matrix="gauss_newton")
     f = lambda kernels: logits(conv, kernels)
-    y, Jv = jax.jvp(f, (kernels,), (v,))
-    p = jax.nn.softmax(y)
-    CJv = p * Jv - p * jnp.sum(p * Jv, axis=1, keepdims=True)
-    (expected,) = jax.vjp(f, kernels)[1](CJv)
+
+    @jax.jit
+    def product(v):
+        y, Jv = jax.jvp(f, (kernels,), (v,))
+        p = jax.nn.softmax(y)
+        CJv = p * Jv - p * jnp.sum(p * Jv, axis=1, keepdims=True)
+        return jax.vjp(f, kernels)[1](CJv)
+
+    (expected,) = product(v)
     np.testing.assert_allclose(Gv, expected, rtol=1e-9, atol=1e-12)
 
 

@@ -23,7 +23,7 @@ from tests.problems import (
 def test_equals_numpy(direction):
     params, batch = mlp_params(), mlp_batch()
     flat, unravel = ravel_pytree(params)
-    grad = jax.grad(lambda w: mlp_loss(unravel(w), *batch))
+    grad = jax.jit(jax.grad(lambda w: mlp_loss(unravel(w), *batch)))
     W, g = np.asarray(flat), np.asarray(grad(flat))
     U = W + 0.3 * numpy_direction(direction, W, g, slices(params))
     dL = np.asarray(grad(jnp.asarray(U)))

@@ -153,8 +153,8 @@ def test_forms_with_the_gauss_newton_matrix_are_never_negative(x64):
     outputs = lambda w: written_out.outputs(unravel(w), x, labels)
     shape = outputs(flat).shape
     criterion = lambda y: written_out.criterion(y.reshape(shape), x, labels)
-    J = jax.jacobian(lambda w: outputs(w).ravel())(flat)
-    G = J.T @ jax.hessian(criterion)(outputs(flat).ravel()) @ J
+    J = jax.jit(jax.jacobian(lambda w: outputs(w).ravel()))(flat)
+    G = J.T @ jax.jit(jax.hessian(criterion))(outputs(flat).ravel()) @ J
     for b in (2, 4):
         d = jax.flatten_util.ravel_pytree(
             jax.tree.map(jnp.subtract, quant.fake_quantize(params, b), params)

@@ -69,14 +69,13 @@ def check_equal(actual, expected):
         )
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize(
-    "options",
+    ("bits", "options"),
     [
-        {},
-        {"scheme": "symmetric"},
-        {"axis": -1},
-        {"axis": (0, -1), "group_size": (2, 1), "calibration": "mse"},
+        *((bits, {}) for bits in WIDTHS),
+        *((bits, {"scheme": "symmetric"}) for bits in (2, 5, 16)),
+        (3, {"axis": -1}),
+        (4, {"axis": (0, -1), "group_size": (2, 1), "calibration": "mse"}),
     ],
     ids=str,
 )
