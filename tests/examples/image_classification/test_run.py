@@ -700,6 +700,7 @@ models.create = lambda *_, axis_name=None, **__: Small(axis_name)
 """
 
 
+@pytest.mark.slow
 def test_the_folder_may_be_copied(tmp_path):
     """Under another name, to a place where nothing else of this project lies."""
     shutil.copytree(
