@@ -89,11 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (*ERRORS, OSError) as error:
         tell(f"error: {error}")
         return _failed(1)
-    except Exception:
+    except Exception as error:
         if jax.process_count() == 1:
             raise
-        traceback.print_exc()
-        tell("error: if it is no other, another process of the run has ended.")
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+            tell(
+                "error: another process of the run has ended, or cannot be reached: "
+                f"{str(error).splitlines()[0]}"
+            )
+        else:
+            traceback.print_exc()
         return _failed(1)
     return 0
 

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,16 @@ from .logbook import tell
 
 for name in ("absl", "asyncio"):  # orbax tells every step, and what its threads raise
     logging.getLogger(name).setLevel(logging.CRITICAL)
+_hook = sys.unraisablehook
+
+
+def _tell_unraisable(what: Any) -> None:
+    """Leave out what orbax's threads raise when another one could not write."""
+    if str(what.exc_value) != "Event loop is closed":
+        _hook(what)
+
+
+sys.unraisablehook = _tell_unraisable
 
 
 class CheckpointError(Exception):
@@ -62,6 +73,7 @@ class Checkpoints:
             for path in self.folder.glob("*/metrics/metrics"):
                 _remove_if_damaged(path)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._there = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
             raise CheckpointError(f"cannot use {self.folder}: {error}") from error
 
@@ -77,7 +89,8 @@ class Checkpoints:
           accuracy: by which the best is chosen; `None` if unknown.
 
         Raises:
-          CheckpointError: it, or the one before, cannot be written.
+          CheckpointError: it, or the one before, cannot be written, or the folder is
+            not where it was.
         """
         if step in self._manager.all_steps():
             return
@@ -145,17 +158,31 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):  # what `wait` has raised
                 self._manager.close()
+            os.close(self._there)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         """Name the folder if the block cannot write to it."""
+        self.check_there()
         try:
             yield
         except Exception as error:  # of the file system or of orbax's thread
+            self.check_there()
             raise CheckpointError(
                 f"cannot write a checkpoint to {self.folder}: {_reason(error)}. The "
                 f"last complete one is {self.latest()}."
             ) from error
+        self.check_there()
+
+    def check_there(self) -> None:
+        """Raise `CheckpointError` if another folder, or none, is where this one was."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(self.folder.stat(), os.fstat(self._there)):
+                return
+        raise CheckpointError(
+            f"{self.folder} was deleted or moved while this run wrote to it: put it "
+            "back to go on from its latest checkpoint, or begin again."
+        )
 
 
 def _reason(error: Exception) -> str:

@@ -117,6 +117,11 @@ def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> 
       DatasetError: it is missing or malformed.
     """
     path = Path(name).expanduser()
+    if printable(name) != name:
+        raise DatasetError(
+            f"the name of a data set must be UTF-8, got '{printable(name)}': rename "
+            "it, or link to it. The files in it may have any name."
+        )
     if name == "digits":
         return _digits()
     if path.suffix == ".npz":
@@ -133,6 +138,11 @@ def take(data: Any, indices: np.ndarray) -> Any:
     if isinstance(data, Arrays):
         return Arrays(data.images[indices], data.labels[indices])
     return data.take(indices)
+
+
+def printable(name: str) -> str:
+    """Return the name of a file, with what is not UTF-8 in it as escapes."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def decode(data: Any) -> Arrays:
@@ -257,15 +267,8 @@ def _npz(path: Path) -> Dataset:
             f"{path} must hold x_train, y_train, x_test and y_test; {missing} not "
             f"found among {sorted(names)}."
         )
-    classes = np.unique(arrays["y_train"])
-    highest = classes[-1] if len(classes) else -1
-    if highest != len(classes) - 1:
-        raise DatasetError(
-            f"{path}: y_train must number the classes from 0 without gaps, got "
-            f"{len(classes)} classes up to {highest}."
-        )
     train, test = ((arrays[f"x_{x}"], arrays[f"y_{x}"]) for x in ("train", "test"))
-    return _checked(path, train, test, _numbers(len(classes)))
+    return _checked(path, train, test)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -277,26 +280,41 @@ def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return array
 
 
-def _checked(path: Path, train: Any, test: Any, classes: Sequence[str]) -> Dataset:
+def _checked(
+    path: Path, train: Any, test: Any, classes: Sequence[str] | None = None
+) -> Dataset:
     """Return pairs of images and labels as a data set, if they can be one."""
-    count, splits = len(classes), []
+    splits = []
     for split, (x, y) in (("train", train), ("test", test)):
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or 0 in x.shape:
             raise DatasetError(
                 f"{path}: x_{split} must be uint8 [N, H, W, C] or [N, H, W], got "
                 f"{x.dtype} {list(x.shape)}."
             )
-        integers = np.issubdtype(y.dtype, np.integer) and y.size == len(y) == len(x)
-        if not integers or y.min() < 0 or y.max() >= count:
+        shapes = ((len(x),), (len(x), 1))
+        if not np.issubdtype(y.dtype, np.integer) or y.shape not in shapes:
             raise DatasetError(
-                f"{path}: y_{split} must be integers [{len(x)}] below {count}, one for "
-                f"each image, got {y.dtype} {list(y.shape)} from {y.min()} to "
-                f"{y.max()}."
+                f"{path}: y_{split} must be integers [{len(x)}], one for each image, "
+                f"got {y.dtype} {list(y.shape)}."
             )
-        x = x[..., None] if x.ndim == 3 else x
-        splits.append(Arrays(x, y.ravel().astype(np.int32)))
-    check_shapes(str(path), splits[0].images, splits[1].images)
-    return Dataset(splits[0], splits[1], classes)
+        splits.append(Arrays(x[..., None] if x.ndim == 3 else x, y.ravel()))
+    if splits[0].images.shape[1:] != splits[1].images.shape[1:]:
+        check_shapes(str(path), train[0], test[0])  # as they are in the file
+    numbers = np.unique(splits[0].labels)
+    if classes is None and (numbers[0] != 0 or numbers[-1] != len(numbers) - 1):
+        raise DatasetError(
+            f"{path}: y_train must number the classes from 0 without gaps, got "
+            f"{len(numbers)} classes from {numbers[0]} to {numbers[-1]}."
+        )
+    classes = _numbers(len(numbers)) if classes is None else classes
+    for split, (_, y) in zip(("train", "test"), splits, strict=True):
+        if y.min() < 0 or y.max() >= len(classes):
+            raise DatasetError(
+                f"{path}: y_{split} must be from 0 to {len(classes) - 1}, the last "
+                f"class, got {y.min()} to {y.max()}."
+            )
+    one, two = (Arrays(x, y.astype(np.int32)) for x, y in splits)
+    return Dataset(one, two, classes)
 
 
 def _mosaics(root: Path) -> Dataset:
@@ -323,6 +341,9 @@ def _folder(root: Path) -> Dataset:
     for folder in (root / "train", root / tests[0]):
         images = [x.relative_to(folder) for x in image_files(folder)]
         names = sorted({x.parts[0] for x in images if len(x.parts) > 1})
+        folders = {x.name for x in folder.iterdir() if x.is_dir() and x.name[0] != "."}
+        if not classes and (missing := sorted(folders - {*names})):
+            raise DatasetError(f"no images in the folders {missing} of {folder}.")
         classes = classes or {name: label for label, name in enumerate(names)}
         if unknown := sorted({*names} - {*classes}):
             raise DatasetError(f"{folder} has classes that train has not: {unknown}.")
@@ -330,7 +351,7 @@ def _folder(root: Path) -> Dataset:
             raise DatasetError(f"no images {folder}/CLASS/IMAGE.")
         pairs = [(str(x), classes[x.parts[0]]) for x in images if len(x.parts) > 1]
         files.append(Files(pairs, str(folder)))
-    return Dataset(files[0], files[1], [*classes])
+    return Dataset(files[0], files[1], [*map(printable, classes)])
 
 
 def _tfds(name: str, data_dir: Path | None, download: bool) -> Dataset:
@@ -343,9 +364,9 @@ def _tfds(name: str, data_dir: Path | None, download: bool) -> Dataset:
     except Exception as error:  # for wrong names, damaged folders, no connection
         reason = (str(error).splitlines() or [""])[0]
         raise DatasetError(
-            f"no data set {name!r}: not 'digits', not an .npz file or a folder that "
-            "exists, and TensorFlow Datasets (of the extra 'training') says: "
-            f"{type(error).__name__}: {reason}"
+            f"data set {name!r} cannot be opened: it is not 'digits', no .npz file or "
+            "folder that exists, and TensorFlow Datasets (of the extra 'training') "
+            f"says: {type(error).__name__}: {reason}"
         ) from None
     folder = builder.data_path
     if not (folder / "dataset_info.json").exists():

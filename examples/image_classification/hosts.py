@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from .logbook import tell
+
+PATIENCE_SECONDS = 10  # after which a process says that it waits for the others
 HEARTBEAT_SECONDS = 30  # after which the others end, too
 GRACE_SECONDS = 2  # by which the first process, which they depend on, ends later
 
@@ -35,7 +39,17 @@ def join() -> None:
     Raises:
       HostsError: it is not known, or they cannot be reached.
     """
-    count, own = map(os.environ.get, ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, count, own = map(os.environ.get, names)
+    text = "waiting for the other processes of the run"
+    if address and count and own:
+        text += (
+            f" at {address}: each of {count} must have a JAX_PROCESS_ID of its own, "
+            f"counted from 0, and this one has {own}"
+        )
+    alarm = threading.Timer(PATIENCE_SECONDS, tell, [f"{text}."])
+    alarm.daemon = True
+    alarm.start()
     try:
         jax.distributed.initialize(
             num_processes=None if count is None else int(count),
@@ -48,6 +62,8 @@ def join() -> None:
             "a cluster that JAX knows, set JAX_COORDINATOR_ADDRESS (host:port of the "
             "first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         ) from error
+    finally:
+        alarm.cancel()
 
 
 def is_first() -> bool:

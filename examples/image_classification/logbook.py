@@ -150,7 +150,15 @@ class Logbook:
 
 
 def prepare_streams(errors: str = "replace") -> None:
-    """Let no character, such as ‖, be an error where the encoding lacks it."""
+    """Let no character, and no closed standard stream, end or damage a run.
+
+    Args:
+      errors: what becomes of characters that the encoding lacks, such as ‖.
+    """
+    # No other file is to take the number of a stream that is closed.
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)

@@ -71,6 +71,11 @@ class Training:
             on_device = jax.default_backend() != "cpu"
         self._in_one_loop = on_device and pipeline.on_device
 
+    def check_there(self) -> None:
+        """Raise `CheckpointError` if the folder was deleted or moved."""
+        if self._checkpoints is not None:
+            self._checkpoints.check_there()
+
     def close(self) -> None:
         """Wait for the last checkpoint, and give its folder back."""
         if self._checkpoints is not None:

@@ -33,7 +33,7 @@ def read(root: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str
       By split images, uint8 `[N, H, W, 3]`, and labels `[N]`; the names of the classes.
 
     Raises:
-      ValueError: a checksum does not match; NumPy and Pillow raise others.
+      ValueError: a file is missing, or does not match; NumPy and Pillow raise others.
     """
     meta = json.loads((root / "meta.json").read_text(encoding="utf-8"))
     columns, splits = int(meta["mosaic_columns"]), {}
@@ -42,9 +42,16 @@ def read(root: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str
         paths = sorted(
             root.glob(f"{split}-[0-9]*.webp"), key=lambda path: (len(path.name), path)
         )
+        if not paths:
+            raise ValueError(f"no pictures {split}-00.webp and so on")
         images = np.concatenate([_tiles(path, columns) for path in paths])
         images = images[: facts["num_examples"]]  # the last row may not be full
         labels = np.load(root / f"{split}-labels.npy", allow_pickle=False)
+        if not len(images) == len(labels) == facts["num_examples"]:
+            raise ValueError(
+                f"it must have {facts['num_examples']} images and labels to {split}, "
+                f"got {len(images)} and {len(labels)}: is a picture missing?"
+            )
         for name, array in (("images", images), ("labels", labels.astype(np.uint8))):
             if hashlib.sha256(array.tobytes()).hexdigest() != facts[f"{name}_sha256"]:
                 raise ValueError(f"the {split} {name} do not match their checksum")
@@ -56,6 +63,11 @@ def _tiles(path: Path, columns: int) -> np.ndarray:
     """Cut a picture into squares, row by row."""
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    size = pixels.shape[1] // columns
+    size = pixels.shape[1] // max(columns, 1)
+    if columns < 1 or size * columns != pixels.shape[1] or pixels.shape[0] % size:
+        raise ValueError(
+            f"{path} must be rows of {columns} squares, got "
+            f"{pixels.shape[1]}x{pixels.shape[0]} pixels"
+        )
     grid = pixels.reshape(-1, size, columns, size, 3).transpose(0, 2, 1, 3, 4)
     return np.ascontiguousarray(grid).reshape(-1, size, size, 3)

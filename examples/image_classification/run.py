@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import importlib.util
 import json
 import os
 import tempfile
@@ -17,7 +18,9 @@ import hero_jax
 from . import config as configs
 from . import devices as devices_of
 from . import evaluate, hosts, input_pipeline, results
+from .checkpoints import CheckpointError
 from .config import Config
+from .datasets import printable
 from .devices import Parallel
 from .logbook import plot, say, tell
 from .loop import RunError, Training
@@ -25,6 +28,8 @@ from .pipeline import Pipeline
 from .stopping import Stop
 
 WEIGHTS, CURVES = "weights.safetensors", "curves.png"
+_NOT_DRAWN = (OSError, RunError, KeyError, TypeError)
+"""The disk is for reading alone; somebody else is at it; the result is damaged."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,9 +111,13 @@ def run(config: Config, options: Options, stop: Stop | None = None) -> dict[str,
                 if record is None:
                     check_folder(out, config)
                     stack.enter_context(locked(out))
+                    record = _finished(out)
         record = hosts.of_first(record)
         if record is not None:
             say(f"finished already: {out / 'result.json'}", options.quiet or not first)
+            if first and not (out / CURVES).exists():  # it was killed as it drew
+                with contextlib.suppress(*_NOT_DRAWN), locked(out):
+                    _draw(record, out, quiet=True)
             return dict(record)
         hosts.check_same("the config", f"{configs.dumps(config)} {options.parallel}")
         with hosts.together():
@@ -143,21 +152,30 @@ def _train_and_test(
     options: Options,
     stop: Stop,
 ) -> dict[str, Any]:
-    quiet = options.quiet or not hosts.is_first()
+    first = hosts.is_first()
+    quiet = options.quiet or not first
     with hosts.together():
         training = Training(config, pipeline, out, options.keep, quiet, stop)
-    if (count := pipeline.devices.count) > 1:
-        images = f"{config.micro_batch} images at once"
-        say(f"{count} devices by {options.parallel}: {images}", quiet)
-    with contextlib.closing(training):
+    if pipeline.devices.count > 1:
+        say(_in_words(config, options, pipeline.devices.count), quiet)
+    with contextlib.ExitStack() as stack:
+        stack.callback(training.close)
         record, variables = _tested(config, pipeline, training, options)
         words = (
             f"{'float' if bits == '32' else f'{bits} bit'} {value:.2%}"
             for bits, value in record["accuracy_by_bits"].items()
         )
         say(f"test accuracy: {', '.join(words)}", quiet)
-        if hosts.is_first():
+        if first:
+            training.check_there()
             _write(record, variables, out, quiet)
+        stack.pop_all()
+    try:
+        training.close()
+    except CheckpointError as error:
+        if not (out / WEIGHTS).exists():
+            raise
+        tell(f"{error} The run is finished, and does not need it.")
     return record
 
 
@@ -202,20 +220,39 @@ def _write(
     """Write the files of a run that is finished, what matters most first."""
     results.write_json(out / "result.json", record)
     say(f"wrote {out / 'result.json'}", quiet)
-    try:
-        results.write_json(out / "weights.json", record["network"])
-        hero_jax.quant.save(out / WEIGHTS, variables)
-    except OSError as error:
-        raise RunError(
-            f"{out / WEIGHTS} cannot be written ({error}), but the result is. The same "
-            "command writes it from the latest checkpoint."
-        ) from error
-    network, method = record["network"]["model"], record["config"]["method"]
-    title = f"{network} on {Path(record['config']['dataset']).name}, {method}"
+    if results.installed("safetensors", WEIGHTS, quiet):
+        try:
+            results.write_json(out / "weights.json", record["network"])
+            hero_jax.quant.save(out / WEIGHTS, variables)
+        except OSError as error:
+            raise RunError(
+                f"{out / WEIGHTS} cannot be written ({error}), but the result is. The "
+                "same command writes it from the latest checkpoint."
+            ) from error
+    _draw(record, out, quiet)
+
+
+def _draw(record: dict[str, Any], out: Path, quiet: bool) -> None:
+    if not results.installed("matplotlib", CURVES, quiet):
+        return
+    config = record["config"]
+    dataset = Path(config["dataset"]).name
+    title = f"{config['model']} on {dataset}, {config['method']}"
     try:
         plot(record["epochs"], record["accuracy_by_bits"], title, out / CURVES)
-    except (ImportError, OSError) as error:
+    except OSError as error:
         tell(f"the picture is not written: {error}")
+
+
+def _in_words(config: Config, options: Options, devices: int) -> str:
+    """Say what several devices compute."""
+    m = config.examples_per_perturbation or config.micro_batch
+    share = config.micro_batch // devices
+    normalized = m if config.synchronized_batch_norm else min(m, share)
+    return (
+        f"{devices} devices by {options.parallel}: {config.micro_batch} images at "
+        f"once, one perturbation for every {m}, BatchNorm over {normalized}"
+    )
 
 
 @contextlib.contextmanager
@@ -245,15 +282,21 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def _finished(out: Path) -> dict[str, Any] | None:
     """Return the result of a run; None if it has none, or has yet to write weights."""
-    record = read(out / "result.json")
+    path = out / "result.json"
+    record = read(path)
     if record is None:
         return None
-    lacks = not (out / WEIGHTS).exists() and any(out.glob("checkpoints/*"))
-    return None if lacks else record
+    if not record.get("epochs"):
+        raise RunError(f"{path} is damaged (it has no epochs): delete it.")
+    lacks = not (out / WEIGHTS).exists() and importlib.util.find_spec("safetensors")
+    return None if lacks and any(out.glob("checkpoints/*")) else record
 
 
 def check_folder(out: Path, config: Config) -> None:
     """Make the folder, or check that it is one of this config."""
+    place = str(out.absolute())
+    if printable(place) != place:  # Orbax cannot write there
+        raise RunError(f"the name of out must be UTF-8, got '{printable(place)}'.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out) as file:
@@ -274,6 +317,10 @@ def check_config(out: Path, config: Config) -> None:
         if any(x.exists() for x in (*results_of, out / "sweep.json")):
             raise RunError(f"{out} has results, but no config.toml: whose are they?")
         return
+    if not path.read_bytes().strip():
+        raise RunError(
+            f"{path} is empty: bring the run's config back, or choose another --out."
+        )
     try:
         before = dataclasses.asdict(configs.load(path))
     except (TypeError, ValueError) as error:

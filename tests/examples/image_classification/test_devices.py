@@ -12,6 +12,7 @@ import pytest
 from examples.image_classification import __main__ as command
 from examples.image_classification import devices as devices_of
 from examples.image_classification import evaluate, input_pipeline, loop, train
+from examples.image_classification import run as run_module
 from examples.image_classification.config import Config
 from examples.image_classification.run import Options, run
 from examples.image_classification.stopping import Stop
@@ -172,6 +173,25 @@ def test_all_devices_have_the_state_and_nothing_is_compiled_twice(parallel):
     assert len(traced) == 1
     for leaf in jax.tree.leaves(state):
         assert len(leaf.addressable_shards) == 4
+
+
+def test_what_several_devices_compute_is_said():
+    for fields, parallel, text in [
+        ({}, "jit", "one perturbation for every 32, BatchNorm over 32"),
+        (
+            {"synchronized_batch_norm": False},
+            "pmap",
+            "one perturbation for every 32, BatchNorm over 16",
+        ),
+        (
+            {"examples_per_perturbation": 4},
+            "pmap",
+            "one perturbation for every 4, BatchNorm over 4",
+        ),
+    ]:
+        config = dataclasses.replace(CONFIG, **fields)
+        said = run_module._in_words(config, Options(parallel=parallel), 2)
+        assert said == f"2 devices by {parallel}: 32 images at once, {text}"
 
 
 @pytest.mark.slow

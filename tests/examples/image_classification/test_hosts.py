@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from examples.image_classification import __main__ as command
 from examples.image_classification import config as configs
 from examples.image_classification import hosts, loop
 from examples.image_classification.config import Config
@@ -203,6 +204,43 @@ def test_wrong_variables_are_named(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "one")
     with pytest.raises(hosts.HostsError, match=r"'one' .*JAX_PROCESS_ID"):
         hosts.join()
+
+
+@pytest.mark.slow
+def test_two_processes_with_one_number_are_told_what_they_wait_for(tmp_path):
+    with Pair(tmp_path, ids=(1, 1)) as pair:
+        pair.wait_for("waiting for the other processes of the run at localhost:")
+        assert "each of 2 must have a JAX_PROCESS_ID of its own" in pair.said(0)
+
+
+def test_waiting_for_other_processes_is_not_silent(monkeypatch, capsys):
+    monkeypatch.setattr(hosts, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: time.sleep(0.5))
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "one:1234")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
+    monkeypatch.setenv("JAX_PROCESS_ID", "2")
+    hosts.join()
+    told = capsys.readouterr().err
+    assert "at one:1234: each of 3 must have" in told
+    assert "and this one has 2." in told
+
+
+@pytest.mark.parametrize(
+    "error",
+    [jax.errors.JaxRuntimeError("UNAVAILABLE: no\nmore"), ValueError("Gloo: no\nmore")],
+)
+def test_the_end_of_another_process_is_one_line(error, tmp_path, monkeypatch, capsys):
+    def ended(*_):
+        raise error
+
+    monkeypatch.setattr(command, "run", ended)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "leave", lambda status: status)
+    assert command.main(["digits", f"--out={tmp_path}"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: another process of the run has ended, or cannot be")
+    assert told.endswith(": no\n")
+    assert told.count("\n") == 1
 
 
 @pytest.mark.slow
