@@ -23,6 +23,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the documents' pages as slow: some of them train."""
+    for item in items:
+        if item.path.parent.name == "docs":
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Run a test in double precision."""

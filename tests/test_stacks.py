@@ -133,7 +133,11 @@ def assert_equal(a, b, rtol):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("perturbation", "reduction"), [("layerwise", "sum"), ("adaptive", "mean")]
+    ("perturbation", "reduction"),
+    [
+        ("layerwise", "sum"),
+        pytest.param("adaptive", "mean", marks=pytest.mark.slow),
+    ],
 )
 def test_gradient(perturbation, reduction):
     loss_fn, params = problem()
@@ -214,6 +218,7 @@ def test_filters():
     assert not attention["query"]["bias"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_what_is_known_of_leaves_reaches_every_room(reduction):
@@ -251,6 +256,7 @@ STEPS = 25
 """The Hessian has rank 20: Lanczos exhausts it, and deflation leaves nothing."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_curvature_of_each_layer():
     loss_fn, params = problem()
@@ -278,6 +284,7 @@ def test_curvature_of_each_layer():
         close(change[name].measured, measured, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_sensitivity_is_that_of_all_layers_with_the_same_bits():
     loss_fn, params = problem()

@@ -34,6 +34,7 @@ def distance(a, b):
     return float(optax.tree.norm(difference) / optax.tree.norm(b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reduction", ["sum", pytest.param("mean", marks=pytest.mark.slow)]
 )
@@ -122,6 +123,7 @@ def test_a_difference_takes_three_gradients():
         assert len(traces) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hvp", ["exact", pytest.param(FiniteDifference(1e-6), marks=pytest.mark.slow)]
 )
@@ -144,6 +146,7 @@ def test_parts_of_the_batch_average_to_the_whole(hvp):
     assert all(distance(part, whole) > 0.01 for part in parts)
 
 
+@pytest.mark.slow
 def test_a_product_of_another_loss_leaves_the_metrics_alone():
     params, batch = mlp_params(), mlp_batch(size=6)
     run = functools.partial(gradient, params)
@@ -190,6 +193,7 @@ def test_parts_of_each_perturbation():
     chex.assert_trees_all_close(actual, mean, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_layers_that_are_not_penalised_cost_less():
     """Products with zeros would cost as much as any."""
     width = 64
@@ -215,6 +219,7 @@ def test_layers_that_are_not_penalised_cost_less():
     assert flops(penalty_mask=last) - first_order < 0.5 * (whole - first_order)
 
 
+@pytest.mark.slow
 def test_every_kth_penalty_has_the_mean_of_all():
     params, batch = mlp_params(), mlp_batch()
     grad_fn = lambda p: jax.grad(mlp_loss)(p, *batch)

@@ -26,7 +26,7 @@ TEN_MINUTES = FOLDER / "hero_in_ten_minutes.ipynb"
 CHOOSING = FOLDER / "choosing_h_and_gamma.ipynb"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-PARTS = {"examples", "curvature", "files", "models"}
+PARTS = {"examples", "curvature", "files", "models", "plot"}
 """Extras that `[examples]` consists of."""
 
 

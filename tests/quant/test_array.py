@@ -95,6 +95,7 @@ def test_half_a_bin_holds_in_every_block(drawn, bits):
             assert int(quantized.values[cut].min()) == 0
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(arrays_and_options(), st.sampled_from(WIDTHS))
 def test_bins_of_blocks_are_no_wider_than_those_of_the_whole(drawn, bits):

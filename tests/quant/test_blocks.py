@@ -17,7 +17,7 @@ def shapes_and_blocks(draw):
     return tuple(shape), tuple(draw(st.integers(1, n)) for n in shape)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(shapes_and_blocks())
 def test_every_block_is_reduced_and_spread_by_itself(drawn):
     shape, block_shape = drawn

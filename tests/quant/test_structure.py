@@ -54,7 +54,7 @@ def plain(tree):
     return tree
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(trees)
 def test_round_trip_through_text(tree):
     description, leaves = describe(tree)

@@ -33,6 +33,7 @@ def weights(tmp_path_factory):
     return paths
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_quick_start(weights, tmp_path, capsys):
     settings = ["per tensor", "per tensor, new BatchNorm statistics"]
     chosen = [f"--setting={setting}" for setting in settings]
@@ -96,6 +97,7 @@ def test_bad_files_are_named(tmp_path, capsys):
             assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_deployment(weights, capsys):
     deploy.main([str(weights[0])])
     printed = capsys.readouterr().out

@@ -67,10 +67,8 @@ def assert_close(actual, expected):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    "method",
-    ["sgd", *(pytest.param(m, marks=pytest.mark.slow) for m in ("grad_l1", "hero"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sgd", "grad_l1", "hero"])
 def test_devices_share_a_batch_out_and_nothing_else_changes(method):
     expected = after_an_epoch(method=method)
     assert expected[0].step == 3

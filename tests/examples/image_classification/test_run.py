@@ -321,6 +321,7 @@ def test_nothing_that_is_logged_stops_a_run(tmp_path, monkeypatch, capsys):
         assert sum(text in line for line in lines) == 1
 
 
+@pytest.mark.slow
 def test_standard_streams_may_be_closed(tmp_path, monkeypatch):
     before = os.dup(0)
     try:

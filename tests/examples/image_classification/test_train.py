@@ -94,8 +94,11 @@ def hero_gradient(loss, params):
 @pytest.mark.parametrize(
     "method",
     [
-        *("sgd", "hero"),
-        *(pytest.param(m, marks=pytest.mark.slow) for m in ("grad_l1", "first_order")),
+        "hero",
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in ("sgd", "grad_l1", "first_order")
+        ),
     ],
 )
 def test_a_step_is_the_methods_gradient_with_momentum_and_decay(method):
@@ -212,6 +215,7 @@ def test_accuracy_is_on_noisy_and_on_clean_labels():
     np.testing.assert_allclose(outputs[1:3], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_micro_batches_have_perturbations_of_their_own():
     """The update is the mean of HERO's gradients of the micro-batches."""
     fields, gradient_of = METHODS["hero"]
@@ -251,7 +255,8 @@ def test_the_learning_rate_falls_by_updates_not_by_micro_batches():
     np.testing.assert_allclose(schedule(12), 0.0, atol=1e-9)
 
 
-@pytest.mark.parametrize("accumulation", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [2, 1])
 def test_adamw_is_that_of_its_authors(accumulation):
     """Two updates by the formula of Loshchilov and Hutter, with decay of the step."""
     rate, decay = 0.01, 0.3

@@ -231,6 +231,7 @@ def test_first_step_is_the_optimizers_with_the_gradient_by_hand(optimizer, metho
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_main_writes_what_training_by_hand_gives(tmp_path, capsys, monkeypatch):
     topics = invented(9)
     monkeypatch.setattr(language_model, "load_topics", lambda: topics)

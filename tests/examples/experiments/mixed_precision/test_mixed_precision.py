@@ -221,6 +221,7 @@ def test_activations_are_rounded_as_by_hand(tmp_path):
     assert f" {rows['uniform']['3']:.1f} " in line
 
 
+@pytest.mark.slow
 def test_networks_of_one_name_keep_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "of_digits", lambda path, _: tiny(path))
     same = [tmp_path / "x" / "a_seed0", tmp_path / "y" / "a_seed0"]

@@ -20,6 +20,7 @@ def test_functions_are_what_they_say():
     np.testing.assert_allclose(results["weight gradient"].ravel(), [x.sum()], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_table(monkeypatch, capsys):
     monkeypatch.setattr(convolution, "LAYERS", {"tiny": (2, 8, 3, 4, 3, 2, 1)})
     convolution.main(["--rounds=1"])

@@ -96,6 +96,7 @@ def _chosen(mask):
             yield jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+@pytest.mark.slow
 def test_no_convolution_is_computed_twice():
     """ResNet20 has 19 of 3x3: three each per gradient, six per product, on CPUs.
 

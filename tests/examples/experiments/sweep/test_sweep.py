@@ -182,6 +182,7 @@ def test_the_penalty_of_grad_l1_has_the_strength_of_the_run(tmp_path):
     assert abs(losses[1] / losses[0] - 1.0) > 1e-3
 
 
+@pytest.mark.slow
 def test_nothing_is_traced_or_compiled_after_the_first_runs():
     events = []
     config = dataclasses.replace(CONFIG, epochs=1)
