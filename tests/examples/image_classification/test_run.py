@@ -608,7 +608,7 @@ def test_the_last_good_checkpoint_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop.Training, "_check_finite", broken)
     with pytest.raises(loop.RunError, match=r"loss is nan at step 5 .*checkpoints/4"):
-        run(CONFIG, options(tmp_path))
+        run(CONFIG, options(tmp_path), Stop())  # a signal is for pytest
 
 
 @pytest.mark.slow
