@@ -64,33 +64,39 @@ nitpick_ignore_regex = [("py:.*", rf"({STANDARD}|{PACKAGES})\..*|{VARIABLES}")]
 
 
 def without_fields(
-    app: Any, what: str, name: str, found: Any, skip: bool, options: Any
+    app: Any, what: str, name: str, value: Any, skip: bool, options: Any
 ) -> bool | None:
     """Skip the fields of named tuples: the text of the class has them already."""
     del app, what, name, skip, options
-    return True if type(found).__name__ == "_tuplegetter" else None
+    return True if type(value).__name__ == "_tuplegetter" else None
 
 
 def types_as_written(
-    app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]
+    app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]
 ) -> None:
     """Name the types of attributes as the source does: napoleon evaluates them."""
     del app, what, name, options
     for i, line in enumerate(lines):
         if match := re.match(r":vartype (\w+): ", line):
-            written = vars(found)["__annotations__"][match[1]]
+            written = vars(value)["__annotations__"][match[1]]
             lines[i] = match[0] + getattr(written, "__forward_arg__", written)
 
 
 def short_signature(
-    app: Any, what: str, name: str, found: Any, options: Any, given: str, returns: str
+    app: Any,
+    what: str,
+    name: str,
+    value: Any,
+    options: Any,
+    arguments: str,
+    returns: str,
 ) -> tuple[str, str] | None:
     """Leave out of a Flax module's arguments what all of them have."""
-    del app, what, name, found, options
-    if given is None or ", parent=<flax" not in given:
+    del app, what, name, value, options
+    if arguments is None or ", parent=<flax" not in arguments:
         return None
-    given = re.sub(r", parent=<flax.*", ")", given)
-    return re.sub(r"<class 'jax\.numpy\.(\w+)'>", r"jnp.\1", given), returns
+    arguments = re.sub(r", parent=<flax.*", ")", arguments)
+    return re.sub(r"<class 'jax\.numpy\.(\w+)'>", r"jnp.\1", arguments), returns
 
 
 def fetch_pages() -> None:
