@@ -75,7 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("weights", type=Path, help="file that the quick start saved")
     parser.add_argument("--bits", type=int, default=4, choices=range(2, 9))
     options = parser.parse_args(arguments)
-    images = (load_digits().images[:, :, :, None] / 8 - 1).astype(np.float32)
+    images = load_digits().images[:, :, :, None].astype(np.float32)
+    images = (images - images.mean()) / images.std()  # about as in the training
     like = jax.eval_shape(ConvNet().init, jax.random.key(0), images)
     try:
         floats = quant.dequantize(quant.load(options.weights, like=dict(like)))

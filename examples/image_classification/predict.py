@@ -124,8 +124,8 @@ def images_of(
     """Yield name and content of the images that can be read, and tell of the others."""
     path = Path(name).expanduser()
     if path.is_dir() and not mosaics.found(path):
-        found = datasets.image_files(path)
-        data: Any = Files([(x.relative_to(path), 0) for x in found], str(path))
+        paths = datasets.image_files(path)
+        data: Any = Files([(x.relative_to(path), 0) for x in paths], str(path))
     elif path.suffix.lower() in datasets.IMAGE_SUFFIXES:
         data = Files([(path, 0)], "")
     else:

@@ -146,15 +146,15 @@ def make_value_and_grad(
     config: Config,
     loss_fn: Callable[..., Any],
     pipeline: Pipeline,
-    given: Settings | None = None,
+    settings: Settings | None = None,
 ) -> Any:
     """Return `(step, *args of the loss) -> (value, gradient, penalty)` of the method.
 
     Loss and gradient are those of the whole micro-batch, BatchNorm statistics and
     logits those of a device. The third result is the penalty of Eq. 12; zero of a
-    method that computes none. The settings given, if any, replace those of the config.
+    method that computes none. Settings, if any, replace those of the config.
     """
-    given = given or Settings.of(config)
+    settings = settings or Settings.of(config)
     axis, m = pipeline.devices.axis_name, config.examples_per_perturbation
 
     def over_parts(make: Callable[..., Any], **options: Any) -> Any:
@@ -169,11 +169,11 @@ def make_value_and_grad(
         return hero_jax.parts.averaged(parts, axis, has_aux=True)
 
     if config.method in ("hero", "first_order"):
-        gamma = make_gamma(config, pipeline.steps, given.gamma)
+        gamma = make_gamma(config, pipeline.steps, settings.gamma)
         make = functools.partial(
             hero_jax.hero_value_and_grad,
             loss_fn,
-            h=given.h,
+            h=settings.h,
             perturbation=config.perturbation,
             reduction=config.reduction,
             penalty_mask=make_penalty_mask(config),
@@ -201,7 +201,7 @@ def make_value_and_grad(
         functools.partial(
             hero_jax.family.grad_l1_value_and_grad,
             loss_fn,
-            strength=given.strength if config.method == "grad_l1" else 0.0,
+            strength=settings.strength if config.method == "grad_l1" else 0.0,
             has_aux=True,
         )
     )
@@ -239,24 +239,26 @@ def make_schedule(
 
 
 def make_optimizer(
-    config: Config, steps: int, given: Settings | None = None
+    config: Config, steps: int, settings: Settings | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Return the chain behind the gradient, and its learning rate.
 
     Gradients are accumulated behind HERO: each micro-batch has its own perturbation,
     and the chain sees the mean of the micro-batches' gradients.
     """
-    given = given or Settings.of(config)
+    settings = settings or Settings.of(config)
     updates = steps // config.accumulation
-    schedule = make_schedule(config, updates, given.learning_rate)
+    schedule = make_schedule(config, updates, settings.learning_rate)
     clip = optax.identity()
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)
     if config.optimizer == "adamw":
-        adamw = optax.adamw(schedule, config.momentum, weight_decay=given.weight_decay)
+        adamw = optax.adamw(
+            schedule, config.momentum, weight_decay=settings.weight_decay
+        )
         tx = optax.chain(clip, adamw)
     else:
-        decay = optax.add_decayed_weights(given.weight_decay)
+        decay = optax.add_decayed_weights(settings.weight_decay)
         tx = optax.chain(clip, decay, optax.sgd(schedule, momentum=config.momentum))
     if config.accumulation == 1:
         return tx, schedule
@@ -265,7 +267,10 @@ def make_optimizer(
 
 
 def make_functions(
-    config: Config, model: nn.Module, pipeline: Pipeline, given: Settings | None = None
+    config: Config,
+    model: nn.Module,
+    pipeline: Pipeline,
+    settings: Settings | None = None,
 ) -> tuple[
     Callable[[chex.PRNGKey], TrainState],
     Step,
@@ -273,12 +278,12 @@ def make_functions(
 ]:
     """Return `key -> state`, `(state, item) -> (state, outputs)` and the schedule.
 
-    Pure functions, for use in a program of the pipeline's devices. The settings given,
-    if any, replace those of the config.
+    Pure functions, for use in a program of the pipeline's devices. Settings, if any,
+    replace those of the config.
     """
     devices = pipeline.devices
-    value_and_grad = make_value_and_grad(config, make_loss(model), pipeline, given)
-    tx, schedule = make_optimizer(config, config.epochs * pipeline.steps, given)
+    value_and_grad = make_value_and_grad(config, make_loss(model), pipeline, settings)
+    tx, schedule = make_optimizer(config, config.epochs * pipeline.steps, settings)
 
     def init(key: chex.PRNGKey) -> TrainState:
         images = jnp.zeros((1, *pipeline.image_shape))

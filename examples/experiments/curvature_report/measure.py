@@ -150,7 +150,7 @@ def measure(network: Network, settings: Settings) -> Measured:
 
 
 def generalization_gap(metrics: Any, label_noise: float, num_classes: int) -> Any:
-    """Return training less test accuracy of every epoch (Figure 2b).
+    """Return training minus test accuracy of every epoch (Figure 2b).
 
     Test labels with the same noise, a share p redrawn from all K classes, would agree
     with the network on `(1 - p) accuracy + p / K` of the images, which takes the place

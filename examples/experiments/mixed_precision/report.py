@@ -31,8 +31,8 @@ def words(groups: Groups, options: Namespace, environment: Record) -> str:
     """Return the report in Markdown."""
     records = [record for group in groups.values() for record in group]
     count = max(map(len, groups.values()))
-    said = [f"{name} {value}" for name, value in options.grid.items()]
-    grid = ", ".join(said) or "one affine grid per tensor, over all its weights"
+    parts = [f"{name} {value}" for name, value in options.grid.items()]
+    grid = ", ".join(parts) or "one affine grid per tensor, over all its weights"
     parts = [
         "# Mixed precision",
         f"Test accuracy in %, mean and standard error over {count} "

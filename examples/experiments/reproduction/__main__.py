@@ -8,7 +8,7 @@
 `--scale full` is the paper's; `--scale cpu` finishes on two cores in some hours, and
 `--scale budget` has ResNet20 and the whole of CIFAR-10, for 15 epochs: some hours for
 every row (see `entries.py`). If not given, it is "cpu" or "full", by the machine.
-`--all` computes what `--list` tells to be missing, `--only NAME` one row of it. Both
+`--all` computes what `--list` shows to be missing, `--only NAME` one row of it. Both
 stop after `--minutes`, or by Ctrl-C or SIGTERM, in the middle of a row, with exit
 status 75, and go on from there the next time; the result does not depend on how often
 that happened. What a stopped row goes on from lies in `unfinished/` beside the results,
@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--list", action="store_true", help="tell what is missing")
+    what.add_argument("--list", action="store_true", help="show what is missing")
     what.add_argument("--all", action="store_true", help="do all that is missing")
     what.add_argument("--only", metavar="NAME", help="do this row")
     what.add_argument("--report", action="store_true", help="write tables and figures")

@@ -84,8 +84,10 @@ def table_1(records: Records) -> str:
     """Return test accuracy without label noise."""
     rows = [["", "paper, ResNet20", "here"]]
     for method, title in METHODS.items():
-        told = paper.accuracy("cifar10", "resnet20", method.split("_recipe")[0], 0.0)
-        rows.append([title, number(told), mean(records, method, "32")])
+        published = paper.accuracy(
+            "cifar10", "resnet20", method.split("_recipe")[0], 0.0
+        )
+        rows.append([title, number(published), mean(records, method, "32")])
     return markdown(rows)
 
 
@@ -152,8 +154,8 @@ def settings(finals: Records, released: Records) -> str:
         for bits in PRECISIONS:
             searched = best["accuracy_by_bits"][bits]
             both = [searched["mean"], *(x["accuracy_by_bits"][bits] for x in chosen)]
-            told = cell(summary([100.0 * x for x in both]), 1)
-            means.append(told if chosen else percent(searched))
+            averaged = cell(summary([100.0 * x for x in both]), 1)
+            means.append(averaged if chosen else percent(searched))
         names = [*OF_METHOD[method], "learning_rate", "weight_decay"]
         values = ", ".join(f"{x.replace('_', ' ')} {best[x]:g}" for x in names)
         title = METHODS[method] if name in finals else "released code's (mean)"

@@ -89,9 +89,9 @@ def tune(row: Row, options: argparse.Namespace) -> None:
     environment = row.described(options, config)["environment"]
 
     def searched(name: str, grid: Grid, **fields: Any) -> list[Record]:
-        given = Options(out=path.parent / name, **row.where(options))
+        sweep_options = Options(out=path.parent / name, **row.where(options))
         fixed = dataclasses.replace(config, **fields)
-        record = sweep(fixed, grid, given, options.stop, environment)
+        record = sweep(fixed, grid, sweep_options, options.stop, environment)
         return [{"perturbation": fixed.perturbation} | x for x in record["settings"]]
 
     settings = []

@@ -111,13 +111,13 @@ def _trained(
     row: Row, config: Config, folder: Path, options: argparse.Namespace
 ) -> Record:
     """Train and measure one seed; return what the record of the row says of it."""
-    given = Options(out=folder, keep=1, **row.where(options))
+    run_options = Options(out=folder, keep=1, **row.where(options))
     revisions = unfinished.note_revision(folder, jax.device_count())
     of_run: Record = {"seed": config.seed, "revisions": revisions}
     try:
-        record = run(config, given, options.stop)
+        record = run(config, run_options, options.stop)
     except NotFiniteError as error:
-        with open_pipeline(config, given) as pipeline:
+        with open_pipeline(config, run_options) as pipeline:
             data = pipeline.checksum
         of_run |= {"accuracy_by_bits": None, "diverged": str(error).split(". ")[0]}
         return {"data": data, "seconds": 0.0, "runs": [of_run]}
@@ -130,7 +130,7 @@ def _trained(
     of_row = {name: record[name] for name in names} | {"together": "one_by_one"}
     weights = folder / "weights.safetensors"
     variables = hero_jax.quant.load(weights)
-    with open_pipeline(config, given) as pipeline:
+    with open_pipeline(config, run_options) as pipeline:
         of_row["data"] = pipeline.checksum
         tested = evaluate.make_evaluate(make_model(config, pipeline, True), pipeline)
         networks = [evaluate.quantized(variables, x, axis=-1) for x in config.bits]

@@ -47,7 +47,7 @@ Hidden = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(Config):
-    """What the command line says: a config less what the grid and the sweep decide.
+    """What the command line says: a config without what grid and sweep decide.
 
     Attributes:
       bits: precisions of the weights that count, beside the full one.
@@ -116,7 +116,7 @@ def last_words(
     ]
     sgd = plain(config.method, record["settings"])
     if sgd not in (None, best):
-        lines.append(f"SGD has {percent(sgd['score'])} %.")
+        lines.append(f"SGD reaches {percent(sgd['score'])} %.")
     for name, end in record["at_edge"].items():
         further = {"largest": "larger", "smallest": "smaller"}[end]
         lines.append(

@@ -409,7 +409,7 @@ def test_the_best_setting_is_told_with_all_that_it_depends_on(
     lines = capsys.readouterr().out.splitlines()
     lines = lines[next(k for k, x in enumerate(lines) if x.startswith("best of")) :]
     assert lines[0].startswith(f"best of {told}")
-    assert lines[1] == "SGD has 0.1 %."
+    assert lines[1] == "SGD reaches 0.1 %."
     record = json.loads((tmp_path / "sweep.json").read_text())
     assert record["at_edge"] == dict.fromkeys(grid.OF_METHOD[method], "largest")
     for line, name in zip(lines[2:], grid.OF_METHOD[method], strict=False):
