@@ -130,12 +130,12 @@ def main(arguments: list[str] | None = None) -> None:
             quant.save(options.out / "weights" / f"{name}.safetensors", tree)
 
     axes = (figure := Figure(layout="constrained")).subplots()
-    times = {method: np.median(s[1:] or [np.nan]) for method, s in seconds.items()}
+    times = {method: np.median(s[1:] or s) for method, s in seconds.items()}
     print("| method     ", *(f"| {bits:2} bits   " for bits in BITS), "| time |")
     for method, rows in accuracy.items():
-        mean = np.mean(rows, 0)
-        error = np.std(rows, 0) / (len(rows) - 1 or np.nan) ** 0.5
-        cells = " | ".join(f"{m:.1f} ± {e:.1f}" for m, e in np.stack([mean, error], 1))
+        mean, error = np.mean(rows, 0), np.std(rows, 0) / max(len(rows) - 1, 1) ** 0.5
+        form = "{:.1f} ± {:.1f}" if len(rows) > 1 else "{:.1f}"
+        cells = " | ".join(map(form.format, mean, error))
         print(f"| {method:11} | {cells} | {times[method] / times['SGD']:.2f} |")
         axes.errorbar([*map(str, BITS)], mean, error, fmt="o-", label=method)
     axes.set(xlabel="bits per weight", ylabel="test accuracy (%)")
