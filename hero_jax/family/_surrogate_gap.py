@@ -94,7 +94,9 @@ def gsam_value_and_grad(
         g = _tree.cast_like(g, dL)
         u = directions.normalized(dL, dL)
         # NaN in g reaches every leaf by way of the inner product.
-        across = optax.tree.sub(g, _tree.scale(optax.tree.vdot(g, u), u))
+        # Not by vdot, which refuses weights sharded over an explicit axis.
+        along = optax.tree.sum(optax.tree.mul(g, u))
+        across = optax.tree.sub(g, _tree.scale(along, u))
         gradient = optax.tree.sub(dL, _tree.scale(alpha, across))
         return _loss.as_of_jax(value, gradient, W, has_aux)
 

@@ -227,6 +227,7 @@ def fits_by_heart(name, steps):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_every_network_learns_random_labels_by_heart(name):
+@pytest.mark.parametrize("name", ["resnet8", "resnet20"])
+def test_a_network_learns_random_labels_by_heart(name):
+    """The others would take a quarter of an hour and more."""
     assert fits_by_heart(name, 100)
