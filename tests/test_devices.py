@@ -402,6 +402,8 @@ def test_a_link_averages_the_gradient_of_its_product():
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_a_product_over_a_part_of_sharded_arrays(kind):
+    if kind == "Explicit" and jax.__version_info__ < (0, 8):
+        pytest.skip("JAX does not know how a part of a sharded array lies")
     params, batch = mlp_params(), mlp_batch(size=2 * DEVICES)
     run = jax.jit(
         hero_jax.hero_value_and_grad(
