@@ -1376,7 +1376,10 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
                 "image_classification.__main__", "digits", "--dataset", "cifar11"
             ),
             SystemExit,
-            ("no data set 'cifar11'", "not an .npz file or a folder"),
+            (
+                "data set 'cifar11' cannot be opened",
+                "no .npz file or folder that exists",
+            ),
             "Take a name of TensorFlow Datasets, an `.npz` file or a folder.",
             RECIPE,
         ),
