@@ -36,6 +36,7 @@ def test_there_is_one_for_every_library():
         assert sum(map(bool, code.splitlines())) <= 21, heading
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:haiku")
 def test_snippet_trains_and_quantizes(number):

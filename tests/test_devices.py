@@ -179,6 +179,7 @@ def test_hero_is_that_of_the_whole_batch(direction, reduction, masks):
     close(jax.jit(make())(params, *sharded), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("method", "map_name"),
@@ -201,6 +202,7 @@ def test_every_method_is_that_of_the_whole_batch(method, map_name):
     close(actual(params, *batch), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("map_name", some(MAPS, "pmap", "shard_map"))
 def test_a_mean_over_the_axis_within_the_loss_changes_nothing(map_name):
@@ -285,6 +287,7 @@ def test_the_link_of_a_chain(map_name):
     close(spread(params, *batch), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("method", "map_name"),
@@ -312,6 +315,7 @@ def test_each_device_by_itself_is_as_many_parts_on_one(method, map_name):
         assert optax.tree.norm(optax.tree.sub(whole[1], expected[1])) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("name", "map_name"),
@@ -338,6 +342,7 @@ def test_the_number_of_devices_does_not_matter(name, map_name):
         close(expected, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_parts_may_each_be_spread_over_the_devices():
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
@@ -353,6 +358,7 @@ def every_second(params, x, y):
     return mlp_loss(params, x[::2], y[::2])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("map_name", "hvp"),
@@ -399,6 +405,7 @@ def test_a_link_averages_the_gradient_of_its_product():
     close(pmapped(functools.partial(update, tx=tx))(params, *batch), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_a_product_over_a_part_of_sharded_arrays(kind):
@@ -417,6 +424,7 @@ def test_a_product_over_a_part_of_sharded_arrays(kind):
     close(actual, run(params, *batch))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_auxiliary_outputs_of_parts_are_stacked():
     params, (x, y) = mlp_params(), mlp_batch(size=EXAMPLES)
@@ -445,6 +453,7 @@ def test_the_batch_may_be_a_tree_and_the_rest_stays_whole():
     close(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "scope"),
     pairs(
@@ -568,6 +577,7 @@ def set_mesh(grid):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_examples_may_be_spread_over_two_axes(scope):

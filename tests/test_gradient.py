@@ -86,6 +86,7 @@ def test_equals_dense_hessian(direction, reduction, masks):
     float64_close(value, mlp_loss(params, *batch))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -131,6 +132,7 @@ def test_several_directions_are_averaged():
         assert float(value) == float(mlp_loss(params, *batch))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_random_probes_estimate_the_sum_of_squared_eigenvalues():
     """Eq. 9, with the dense Hessian; and its gradient, by reverse over forward."""
@@ -345,6 +347,7 @@ def test_dropout_mask_is_the_same_in_all_passes():
     assert float(metrics.grad_difference_norm) == 0.0
 
 
+@pytest.mark.slow
 def test_vmap_over_h_gamma_and_params():
     batch = mlp_batch(dtype=jnp.float32)
     many = [mlp_params(seed, jnp.float32) for seed in range(3)]
@@ -391,6 +394,7 @@ def test_compiles_once():
     assert len(traces) == traced == 2  # the clean pass and the perturbed one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype",
     [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow), jnp.float32],
@@ -425,6 +429,7 @@ def test_mixed_dtypes_are_kept_under_x64():
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_needs_no_implicit_dtype_promotion(direction):
@@ -459,6 +464,7 @@ def test_small_perturbation_of_half_precision_weights_is_not_rounded_away():
     np.testing.assert_allclose(metrics.grad_difference_norm, 4e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_penalty_of_half_precision_weights_is_free_of_their_rounding(direction):
     """The difference of the gradients is far below the rounding of a bfloat16."""
@@ -654,6 +660,7 @@ def test_a_mask_function_is_called_with_the_whole_tree():
     assert re.search(f"penalty_mask was called as {by_path}", notes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("hvp", ["exact", hero_jax.FiniteDifference(1e-6)])
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -694,6 +701,7 @@ def test_gamma_has_the_unit_of_one_over_the_loss(direction, hvp):
         float64_close(by_link(scale), expected, tolerance)
 
 
+@pytest.mark.slow
 def test_a_scaled_loss_does_not_overflow_in_float16():
     """S g and S H (gamma (grad L(U) - g)) are in float16's range, S^2 H v is not."""
     params, batch = mlp_params(dtype=jnp.float32), mlp_batch(dtype=jnp.float32)
@@ -755,6 +763,7 @@ WITHOUT_FORWARD_MODE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", WITHOUT_FORWARD_MODE)
 def test_a_loss_without_forward_mode_has_a_way_round(case):
@@ -782,6 +791,7 @@ def test_a_loss_without_forward_mode_has_a_way_round(case):
         assert jnp.isfinite(found[1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_cure_has_a_way_round_for_inputs_without_forward_mode():
     w, x = jnp.array([1.0, -2.0]), jnp.array([[2.0, 0.5], [0.3, 1.0], [1.0, -1.0]])
@@ -810,6 +820,7 @@ def test_a_fault_of_the_loss_is_not_called_a_lack_of_forward_mode():
     assert not notes_of(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_the_auxiliary_output_may_be_anything(dtype):
     params, batch = mlp_params(dtype=dtype), mlp_batch(dtype=dtype)

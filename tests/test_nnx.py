@@ -177,6 +177,7 @@ def test_trains_with_an_optimizer_and_is_compiled_once():
     assert float(jnp.abs(model.norm.mean[...]).max()) > 0
 
 
+@pytest.mark.slow
 def test_modules_among_the_other_arguments_keep_their_clean_state():
     x, _ = batch()
     model, teacher, rngs = Plain(), Net(3), nnx.Rngs(7)
@@ -246,6 +247,7 @@ def test_wrt_and_masks_select_leaves():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(4,), (4, 8)])
 def test_parts_of_a_batch_leave_the_mean_of_their_state(sizes):
     """Those of parts of parts, too."""

@@ -131,6 +131,7 @@ def assert_equal(a, b, rtol):
         np.testing.assert_allclose(x, y, rtol, rtol * scale, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("perturbation", "reduction"),
@@ -150,6 +151,7 @@ def test_gradient(perturbation, reduction):
     np.testing.assert_allclose(found[2].penalty, expected[2].penalty, 1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     "options",

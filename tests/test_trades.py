@@ -183,6 +183,7 @@ def test_a_product_of_another_loss_leaves_the_metrics_alone():
     np.testing.assert_allclose(actual, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_parts_of_each_perturbation():
     params, batch = mlp_params(), mlp_batch(size=8)
     chunks = [jax.tree.map(lambda x, k=k: x[k : k + 4], batch) for k in (0, 4)]
@@ -246,6 +247,7 @@ def test_every_kth_value_of_a_schedule():
     assert [float(schedule(k)) for k in range(6)] == [0.0, 0.0, 1.0, 0.0, 2.0, 0.0]
 
 
+@pytest.mark.slow
 def test_a_link_takes_another_gradient_for_its_product():
     params, batch = mlp_params(), mlp_batch(size=8)
     spaced = jax.tree.map(lambda x: x[::2], batch)

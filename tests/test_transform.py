@@ -122,6 +122,7 @@ def test_equals_the_function(name):
     close(trained(name)[0], reference_of(name))
 
 
+@pytest.mark.slow
 @main_variants
 def test_jit_changes_nothing(name):
     params, _ = run(optimizer(VARIANTS[name]), initial(), steps=2, jit=False)
@@ -166,6 +167,7 @@ def _of_hero(path, _):
     return any(getattr(key, "tuple_name", None) == "HeroState" for key in path)
 
 
+@pytest.mark.slow
 @main_variants
 @pytest.mark.parametrize(
     "dtype",
@@ -201,6 +203,7 @@ def test_zero_gradient_is_finite(name):
     chex.assert_tree_all_finite((updates, state))
 
 
+@pytest.mark.slow
 @main_variants
 def test_vmap_over_stacked_weights(name):
     tx = optimizer(VARIANTS[name])
@@ -281,6 +284,7 @@ READING_THE_OLD_STATE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrapper", "inner"),
     [
@@ -434,6 +438,7 @@ class TestWrappers:
         )
         close(moved, expected)
 
+    @pytest.mark.slow
     def test_multi_steps_around_hero_with_the_grad_fn_of_the_whole_batch(self):
         tx = optax.MultiSteps(optimizer(self.variant), every_k_schedule=2)
         params = initial()

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from hero_jax import _tree, leaves
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     hnp.arrays(

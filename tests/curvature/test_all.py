@@ -77,6 +77,7 @@ def diagnostic(request):
     return DIAGNOSTICS[request.param]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*DIAGNOSTICS, *OTHERS])
 def test_nothing_of_a_loss_stays_when_it_is_gone(name):
     """Neither the function nor its data; and it is compiled once while it lives."""
@@ -121,6 +122,7 @@ def test_nor_of_a_direction_or_of_a_function_for_statistics():
     assert [x() for x in gone] == [None] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1e-25, pytest.param(1e20, marks=pytest.mark.slow)])
 def test_results_are_in_proportion_to_the_loss(diagnostic, factor):
     """In float32, whose squares end at 1e-38 and 1e38."""
@@ -171,6 +173,7 @@ def test_products_of_ours_have_full_precision(name):
         assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in product
 
 
+@pytest.mark.slow
 def test_single_precision_stays_that(diagnostic, x64):
     del x64
     for x in jax.tree.leaves(diagnostic(network)):

@@ -65,6 +65,7 @@ def test_gauss_newton_eigenvalues_are_not_negative():
     assert lowest["gauss_newton"] > -1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize(
     ("eigenvalues", "largest"),
@@ -135,6 +136,7 @@ def test_works_inside_jit_and_vmap_over_weights(dense):
     np.testing.assert_allclose(largest(flat), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_examples_sharded_over_devices(dense):
     x, y = problems.mlp_batch(size=16)
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))

@@ -72,6 +72,7 @@ USES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", USES)
 @pytest.mark.parametrize(
     ("loss", "hvp", "rtol"),

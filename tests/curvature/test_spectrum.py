@@ -32,6 +32,7 @@ def test_moments_are_those_of_the_eigenvalues(dense, batch_size):
         assert moment.stderr < 0.2 * abs(expected) + 1e-12
 
 
+@pytest.mark.slow
 def test_several_densities_after_vmap():
     w, grid = jnp.array([1.0, 2.0, 3.0]), jnp.linspace(0.0, 70.0, 4)
     density = lambda key: curvature.spectral_density(

@@ -34,6 +34,7 @@ def estimates(dense, deflation):
     return of(jax.random.split(jax.random.key(0), KEYS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deflation", [0, 6])
 def test_mean_and_standard_error_are_calibrated(dense, deflation):
     whole, layers = estimates(dense, deflation)

@@ -48,6 +48,7 @@ def test_equals_finite_differences_of_the_penalized_loss(method):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("method", "options"),

@@ -113,6 +113,7 @@ def test_switched_off_it_is_the_plain_gradient(options):
     assert len(off(params, *batch).eqns) < 1.5 * len(plain.eqns)
 
 
+@pytest.mark.slow
 def test_half_precision_is_moved_in_float32():
     """A step of 0.003 in one of four pixels is lost on a bfloat16 near 1."""
     params, (x, y) = mlp_params(dtype=jnp.bfloat16), mlp_batch(dtype=jnp.bfloat16)

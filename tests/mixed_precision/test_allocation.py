@@ -221,6 +221,7 @@ def network():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

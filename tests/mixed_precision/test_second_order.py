@@ -48,6 +48,7 @@ def test_eigenvalue_is_the_largest_of_the_block(dense, errors, batch_size):
         np.testing.assert_allclose(row, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_eigenvalue_spread_is_that_of_parts_of_the_data(dense, errors, batch_size):
     """Of 11 examples 9 are used; what does not count examples is whole in each part."""
@@ -99,6 +100,7 @@ def test_average_trace_within_its_standard_error(dense, errors):
         np.testing.assert_allclose(found.stderr[path], stderr, rtol=0.15)
 
 
+@pytest.mark.slow
 def test_average_trace_is_exact_for_a_diagonal_hessian(x64):
     del x64
     params = {"a": jnp.ones((2, 2)), "b": jnp.linspace(0.0, 1.0, 6).reshape(2, 3)}
@@ -209,6 +211,7 @@ def test_interactions_make_the_better_allocation(dense, errors):
     assert best.sensitivity == pytest.approx(min(totals), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_half_precision_weights_and_progress():
     params = problems.mlp_params(dtype=jnp.bfloat16)
     args = problems.mlp_batch(dtype=jnp.float32)

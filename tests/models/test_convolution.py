@@ -104,6 +104,7 @@ def test_values_gradients_and_hessian_vector_products(case):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", DEPTHWISE, ids=str)
 def test_loop_nests_in_double_precision(case):
@@ -138,6 +139,7 @@ def test_works_inside_scan_and_vmap(case):
     np.testing.assert_allclose(scanned, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("case", "axes"),

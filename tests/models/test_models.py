@@ -153,6 +153,7 @@ def test_other_arguments_are_named():
         models.create("resnet20", num_classes="10")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_every_normalization_is_that_of_all_devices(name):
     """One mean over the axis for each BatchNorm, and none without an axis."""
@@ -172,6 +173,7 @@ def test_every_normalization_is_that_of_all_devices(name):
     assert means(None)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_all_layers_take_the_convolution_that_is_given(name):
     """Ours is a primitive of its own, which shows in the program."""

@@ -245,6 +245,7 @@ class Model:
         return images @ params["w"] + self.total()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["closure", "method", "stats_fn"])
 def test_programs_live_as_long_as_the_function_and_no_longer(kind):
     params, images, labels = (

@@ -32,7 +32,9 @@ def draw(seed=0, shape=(12, 10), offset=0.0):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("calibration", ["minmax", "percentile", "mse"])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    "bits", [2, 3, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (4, 8))]
+)
 def test_equals_exhaustive_search(bits, calibration, scheme, layout):
     x = draw(seed=bits)
     percent = {"percentile": 95.0} if calibration == "percentile" else {}

@@ -36,6 +36,7 @@ def test_equals_numpy(bits, size, random):
     np.testing.assert_array_equal(unpack_bits(packed, bits, size), values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["affine", "symmetric"])
 @pytest.mark.parametrize(
     ("shape", "bits"),
@@ -83,6 +84,7 @@ def test_stacked_arrays_pack_and_unpack_one_by_one():
     np.testing.assert_array_equal(one_by_one, quantized.dequantize())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [3, 4, 16])
 def test_layers_with_grids_of_their_own_are_packed_one_by_one(bits):
     x = jax.random.normal(jax.random.key(0), (5, 8, 6))

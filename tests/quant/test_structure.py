@@ -54,6 +54,7 @@ def plain(tree):
     return tree
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(trees)
 def test_round_trip_through_text(tree):

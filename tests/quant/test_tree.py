@@ -146,6 +146,7 @@ def test_options_reach_every_leaf_and_errors_name_it():
         quant.quantize(tree, 4, group=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["affine", "symmetric"])
 @pytest.mark.parametrize(
     "calibration",
@@ -203,6 +204,7 @@ def test_no_floats_are_resident_before_a_call(bits):
         assert resident - 256 * 256 * bits_per_weight // 8 in range(17)
 
 
+@pytest.mark.slow
 def test_equal_leaves_compile_once():
     """However many there are, in whatever tree; counted by JAX, of every program."""
     events = []

@@ -153,6 +153,7 @@ def test_a_step_takes_its_numbers_and_a_new_key_from_the_state(monkeypatch):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CURE", "HERO, 4 random z", "QAT, 4 bits"])
 def test_methods_take_the_loss_with_its_key(name):
     """Traced, not run: the arguments in their places, the state as it was."""

@@ -66,6 +66,7 @@ def test_accuracy_without_files_trains_first(tmp_path):
     assert len(list((tmp_path / "weights").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_statistics_of_a_batch_are_those_of_numpy(weights):
     """The first layer's, whose input is the image."""
     params = accuracy_against_bits.load(weights[0])["params"]

@@ -177,6 +177,7 @@ def test_photographs(capsys, augmentation):
     np.testing.assert_allclose(on_page[1], probability, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_network")
 def test_what_is_wrong_is_said_in_a_line(capsys):
     x, y = images(40, (8, 8))

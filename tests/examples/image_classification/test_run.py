@@ -487,6 +487,7 @@ def test_another_seed_is_another_run(tmp_path):
     assert one.read_text().splitlines()[1] != two.read_text().splitlines()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", [6, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 8))]
 )

@@ -180,6 +180,7 @@ def test_the_gap_is_that_to_a_test_set_with_the_same_label_noise():
     np.testing.assert_allclose(gap, 1.0 - (0.625 * 0.7 + 0.375 * 0.1))
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_those_of_the_images_at_hand():
     network = tiny(0)
     args = (network.params, network.batch_stats, *network.train)

@@ -193,6 +193,7 @@ CASES += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("optimizer", "method"), CASES)
 def test_first_step_is_the_optimizers_with_the_gradient_by_hand(optimizer, method):

@@ -109,6 +109,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_stopped_row_goes_on_from_what_lies_beside_the_results(
     tmp_path, whole, monkeypatch
 ):

@@ -205,6 +205,7 @@ def test_nothing_is_traced_or_compiled_after_the_first_runs():
     assert many.step._cache_size() == many._start._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_result(trained, tmp_path, monkeypatch):
     whole = search.sweep(CONFIG, GRID, options(tmp_path / "whole"))
     killed = options(tmp_path / "killed", together="vmap", at_once=3)
@@ -275,6 +276,7 @@ def test_runs_that_diverge_are_marked_and_never_win(tmp_path):
             np.testing.assert_allclose(row["validation_loss"], loss, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_update_overflows_has_diverged():
     """All that its only step returns is of the weights before."""
     config = dataclasses.replace(CONFIG, train_size=32, epochs=1)
