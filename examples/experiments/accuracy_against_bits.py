@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from examples.experiments.common import command_line, digits
 from examples.experiments.common.comparison import plot_against_bits
-from examples.experiments.common.networks import load, logits_fn, train
+from examples.experiments.common.networks import load, make_logits, train
 from examples.experiments.common.statistics import cell, summary
 from examples.image_classification import results
 from hero_jax import quant
@@ -70,6 +70,7 @@ def evaluate(
         images = data.train_images
         batches = images.reshape(-1, CALIBRATION_BATCH, *images.shape[1:])
         options |= {"stats_fn": stats_fn, "calibration_images": batches}
+    logits_fn = make_logits(digits.ConvNet())
     test = (data.test_images, data.test_labels, BITS)
     accuracies = [
         quant.accuracy_against_bits(
@@ -126,7 +127,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--setting", choices=SETTINGS, action="append", help="of the quantizer")
     add("--all", action="store_true", help="all settings of the quantizer")
     options = parser.parse_args(arguments)
-    command_line.check_training_options(parser, options)
     try:
         options.networks = load_all(options.weights)
     except (OSError, ValueError) as error:

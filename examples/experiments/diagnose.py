@@ -107,8 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Train the three cases, print the table, write JSON and picture."""
     parser = command_line.training_parser(__doc__, "diagnose_results")
     options = parser.parse_args(arguments)
-    command_line.check_training_options(parser, options)
-
     cases = {name: run(name, h, options) for name, h in CASES.items()}
     record = {"environment": results.environment(), "gamma": GAMMA}
     record |= {"label_noise": options.label_noise, "seed": 0, "cases": cases}

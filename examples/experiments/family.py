@@ -9,7 +9,7 @@ measurements are those of `examples.experiments.digits`.
     python -m examples.experiments.family --search --out DIR  # settings; 13 minutes
 
 The settings in METHODS are the winners of the search: 8 trials for each method, from a
-seed that is not reported. Those of SGD, GRAD-L1, first-order-only and HERO are the
+seed that is not reported. Those of SGD, GRAD-L1, the first-order part and HERO are the
 quick start's, of 12 trials from three seeds; four random z take those of one.
 """
 

@@ -10,11 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from examples.experiments.common import digits
-from examples.experiments.common.command_line import (
-    check_at_least,
-    check_training_options,
-    training_parser,
-)
+from examples.experiments.common.command_line import at_least, training_parser
 from examples.experiments.common.digits import BITS, Method, Program
 from examples.experiments.common.statistics import cell, summary
 from examples.image_classification.results import (
@@ -43,12 +39,10 @@ def parse(
     add = parser.add_argument
     add("--methods", nargs="+", metavar="NAME", choices=methods, default=[*methods])
     add("--search", action="store_true", help="try settings, in place of the runs")
-    add("--seeds", type=int, default=3, help="number of seeds (0, 1, ...)")
+    add("--seeds", type=at_least(1), default=3, help="number of seeds (0, 1, ...)")
     options = parser.parse_args(arguments)
-    check_at_least(parser, options, seeds=1)
     if options.search and not trials.keys() & {*options.methods}:
         parser.error(f"--search must be of some of {', '.join(trials)}")
-    check_training_options(parser, options)
     return options
 
 

@@ -16,6 +16,7 @@ import optax
 from tqdm import tqdm
 
 from examples.experiments.common import digits
+from examples.experiments.common.command_line import at_least, training_parser
 from examples.image_classification import config as configs
 from examples.image_classification import input_pipeline
 from examples.image_classification.datasets import DatasetError
@@ -43,27 +44,35 @@ class Network(NamedTuple):
 
 
 @functools.cache
-def make_loss(model: nn.Module, statistics: Statistics) -> curvature.ComposedLoss[Any]:
-    """Return `(params, batch_stats, images, labels) -> cross-entropy`.
+def make_logits(model: nn.Module, statistics: Statistics = "running") -> Any:
+    """Return `(params, batch_stats, images) -> logits`.
 
     One object for every model, so that its programs are compiled once. BatchNorm's
     statistics are the "running" ones, as deployed, or those of the "batch", as trained:
     of the images that go through at once with the very weights in question.
     """
 
-    def logits_fn(params: Any, batch_stats: Any, images: Any, labels: Any) -> Any:
-        del labels
+    def logits_fn(params: Any, batch_stats: Any, images: Any) -> Any:
         variables = {"params": params, "batch_stats": batch_stats}
         if statistics == "running":
             return model.apply(variables, images, train=False)
-        logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        return logits
+        return model.apply(variables, images, train=True, mutable="batch_stats")[0]
 
-    def criterion(logits: Any, batch_stats: Any, images: Any, labels: Any) -> Any:
-        del batch_stats, images
+    return logits_fn
+
+
+@functools.cache
+def make_loss(model: nn.Module, statistics: Statistics) -> curvature.ComposedLoss[Any]:
+    """Return `(params, batch_stats, images, labels) -> cross-entropy`."""
+    logits_fn = make_logits(model, statistics)
+
+    def outputs_fn(params: Any, batch_stats: Any, images: Any, _: Any) -> Any:
+        return logits_fn(params, batch_stats, images)
+
+    def criterion(logits: Any, _: Any, __: Any, labels: Any) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    return curvature.ComposedLoss(logits_fn, criterion)
+    return curvature.ComposedLoss(outputs_fn, criterion)
 
 
 @functools.cache
@@ -71,13 +80,10 @@ def make_accuracy(
     model: nn.Module, statistics: Statistics
 ) -> Callable[..., chex.Array]:
     """Return `(params, batch_stats, images, labels) -> accuracy`."""
-    logits_fn = make_loss(model, statistics).outputs_fn
-
-    def accuracy(params: Any, batch_stats: Any, images: Any, labels: Any) -> chex.Array:
-        logits = logits_fn(params, batch_stats, images, labels)
-        return jnp.mean(logits.argmax(-1) == labels)
-
-    return accuracy
+    logits_fn = make_logits(model, statistics)
+    return lambda params, batch_stats, images, labels: jnp.mean(
+        logits_fn(params, batch_stats, images).argmax(-1) == labels
+    )
 
 
 @contextmanager
@@ -94,23 +100,11 @@ def bar(name: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int], None
         shown.refresh()
 
 
-def logits_fn(
-    params: chex.ArrayTree, batch_stats: chex.ArrayTree, images: chex.Array
-) -> chex.Array:
-    """Evaluate the network of the digits."""
-    variables = {"params": params, "batch_stats": batch_stats}
-    logits: chex.Array = digits.ConvNet().apply(variables, images, train=False)
-    return logits
-
-
 def load(path: Path) -> Any:
     """Read weights of the digits' network, quantized or not, as floats."""
-    image = jnp.zeros((1, 8, 8, 1))
-    like = jax.eval_shape(
-        lambda: digits.ConvNet().init(jax.random.key(0), image, train=False)
-    )
-    tree = quant.load(path, like={k: like[k] for k in ("batch_stats", "params")})
-    return quant.dequantize(tree)
+    params, batch_stats = jax.eval_shape(lambda: digits.init_network(0))
+    like = {"params": params, "batch_stats": batch_stats}
+    return quant.dequantize(quant.load(path, like=like))
 
 
 def of_digits(path: Path, label_noise: float) -> Network:
@@ -160,11 +154,10 @@ def of_run(folder: Path, data_dir: Path | None, num_images: int) -> Network:
         chosen = np.flatnonzero(real)[:TEST_IMAGES]
         test_images = pipeline.standardized(bytes_[chosen])
         model = make_model(config, pipeline, synchronized=False)
-        shapes = jax.eval_shape(
-            lambda: model.init(jax.random.key(0), images[:1], train=False)
-        )
     finally:
         pipeline.close()
+    init = functools.partial(model.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), images[:1])
     tree = quant.load(folder / "weights.safetensors", like=dict(shapes))
     metrics = folder / "metrics.csv"
     return Network(
@@ -179,18 +172,16 @@ def of_run(folder: Path, data_dir: Path | None, num_images: int) -> Network:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
-    """Add the arguments that all commands on networks have; `out` is a folder."""
-    add = parser.add_argument
+def networks_parser(doc: str | None, out: str) -> argparse.ArgumentParser:
+    """Return a parser of what commands on networks share; `out` is a folder."""
+    parser = training_parser(doc, out)
+    add, count = parser.add_argument, at_least(1)
     add("networks", nargs="*", type=Path, help="files of weights or folders of runs")
-    add("--out", type=Path, default=Path(out), help="folder to write")
-    add("--images", type=int, default=1000, help="training images of a run to look at")
-    add("--batch-size", type=int, default=250, help="images that go through at once")
+    add("--images", type=count, default=1000, help="training images to look at")
+    add("--batch-size", type=count, default=250, help="images that go through at once")
     add("--data-dir", type=Path, help="of TensorFlow data sets")
-    add("--label-noise", type=float, default=0.4, help="of networks of the digits")
-    add("--epochs", type=int, default=40, help="of training, if there is any")
     add("--seed", type=int, default=0, help="of all that is drawn")
-    add("--quiet", action="store_true", help="show no progress bars")
+    return parser
 
 
 def load_or_train(
@@ -242,10 +233,9 @@ def train(
             }
             rows.append({name: float(value) for name, value in row.items()})
 
-        total = steps * digits.BATCH_SIZE
-        with tqdm(total=total, desc=f"{name:<12}", unit="images", disable=quiet) as b:
+        with digits.progress_bar(name, steps, quiet) as progress:
             after = record if metrics else None
-            state = digits.train(program, data, epochs, 0, b, after_epoch=after)
+            state = digits.train(program, data, epochs, 0, progress, after_epoch=after)
         paths.append(digits.save_weights(folder, name, 0, state))
         if metrics:
             write_rows(paths[-1].with_suffix(".csv"), rows)

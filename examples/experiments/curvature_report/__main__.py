@@ -1,7 +1,7 @@
 """Look at the curvature around trained networks, and write a report.
 
 Takes weights that were saved on the digits, or folders of finished runs of the training
-recipe; without any, trains SGD, first-order-only and HERO on the digits first.
+recipe; without any, trains SGD, HERO's first-order part and HERO on the digits first.
 
     python -m examples.experiments.curvature_report  # 3 minutes on 2 cores
     python examples/quickstart.py --out out
@@ -21,10 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from examples.experiments.common import networks
-from examples.experiments.common.command_line import (
-    check_at_least,
-    check_training_options,
-)
 from examples.image_classification.results import (
     environment,
     write_figure,
@@ -41,10 +37,7 @@ OPTIONS = ("statistics", "h", "bits", "batch_size", "seed", "quiet")
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    networks.add_arguments(parser, "curvature_results")
+    parser = networks.networks_parser(__doc__, "curvature_results")
     add = parser.add_argument
     add(
         "--statistics",
@@ -55,8 +48,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--h", type=float, default=5.0, help="step of the finite difference in ||Hz||")
     add("--bits", type=int, default=4, help="of the quantization that is looked at")
     options = parser.parse_args(arguments)
-    check_training_options(parser, options)
-    check_at_least(parser, options, images=1, batch_size=1)
     if not 2 <= options.bits <= 8:
         parser.error(f"--bits must be 2 to 8, got {options.bits}")
     if not options.h > 0.0:

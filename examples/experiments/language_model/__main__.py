@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.experiments.common.command_line import check_at_least, check_folder
+from examples.experiments.common.command_line import at_least, folder, make_parser
 from examples.experiments.common.statistics import cell, summary
 from examples.image_classification.results import (
     environment,
@@ -48,24 +48,20 @@ SIZES = {"batch_size": 8, "context": 32, "width": 48, "blocks": 2}
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", default=[0], help="one run for each")
     add("--optimizers", nargs="+", choices=OPTIMIZERS, default=[*OPTIMIZERS])
-    add("--steps", type=int, default=800, help="of training")
+    add("--steps", type=at_least(1), default=800, help="of training")
     add("--search", action="store_true", help="choose settings on the validation text")
-    add("--out", type=Path, default=Path("language_model_results"))
+    add("--out", type=folder, default="language_model_results")
     options = parser.parse_args(arguments)
-    check_at_least(parser, options, steps=1)
     if min(options.seeds) < 0 or len({*options.seeds}) < len(options.seeds):
         parser.error(f"--seeds must be different and at least 0, got {options.seeds}")
     try:
         options.corpus = split(load_topics())
     except ModuleNotFoundError as error:
         parser.error(str(error))
-    check_folder(parser, options.out)
     return options
 
 

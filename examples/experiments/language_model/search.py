@@ -22,7 +22,7 @@ DIRECTIONS = {
     "adaptive": (0.03, 0.1, 0.3),
     "normalized": (0.01, 0.03, 0.1),
 }
-"""Values of h, tried by first-order-only with AdamW."""
+"""Values of h, tried by the first-order part with AdamW."""
 SHRINKAGES = (0.1, 0.3, 1.0, 3.0)
 """By what weight decay alone would lower the logarithm of the weights in the end."""
 LENGTHS = {
@@ -30,7 +30,7 @@ LENGTHS = {
     "adaptive": (0.01, 0.03, 0.1, 0.3),
     "normalized": (0.003, 0.01, 0.03, 0.1),
 }
-"""Values of h for first-order-only; the middle ones are HERO's, with each gamma."""
+"""Values of h for the first-order part; the middle ones are HERO's, with each gamma."""
 GAMMAS = (0.01, 0.1)
 
 Trials = list[dict[str, Any]]

@@ -25,10 +25,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from examples.experiments.common import networks
-from examples.experiments.common.command_line import (
-    check_at_least,
-    check_training_options,
-)
+from examples.experiments.common.command_line import at_least
 from examples.experiments.common.networks import Network
 from examples.image_classification.results import (
     environment,
@@ -52,10 +49,7 @@ SETTINGS = (
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    networks.add_arguments(parser, "mixed_precision_results")
+    parser = networks.networks_parser(__doc__, "mixed_precision_results")
     add = parser.add_argument
     add("--measure", choices=MEASURES, default="measured", help="for the file's bits")
     size = parser.add_mutually_exclusive_group()
@@ -69,15 +63,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--choices", type=int, nargs="+", default=(2, 3, 4, 5, 6, 8), help="of bits")
     add("--group-size", type=int, help="output channels that share a grid (Q-BERT)")
-    add("--probes", type=int, default=16, help="of the trace of each layer")
-    add("--steps", type=int, default=10, help="of Lanczos, for a layer's eigenvalue")
-    add("--allocations", type=int, default=100, help="random ones, for correlation")
+    add("--probes", type=at_least(2), default=16, help="of the trace of each layer")
+    add(
+        "--steps",
+        type=at_least(1),
+        default=10,
+        help="of Lanczos, for a layer's eigenvalue",
+    )
+    add(
+        "--allocations",
+        type=at_least(3),
+        default=100,
+        help="random ones, for correlation",
+    )
     add("--time-limit", type=float, default=20.0, help="seconds for pairs of layers")
     add("--no-activations", dest="activations", action="store_false")
     options = parser.parse_args(arguments)
-    check_training_options(parser, options)
-    check_at_least(parser, options, images=1, batch_size=1, steps=1)
-    check_at_least(parser, options, probes=2, allocations=3)
     options.choices = tuple(sorted({*options.choices}))
     least, most = options.choices[0], options.choices[-1]
     if not 2 <= least < most <= 8:

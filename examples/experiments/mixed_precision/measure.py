@@ -1,10 +1,9 @@
 """Sensitivity of a network's layers, allocations by it, and their accuracy."""
 
-import functools
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import spearmanr
 
-from examples.experiments.common.networks import Network, bar, make_loss
+from examples.experiments.common.networks import Network, bar, make_logits, make_loss
 from hero_jax import mixed_precision as mp
 from hero_jax import quant
 
@@ -33,13 +32,6 @@ class Measured(NamedTuple):
     frontiers: dict[str, mp.Frontier]  # by measure, but for "pairwise"
     chosen: dict[str, list[mp.Allocation]]  # by measure, one for every budget
     record: dict[str, Any]  # numbers for JSON
-
-
-@functools.cache
-def make_logits(model: Any) -> Callable[..., chex.Array]:
-    """Return `(params, batch_stats, images) -> logits`, one object per model."""
-    outputs = make_loss(model, "running").outputs_fn
-    return lambda params, stats, images: outputs(params, stats, images, None)
 
 
 def accuracy(

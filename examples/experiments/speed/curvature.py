@@ -3,11 +3,10 @@
     python -m examples.experiments.speed.curvature  # ResNet20, 1,000 images of noise
     python -m examples.experiments.speed.curvature --npz cifar10.npz
 
-Everything is over the same images: one gradient, one product with the Hessian, the
-largest eigenvalue to a relative residual of 1e-3 with the fewest steps of 10, 20 and
-40, and the trace by 16 probes, and by 8 probes after a deflation by 8. The weights are
-initial ones: the cost does not depend on them, but the residual and the standard errors
-do.
+Over the same images: one gradient, one product with the Hessian, the largest eigenvalue
+to a relative residual of 1e-3 with the fewest steps of 10, 20 and 40, and the trace by
+16 probes, and by 8 probes after a deflation by 8. The weights are initial ones: the
+cost does not depend on them, but the residual and the standard errors do.
 """
 
 import functools
@@ -17,10 +16,11 @@ from typing import Any
 
 import jax
 
+from examples.experiments.common.command_line import at_least
 from examples.experiments.common.networks import make_loss
 from hero_jax import curvature, models
 
-from .harness import Parser, clock, report
+from .harness import clock, report, speed_parser
 from .product_error import load_npz
 
 STEPS = (10, 20, 40)
@@ -29,12 +29,13 @@ ENOUGH = 1e-3
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure; print the table and return the record."""
-    parser = Parser(__doc__)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--size", type=int, default=32, help="of random images")
-    parser.add_argument("--batch-size", type=int, default=250)
-    parser.add_argument("--npz", type=Path, help="file with x_train and y_train")
-    options = parser.read(arguments, images=1, size=1, batch_size=1)
+    parser = speed_parser(__doc__)
+    add = parser.add_argument
+    add("--images", type=at_least(1), default=1000)
+    add("--size", type=at_least(1), default=32, help="of random images")
+    add("--batch-size", type=at_least(1), default=250)
+    add("--npz", type=Path, help="file with x_train and y_train")
+    options = parser.parse_args(arguments)
     if options.npz is None:
         shape = (options.images, options.size, options.size, 3)
         images: Any = jax.random.normal(jax.random.key(0), shape)
@@ -42,9 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     else:
         images, labels = load_npz(options.npz, options.images)
     model = models.create("resnet20", num_classes=10)
-    variables = jax.jit(functools.partial(model.init, train=False))(
-        jax.random.key(0), images[:1]
-    )
+    init = jax.jit(functools.partial(model.init, train=False))
+    variables = init(jax.random.key(0), images[:1])
     loss, params = make_loss(model, "running"), variables["params"]
     args = (variables["batch_stats"], images, labels)
     chunks: Any = {"batch_size": options.batch_size, "batch_argnums": (2, 3)}
@@ -59,21 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     gradient = min(call(curvature.loss_and_gradient)[0] for _ in range(3))
     rows = [["", "products", "s", "gradients", "result"]]
     rows.append(["gradient", "0", f"{gradient:.2f}", "1.0", ""])
-    record = {}
+    record: dict[str, dict[str, Any]] = {}
 
-    def add(what: str, products: int, seconds: float, result: str) -> None:
-        cells = f"{seconds:.2f}", f"{seconds / gradient:.1f}", result
-        rows.append([what, str(products), *cells])
-        names = ("products", "seconds", "gradients", "result")
-        values = (products, seconds, seconds / gradient, result)
-        record[what] = dict(zip(names, values, strict=True))
+    def add_row(what: str, products: int, seconds: float, result: str) -> None:
+        ratio = seconds / gradient
+        rows.append([what, str(products), f"{seconds:.2f}", f"{ratio:.1f}", result])
+        record[what] = {"products": products, "seconds": seconds}
+        record[what] |= {"gradients": ratio, "result": result}
 
-    add("Hessian-vector product", 1, call(curvature.hvp, params)[0], "")
+    add_row("Hessian-vector product", 1, call(curvature.hvp, params)[0], "")
     for steps in STEPS:
         seconds, top = call(curvature.top_eigenvalues, steps=steps)
         value, residual = top.values[0], top.residuals[0]
         text = f"{value:.5g}, residual {residual:.1g}"
-        add(f"top_eigenvalues, {steps} steps", steps + 1, seconds, text)
+        add_row(f"top_eigenvalues, {steps} steps", steps + 1, seconds, text)
         if residual <= ENOUGH * abs(value):
             break
     for probes, deflation in ((16, 0), (8, 8)):
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         seconds, trace = call(curvature.trace, **settings)
         text = f"{trace.whole.value:.4g} ± {trace.whole.stderr:.2g}"
         what = f"trace, {probes} probes, deflation {deflation}"
-        add(what, probes + deflation, seconds, text)
+        add_row(what, probes + deflation, seconds, text)
     return report(rows, options.out, gradient_seconds=gradient, rows=record)
 
 

@@ -1,7 +1,6 @@
 """Programs take turns within one process; tables and JSON files of their times."""
 
 import argparse
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from examples.experiments.common.command_line import check_at_least
+from examples.experiments.common.command_line import at_least, make_parser
 from examples.image_classification.results import environment, markdown, write_json
 
 Program = Callable[[], Any]
@@ -19,24 +18,14 @@ TURN_SECONDS = 0.02
 """A turn has as many calls as fill so much time, unless their number is given."""
 
 
-class Parser(argparse.ArgumentParser):
-    """A command line with the number of rounds, if there are any, and a JSON file."""
-
-    def __init__(self, description: str | None, rounds: int | None = None) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, formatter_class=formatter)
-        self.add_argument("--out", type=Path, help="JSON file to write")
-        if rounds is not None:
-            self.add_argument(
-                "--rounds", type=int, default=rounds, help="turns of each"
-            )
-
-    def read(self, arguments: Sequence[str] | None, **least: int) -> argparse.Namespace:
-        """Read the options, and check which are at least so large."""
-        options = self.parse_args(arguments)
-        rounds = {"rounds": 1} if "rounds" in options else {}
-        check_at_least(self, options, **rounds, **least)
-        return options
+def speed_parser(doc: str | None, rounds: int | None = None) -> argparse.ArgumentParser:
+    """Return a parser of a JSON file and, if there are any, the number of rounds."""
+    parser = make_parser(doc)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    if rounds is not None:
+        count = at_least(1)
+        parser.add_argument("--rounds", type=count, default=rounds, help="of turns")
+    return parser
 
 
 def clock(program: Program, calls: int = 1) -> tuple[float, Any]:
@@ -53,12 +42,10 @@ def take_turns(
     programs: Mapping[str, Program],
     rounds: int,
     calls: Mapping[str, int] | None = None,
-    slow: float = math.inf,
 ) -> dict[str, list[float]]:
     """Time compiled programs by turns: ratios hold where the machine's speed drifts.
 
-    The first call of a turn is not timed, since it pays for fresh memory; but if it
-    takes longer than `slow` seconds it counts, and is not made again.
+    The first call of a turn is not timed, since it pays for fresh memory.
 
     Returns:
       The seconds of a call, in every round.
@@ -68,8 +55,7 @@ def take_turns(
         for name, program in programs.items():
             first, _ = clock(program)
             count = (calls or {}).get(name) or max(1, round(TURN_SECONDS / first))
-            again = first <= slow
-            seconds[name].append(clock(program, count)[0] if again else first)
+            seconds[name].append(clock(program, count)[0])
     return seconds
 
 

@@ -24,10 +24,11 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import hero_jax
+from examples.experiments.common.command_line import at_least
 from examples.image_classification.train import make_loss
 from hero_jax import models
 
-from .harness import Parser, report
+from .harness import report, speed_parser
 
 STEPS = tuple(float(f"{10.0**e:.1e}") for e in np.arange(-6.0, -0.9, 0.5))
 PARTS = (2, 4, 8)
@@ -99,13 +100,14 @@ def make_product(loss_fn: Any, difference: bool = False, part: int = 1) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure; print a table and return the record."""
-    parser = Parser(__doc__)
-    parser.add_argument("--npz", type=Path, help="x_train and y_train")
-    parser.add_argument("--model", choices=["resnet20", "resnet8"], default="resnet20")
-    parser.add_argument("--steps", type=int, default=200, help="of SGD beforehand")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--batches", type=int, default=3)
-    options = parser.read(arguments, steps=1, batch=1, batches=1)
+    parser = speed_parser(__doc__)
+    add = parser.add_argument
+    add("--npz", type=Path, help="x_train and y_train")
+    add("--model", choices=["resnet20", "resnet8"], default="resnet20")
+    add("--steps", type=at_least(1), default=200, help="of SGD beforehand")
+    add("--batch", type=at_least(1), default=128)
+    add("--batches", type=at_least(1), default=3)
+    options = parser.parse_args(arguments)
     images, labels = load_npz(options.npz)
     if options.batches * options.batch > len(images):
         parser.error(

@@ -23,7 +23,7 @@ import numpy as np
 
 from hero_jax import models, quant
 
-from .harness import Parser, Program, machine, report, take_turns
+from .harness import Program, machine, report, speed_parser, take_turns
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "per tensor": {},
@@ -54,13 +54,12 @@ def programs(params: Any) -> dict[str, Program]:
         tree = quant.quantize(params, 8, **options)
         timed[f"dequantize, {layout}, jitted"] = jitted(quant.dequantize, tree)
     channels = functools.partial(quant.quantize, params, axis=-1)
-    timed["quantize, per channel, called"] = lambda: channels(8)
-    timed["quantize, per channel, least squares"] = lambda: channels(
-        4, calibration="mse"
-    )
-    timed["pack, 4 bits"] = jitted(quant.pack, channels(4))
-    packed = quant.pack(channels(4))
-    timed["dequantize packed, 4 bits"] = jitted(quant.dequantize, packed)
+    timed |= {
+        "quantize, per channel, called": lambda: channels(8),
+        "quantize, per channel, least squares": lambda: channels(4, calibration="mse"),
+        "pack, 4 bits": jitted(quant.pack, channels(4)),
+        "dequantize packed, 4 bits": jitted(quant.dequantize, quant.pack(channels(4))),
+    }
     return timed | (of_qwix(params) if importlib.util.find_spec("qwix") else {})
 
 
@@ -70,14 +69,16 @@ def of_qwix(params: Any) -> dict[str, Program]:
 
     def quantize(params: Any, channels: bool) -> Any:
         def one(x: Any) -> Any:
-            axes = {"channelwise_axes": [x.ndim - 1] if channels else []}
-            options = {"calibration_method": "minmax", **axes}
+            axes = [x.ndim - 1] if channels else []
+            options = {"calibration_method": "minmax", "channelwise_axes": axes}
             return x if x.ndim < 2 else qwix.quantize(x, jnp.int8, **options)
 
         return jax.tree.map(one, params)
 
+    def is_array(x: Any) -> bool:
+        return isinstance(x, qwix.QArray)
+
     def dequantize(tree: Any) -> Any:
-        is_array = functools.partial(lambda kind, x: isinstance(x, kind), qwix.QArray)
         whole = lambda x: qwix.dequantize(x) if is_array(x) else x  # noqa: E731
         return jax.tree.map(whole, tree, is_leaf=is_array)
 
@@ -106,10 +107,10 @@ def file_sizes(params: Any) -> dict[str, int]:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Print the tables of a network, or of both."""
-    parser = Parser(__doc__, rounds=15)
+    parser = speed_parser(__doc__, rounds=15)
     networks = ["resnet20", "vgg19_bn"]
     parser.add_argument("--tree", choices=networks, nargs="+", default=networks)
-    options = parser.read(arguments)
+    options = parser.parse_args(arguments)
     print(f"{machine()}\n")
     record = {}
     for name in options.tree:

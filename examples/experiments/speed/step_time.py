@@ -1,4 +1,4 @@
-"""Time and memory of a training step: SGD, first-order, GRAD-L1, HERO and its options.
+"""Time and memory of a training step: SGD, GRAD-L1, HERO, its parts and options.
 
     python -m examples.experiments.speed.step_time  # 4 minutes on 2 cores
     python -m examples.experiments.speed.step_time --method "HERO, last layers"
@@ -39,13 +39,14 @@ import numpy as np
 from jax import lax
 from tqdm import tqdm
 
+from examples.experiments.common.command_line import at_least
 from examples.image_classification import devices as devices_of
 from examples.image_classification.config import Config
 from examples.image_classification.pipeline import Batch
 from examples.image_classification.train import make_program
 from hero_jax import models
 
-from .harness import Parser, Program, machine, report, take_turns
+from .harness import Program, machine, report, speed_parser, take_turns
 
 K = 4
 """Steps from one penalty to the next; the product takes one K-th of the images."""
@@ -216,16 +217,16 @@ def table(results: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print a table, return the record."""
-    parser = Parser(__doc__, rounds=5)
+    parser = speed_parser(__doc__, rounds=5)
     add = parser.add_argument
     add("--model", choices=NETWORKS, default="resnet20")
-    add("--size", type=int, help="height and width of the images")
-    add("--batch", type=int, help="images per step, of all devices together")
+    add("--size", type=at_least(1), help="height and width of the images")
+    add("--batch", type=at_least(1), help="images per step, of all devices together")
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
     add("--method", choices=METHODS, action="append", help="beside SGD; default: all")
-    add("--host-devices", type=int, help="parts of the CPU")
+    add("--host-devices", type=at_least(1), help="parts of the CPU")
     add("--way", choices=["jit", "pmap", "pmap local"], default="jit")
-    options = parser.read(arguments, size=1, batch=1, host_devices=1)
+    options = parser.parse_args(arguments)
     devices_of.divide_host(options.host_devices)
     size, batch, _ = NETWORKS[options.model]
     size, batch = options.size or size, options.batch or batch

@@ -66,12 +66,12 @@ def test_the_experiment(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--label-noise", "1.5"], "--label-noise must be from 0 to 1, got 1.5"),
-        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["--epochs", "-3"], "--epochs must be at least 1, got -3"),
+        (["--label-noise", "1.5"], "--label-noise: must be from 0 to 1, got 1.5"),
+        (["--seeds", "0"], "--seeds: must be at least 1, got 0"),
+        (["--epochs", "-3"], "--epochs: must be at least 1, got -3"),
         (["--methods", "Adam"], "invalid choice: 'Adam'"),
         (["--search", "--methods", "SGD"], "--search must be of some of SGD, tuned, "),
-        (["--out", "/dev/null/x"], "--out must be a folder that can be written to"),
+        (["--out", "/dev/null/x"], "--out: must be a folder that can be written to"),
     ],
 )
 def test_bad_options_are_named_before_any_work(arguments, message, capsys):

@@ -260,7 +260,7 @@ def test_runs_of_the_recipe_are_read_with_their_data(tmp_path, monkeypatch):
     [
         (["--bits", "9"], "--bits must be 2 to 8, got 9"),
         (["--h", "0"], "--h must be above 0, got 0.0"),
-        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--batch-size", "0"], "--batch-size: must be at least 1"),
     ],
 )
 def test_bad_command_lines(arguments, message, tmp_path, capsys):

@@ -296,10 +296,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--steps", "0"], "--steps: must be at least 1, got 0"),
         (["--seeds", "1", "1"], "--seeds must be different and at least 0, got [1, 1]"),
         (["--optimizers", "Adam"], "invalid choice: 'Adam'"),
-        (["--out", "/dev/null/x"], "--out must be a folder that can be written to"),
+        (["--out", "/dev/null/x"], "--out: must be a folder that can be written to"),
     ],
 )
 def test_bad_options_are_named_before_any_work(arguments, message, capsys):

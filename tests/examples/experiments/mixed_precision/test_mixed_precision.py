@@ -333,8 +333,8 @@ def test_a_budget_of_bytes_is_used_up(measured):
         (["--within", "1", "--measure", "pairwise"], "which pairwise has not"),
         (["--bytes", "9", "--measure", "pairwise"], "which pairwise has not"),
         (["--bytes", "100", "--within", "1"], "not allowed with argument"),
-        (["--probes", "1"], "--probes must be at least 2"),
-        (["--images", "0"], "--images must be at least 1"),
+        (["--probes", "1"], "--probes: must be at least 2"),
+        (["--images", "0"], "--images: must be at least 1"),
     ],
 )
 def test_misuse_is_named(arguments, message, capsys):

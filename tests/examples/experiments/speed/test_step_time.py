@@ -43,7 +43,7 @@ def test_one_perturbation_a_device_needs_one_operation_across_devices():
     ("option", "message"),
     [
         ("--batch=3", "--batch must be a multiple of the 8 devices, got 3."),
-        ("--batch=0", "--batch must be at least 1, got 0"),
+        ("--batch=0", "--batch: must be at least 1, got 0"),
         ("--model=resnet9", "invalid choice: 'resnet9'"),
         ("--method=HERA", "invalid choice: 'HERA'"),
     ],
