@@ -20,15 +20,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .config import Config
+from .errors import DevicesError
 
 Parallel = Literal["jit", "pmap"]
 
 AXIS = "data"
 """Name of the axis of devices."""
-
-
-class DevicesError(Exception):
-    """There are not so many devices, or a batch cannot be shared out among them."""
 
 
 class Devices:

@@ -14,7 +14,7 @@ from jax import lax
 import hero_jax
 
 from .config import Config
-from .datasets import DatasetError
+from .errors import DatasetError
 from .pipeline import EvaluationBatch, Pipeline
 from .train import TrainState, make_loss
 

@@ -13,6 +13,7 @@ import numpy as np
 from . import datasets, photographs
 from .config import Config
 from .devices import Devices
+from .errors import DatasetError
 from .pipeline import (
     AUGMENTATION,
     ORDER,
@@ -66,7 +67,7 @@ class TrainBatches:
                 labels.append(label if self._noisy[index] < 0 else self._noisy[index])
                 break
             else:
-                raise datasets.DatasetError(
+                raise DatasetError(
                     f"none of the {size} images of a batch can be read, such as "
                     f"{self._files.name(unreadable[0])}."
                 )
@@ -145,7 +146,7 @@ class Stream:
             except BrokenExecutor:
                 if isinstance(self._pool, Workers):
                     self._pool.kill()  # the others, too
-                raise datasets.DatasetError(
+                raise DatasetError(
                     "a worker process that decodes images was killed, perhaps for lack "
                     "of memory: use fewer --workers or a smaller batch_size."
                 ) from None

@@ -18,15 +18,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from .errors import HostsError
 from .logbook import tell
 
 PATIENCE_SECONDS = 10  # after which a process says that it waits for the others
 HEARTBEAT_SECONDS = 30  # after which the others end, too
 GRACE_SECONDS = 2  # by which the first process, which they depend on, ends later
-
-
-class HostsError(Exception):
-    """The processes of a run do not find each other, or disagree."""
 
 
 def join() -> None:

@@ -13,6 +13,7 @@ from . import datasets
 from .array_pipeline import ArrayPipeline
 from .config import Config
 from .devices import Devices, choose
+from .errors import DatasetError
 from .file_pipeline import FilePipeline
 from .pipeline import Pipeline
 
@@ -35,18 +36,18 @@ def create(
       devices: to which the batches go; the first one of JAX if None.
 
     Raises:
-      datasets.DatasetError: it is missing, malformed, or smaller than a batch.
+      DatasetError: it is missing, malformed, or smaller than a batch.
     """
     dataset = datasets.load(config.dataset, data_dir=data_dir, download=download)
     as_files = config.augmentation == "resized_crop"
     if as_files and isinstance(dataset.train, datasets.Arrays):
-        raise datasets.DatasetError(
+        raise DatasetError(
             f"{config.dataset} has images of one size: use augmentation 'crop_flip' or "
             "'none', not 'resized_crop'."
         )
     dataset = _chosen(dataset, config)
     if len_of(dataset.train) < config.batch_size:
-        raise datasets.DatasetError(
+        raise DatasetError(
             f"{len_of(dataset.train)} training images are fewer than "
             f"batch_size={config.batch_size}."
         )
@@ -85,4 +86,4 @@ def _chosen(dataset: datasets.Dataset, config: Config) -> datasets.Dataset:
 
 def _check_size(name: str, size: int, limit: int) -> None:
     if size > limit:
-        raise datasets.DatasetError(f"{name} must be at most {limit}, got {size}.")
+        raise DatasetError(f"{name} must be at most {limit}, got {size}.")

@@ -28,7 +28,8 @@ from PIL import Image
 import hero_jax
 
 from . import datasets, mosaics, photographs
-from .datasets import Arrays, DatasetError, Files
+from .datasets import Arrays, Files
+from .errors import DatasetError
 from .logbook import discard_output, prepare_streams, tell
 from .pipeline import Facts, standardized
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from examples.experiments.common import digits
 from examples.image_classification import config as configs
 from examples.image_classification import input_pipeline
-from examples.image_classification.datasets import DatasetError
+from examples.image_classification.errors import DatasetError
 from examples.image_classification.logbook import write_rows
 from examples.image_classification.train import make_model
 from hero_jax import curvature, models, quant

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.image_classification.config import Config
-from examples.image_classification.loop import RunError
+from examples.image_classification.errors import RunError
 from examples.image_classification.results import markdown, write_figure, write_text
 from examples.image_classification.run import read
 

@@ -21,7 +21,7 @@ import numpy as np
 from examples.image_classification import evaluate
 from examples.image_classification.array_pipeline import ArrayPipeline, Item
 from examples.image_classification.config import Config
-from examples.image_classification.loop import RunError
+from examples.image_classification.errors import RunError
 from examples.image_classification.stepping import take_steps
 from examples.image_classification.train import (
     Settings,

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
 import shutil
@@ -397,19 +396,6 @@ def test_another_data_set_is_refused_before_training(tmp_path, capsys, monkeypat
     assert "x.npz" in capsys.readouterr().err
     assert command(tmp_path, "--only", "nothing") == 1
     assert "--only must be one of row" in capsys.readouterr().err
-
-
-def test_a_package_that_is_missing_is_named_before_training(
-    tmp_path, capsys, monkeypatch
-):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        work.importlib.util,
-        "find_spec",
-        lambda name: None if name == "safetensors" else find_spec(name),
-    )
-    assert command(tmp_path, "--all") == 1
-    assert "needs the package safetensors" in capsys.readouterr().err
 
 
 def test_a_host_is_divided_before_jax_is_used(tmp_path, capsys):
