@@ -67,23 +67,23 @@ def len_of(data: Any) -> int:
 
 def _chosen(dataset: datasets.Dataset, config: Config) -> datasets.Dataset:
     """Apply validation_size, train_size and test_size, the same for every seed."""
+
+    def check(name: str, size: int, limit: int) -> None:
+        if size > limit:
+            raise DatasetError(f"{name} must be at most {limit}, got {size}.")
+
     train, test = dataset.train, dataset.test
     order = np.random.default_rng(0).permutation(len_of(train))
     if config.validation_size is not None:
-        _check_size("validation_size", config.validation_size, len(order) - 1)
+        check("validation_size", config.validation_size, len(order) - 1)
         held_out, order = np.split(order, [config.validation_size])
         train, test = datasets.take(train, order), datasets.take(train, held_out)
         order = np.arange(len(order))
     if config.train_size is not None:
-        _check_size("train_size", config.train_size, len(order))
+        check("train_size", config.train_size, len(order))
         train = datasets.take(train, order[: config.train_size])
     if config.test_size is not None:
-        _check_size("test_size", config.test_size, len_of(test))
+        check("test_size", config.test_size, len_of(test))
         some = np.random.default_rng(0).permutation(len_of(test))[: config.test_size]
         test = datasets.take(test, some)
     return dataset._replace(train=train, test=test)
-
-
-def _check_size(name: str, size: int, limit: int) -> None:
-    if size > limit:
-        raise DatasetError(f"{name} must be at most {limit}, got {size}.")

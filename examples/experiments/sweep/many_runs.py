@@ -154,7 +154,7 @@ class ManyRuns:
     def _item(self, runs: Sequence[Run], epoch: int) -> Item:
         """Stack what differs between the runs; the images are there once."""
         items = {
-            seed: next(self._pipeline.drawn(seed, None).epoch(epoch))
+            seed: next(self._pipeline.drawn(seed).epoch(epoch))
             for seed in dict.fromkeys(run.seed for run in runs)
         }
         each = [items[run.seed] for run in runs]
