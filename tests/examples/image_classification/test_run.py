@@ -37,7 +37,6 @@ from examples.image_classification.run import Options, run
 from examples.image_classification.stopping import Stop
 from hero_jax import quant
 from tests.examples.image_classification import small
-from tests.examples.image_classification.small import make_model
 
 ROOT = Path(__file__).parents[3]
 SMALL = small.__name__
@@ -68,8 +67,7 @@ def options(out, **fields):
 @pytest.fixture(scope="module", autouse=True)
 def small_network():
     """Train a network that is quick to compile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_model", make_model)
+    with small.in_place():
         yield
 
 
