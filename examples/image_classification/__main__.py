@@ -32,10 +32,7 @@ def parse(
 ) -> tuple[Config, Options]:
     """Read a config file and the options that override it.
 
-    Raises:
-      FileNotFoundError: no such config.
-      TypeError: a value has the wrong type.
-      ValueError: a value is out of range, or a file is no config.
+    Raises `FileNotFoundError`, `TypeError` or `ValueError`.
     """
     name, base, rest = first(arguments)
     both = tyro.cli(

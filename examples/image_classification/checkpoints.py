@@ -25,15 +25,9 @@ CHECKSUM = "checksum_of_all"
 class Checkpoints:
     """The checkpoints in a folder, by the number of steps.
 
-    Each has the training state, a record of plain values, and a checksum of both.
-
-    Args:
-      folder: made if it is missing; checkpoints that a killed run left half written
-        are removed.
-      keep: number of the latest checkpoints that stay, beside the best one.
-
-    Raises:
-      CheckpointError: the folder cannot be used.
+    Each has the training state, a record of plain values, and a checksum of both. The
+    `keep` latest ones stay, beside the best one; what a killed run left half written is
+    removed.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -65,16 +59,10 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, record: dict[str, Any], accuracy: float | None
     ) -> None:
-        """Copy the state and write it in the background.
+        """Copy the state and a record for JSON, and write them in the background.
 
-        Args:
-          step: name of the checkpoint.
-          state: pytree of arrays.
-          record: values for JSON.
-          accuracy: by which the best is chosen; `None` if unknown.
-
-        Raises:
-          CheckpointError: it, or the one before, cannot be written.
+        The best is chosen by accuracy, if known. `CheckpointError` if this one, or the
+        one before, cannot be written.
         """
         if step in self._manager.all_steps():
             return
@@ -105,11 +93,8 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """Read state, to the host, and record of the latest checkpoint, if any.
 
-        Args:
-          like: pytree with shapes and dtypes of the state.
-
-        Raises:
-          CheckpointError: it is damaged, or of another network.
+        The state has shapes and dtypes of `like`; `CheckpointError` if it is damaged,
+        or of another network.
         """
         step = self._manager.latest_step()
         if step is None:

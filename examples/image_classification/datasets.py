@@ -73,12 +73,9 @@ class Files:
 
 
 class Dataset(NamedTuple):
-    """Training and test images, both as :class:`Arrays` or both as :class:`Files`.
+    """Training and test images, both :class:`Arrays` or both :class:`Files`.
 
-    Attributes:
-      train: what to train on.
-      test: what to test on.
-      classes: their names, in the order of the labels.
+    The names of the classes are in the order of the labels.
     """
 
     train: Any
@@ -104,13 +101,8 @@ def image_files(folder: Path) -> list[Path]:
 def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> Dataset:
     """Open a data set by name or path (see :class:`Config`), not decoded yet.
 
-    Args:
-      name: of the data set.
-      data_dir: where TensorFlow data sets lie; their default if None.
-      download: whether a TensorFlow data set that is not there may be downloaded.
-
-    Raises:
-      DatasetError: it is missing or malformed.
+    TensorFlow data sets lie in `data_dir`, and may be downloaded if so asked.
+    `DatasetError` if it is missing or malformed.
     """
     path = Path(name).expanduser()
     if name == "digits":

@@ -156,14 +156,9 @@ def divide_host(count: int | None) -> None:
 
 
 def choose(parallel: Parallel = "jit", count: int | None = 1) -> Devices:
-    """Return devices and how to use them.
+    """Return so many devices of this host, or all of all hosts, and how to use them.
 
-    Args:
-      parallel: "jit" or "pmap".
-      count: how many devices of this host; all devices of all hosts if None.
-
-    Raises:
-      DevicesError: there are fewer, or there are other hosts.
+    `DevicesError` if there are fewer, or other hosts.
     """
     devices = jax.devices()
     if count is not None:

@@ -26,17 +26,9 @@ def create(
     workers: int = 0,
     devices: Devices | None = None,
 ) -> Pipeline:
-    """Load the data set of a run and prepare it.
+    """Load the data set of a run and prepare it, by default for JAX's first device.
 
-    Args:
-      config: of the run.
-      data_dir: where TensorFlow data sets lie.
-      download: whether to fetch one that is not there.
-      workers: processes that decode images.
-      devices: to which the batches go; the first one of JAX if None.
-
-    Raises:
-      DatasetError: it is missing, malformed, or smaller than a batch.
+    `DatasetError` if it is missing, malformed, or smaller than a batch.
     """
     dataset = datasets.load(config.dataset, data_dir=data_dir, download=download)
     as_files = config.augmentation == "resized_crop"

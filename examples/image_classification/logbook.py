@@ -47,16 +47,9 @@ TELL_EVERY = 60
 class Logbook:
     """Metrics by epoch, in `metrics.csv`, and seconds by epoch, in `times.csv`.
 
-    Both files are written anew after every epoch, whole or not at all, from rows that
-    checkpoints hold, too. The metrics of a run that was killed and resumed are the same
-    to the last digit; the times are not.
-
-    Args:
-      folder: of the run; nothing is written if None.
-      rows: metrics of the epochs so far.
-      times: of the same epochs.
-      quiet: whether to print nothing.
-      noisy: whether some labels are false.
+    Both files, of a folder if there is one, are written anew after every epoch, whole
+    or not at all, from rows that checkpoints hold, too. The metrics of a run that was
+    killed and resumed are the same to the last digit; the times are not.
     """
 
     def __init__(

@@ -24,13 +24,7 @@ from .train import OUTPUTS, Program, TrainState, make_model, make_program
 class Training:
     """The epochs of a run, from the latest checkpoint on.
 
-    Args:
-      config: of the run; it is written to the folder.
-      pipeline: its data.
-      out: its folder.
-      keep: number of latest checkpoints that stay.
-      quiet: whether to print nothing.
-      stop: asked after every step, by every process.
+    Every process asks `stop` after every step; `keep` latest checkpoints stay.
     """
 
     def __init__(

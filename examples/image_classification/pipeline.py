@@ -18,12 +18,9 @@ NOISE, ORDER, AUGMENTATION = 0, 1, 2
 
 
 class Batch(NamedTuple):
-    """A mini-batch to train on.
+    """Images, float32 `[B, H, W, C]`, standardized; labels, int32 `[B]`, with noise.
 
-    Attributes:
-      images: float32 `[B, H, W, C]`, standardized.
-      labels: int32 `[B]`, with noise.
-      clean_labels: int32 `[B]`, as in the data set.
+    Clean labels are those of the data set.
     """
 
     images: chex.Array
@@ -32,12 +29,9 @@ class Batch(NamedTuple):
 
 
 class EvaluationBatch(NamedTuple):
-    """A batch of test images.
+    """Test images, uint8 `[B, H, W, C]`, and labels, int32 `[B]`.
 
-    Attributes:
-      images: uint8 `[B, H, W, C]`.
-      labels: int32 `[B]`.
-      real: bool `[B]`; the last batch is filled up, and files may be unreadable.
+    The last batch is filled up, and files may be unreadable: `real`, bool `[B]`.
     """
 
     images: chex.Array

@@ -81,18 +81,8 @@ def run(config: Config, options: Options, stop: Stop | None = None) -> dict[str,
     """Train and test; go on where an earlier attempt in the same folder ended.
 
     Of several processes that have joined, only the first one reads and writes files of
-    the run; all return the record that is written to `result.json`.
-
-    Args:
-      config: what to train, on what, and how.
-      options: where and how to run.
-      stop: when to stop, in place of signals and `options.minutes`.
-
-    Raises:
-      RunError: a file cannot be written, the folder belongs to another config, or a
-        quantity is not finite.
-      Stopped: a signal asked for it.
-      CheckpointError, DatasetError, DevicesError, HostsError: see there.
+    the run; all return the record that is written to `result.json`. A `stop` takes the
+    place of signals and `options.minutes`. Raises `Stopped`, or a `RecipeError`.
     """
     if options.out is None:
         raise RunError("out must be a folder, got None.")
@@ -250,13 +240,8 @@ def check_config(out: Path, config: Config) -> None:
         before = dataclasses.asdict(configs.load(path))
     except (TypeError, ValueError) as error:
         raise RunError(f"out is not the folder of a run: {error}") from None
-    differences = [
-        f"{name} was {before[name]!r}, now {value!r}"
-        for name, value in dataclasses.asdict(config).items()
-        if before[name] != value
-    ]
-    if differences:
+    if different := configs.differences(before, config):
         raise RunError(
-            f"{out} belongs to a run with another config ({'; '.join(differences)}). "
+            f"{out} belongs to a run with another config ({'; '.join(different)}). "
             "Choose another --out, or delete the folder."
         )

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 import hero_jax
+from examples.image_classification import config as configs
 from examples.image_classification import datasets, evaluate, input_pipeline, results
 from examples.image_classification.config import Config
 from examples.image_classification.errors import NotFiniteError, RunError
@@ -40,21 +41,15 @@ def missing(row: Row, folder: Path) -> list[int]:
 def differences(record: Record, config: Config) -> list[str]:
     """Tell in which fields a record is of another config; the seed does not count."""
     before = dataclasses.asdict(Config()) | record["config"]
-    before["bits"] = tuple(before["bits"])
-    return [
-        f"{name} was {before[name]!r}, now {value!r}"
-        for name, value in dataclasses.asdict(config).items()
-        if name != "seed" and before[name] != value
-    ]
+    before |= {"bits": tuple(before["bits"]), "seed": config.seed}
+    return configs.differences(before, config)
 
 
 def compute(row: Row, options: argparse.Namespace) -> None:
     """Compute what is missing of a row, until `options.stop` says to stop.
 
-    Raises:
-      RunError: its result is of another config or other images, or all settings that
-        were tried diverged.
-      Stopped: what is there is kept.
+    `RunError` if its result is of another config or other images, or all settings that
+    were tried diverged; `Stopped` when what is there is kept.
     """
     _check_data(row, options)
     if tuning.chosen(row, options.results) is None:

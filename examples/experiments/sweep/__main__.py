@@ -78,10 +78,7 @@ class Command(Config):
 def parse(arguments: Sequence[str]) -> tuple[Config, Config, Grid, Options]:
     """Return the config that is named, that of the runs, the grid, and the options.
 
-    Raises:
-      FileNotFoundError: no such config.
-      TypeError: a value has the wrong type.
-      ValueError: a value is out of range, or a file is no config.
+    Raises `FileNotFoundError`, `TypeError` or `ValueError`.
     """
     name, base, rest = first(arguments)
     grid = Grid(learning_rate=(base.learning_rate,), weight_decay=(base.weight_decay,))

@@ -50,14 +50,8 @@ class Result(NamedTuple):
 class ManyRuns:
     """Trains runs whose settings and seeds are arguments of one compiled program.
 
-    Args:
-      config: of all runs, but for settings and seed.
-      pipeline: their data.
-      size: runs that one call takes under "vmap".
-      together: "vmap" or "one_by_one".
-
     Attributes:
-      size: runs that one call takes.
+      size: runs that one call takes; `size` of the arguments under "vmap".
       step: compiled, `(state, item, settings) -> (state, outputs)`; uses the state up.
     """
 

@@ -92,11 +92,6 @@ def search(
     Returns:
       The rows: settings, seed, `accuracy_by_bits`, which is None of a run that
       diverged, losses and seconds. `grid.summarize` takes means over seeds.
-
-    Raises:
-      RunError: the config cannot be swept.
-      DatasetError: the data set is missing or malformed.
-      Stopped: the time was up, or it was asked for.
     """
     options = options or Options(quiet=True)
     stop = stop or Stop(options.minutes)
