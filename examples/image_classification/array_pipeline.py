@@ -57,7 +57,6 @@ class ArrayPipeline(Pipeline):
         train, test = dataset.train, dataset.test
         super().__init__(dataset, len(train.labels), config, devices)
         self.num_test = len(test.labels)
-        self._config = config
         mean, std = mean_and_std(train.images)
         self.facts = Facts(
             classes=[*dataset.classes],
@@ -76,11 +75,9 @@ class ArrayPipeline(Pipeline):
             _in_batches(batch_size, test.images, test.labels), axis=1
         )
 
-    def drawn(self, seed: int, label_noise: float | None) -> "ArrayPipeline":
+    def drawn(self, seed: int) -> "ArrayPipeline":
         """Return the same images with label noise, order and crops of another seed."""
         other = copy.copy(self)
-        if label_noise is not None:
-            other._config = dataclasses.replace(self._config, label_noise=label_noise)
         other._draw(seed)
         return other
 
@@ -153,12 +150,9 @@ def crop_and_flip(draws: Draws, images: chex.Array) -> chex.Array:
 def mean_and_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return exact statistics of each channel, as parts of 255; a constant has 1."""
     levels = np.arange(256) / 255.0
-    shares = (
-        np.stack(
-            [np.bincount(x.ravel(), minlength=256) for x in np.moveaxis(images, -1, 0)]
-        )
-        / images[..., 0].size
-    )
+    channels = np.moveaxis(images, -1, 0).reshape(images.shape[-1], -1)
+    counts = np.stack([np.bincount(x, minlength=256) for x in channels])
+    shares = counts / channels.shape[1]
     mean = shares @ levels
     std = np.sqrt(np.sum(shares * (levels - mean[:, None]) ** 2, axis=1))
     return mean, np.where(std > 0.0, std, 1.0)
@@ -167,9 +161,9 @@ def mean_and_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _in_batches(batch_size: int, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """Reshape to `[K, B, ...]`, filled up with zeros, and tell which rows are real."""
     size = len(arrays[0])
-    missing = -size % batch_size
-    real = np.arange(size + missing) < size
-    padded = (
-        np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)]) for x in arrays
-    )
-    return tuple(x.reshape(-1, batch_size, *x.shape[1:]) for x in (*padded, real))
+
+    def batches(x: np.ndarray) -> np.ndarray:
+        pads = [(0, -size % batch_size), *[(0, 0)] * (x.ndim - 1)]
+        return np.pad(x, pads).reshape(-1, batch_size, *x.shape[1:])
+
+    return tuple(map(batches, (*arrays, np.full(size, True))))

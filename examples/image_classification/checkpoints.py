@@ -3,10 +3,6 @@
 import contextlib
 import json
 import logging
-import math
-import os
-import re
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,44 +13,30 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from .logbook import tell
+from .errors import CheckpointError
 
 for name in ("absl", "asyncio"):  # orbax tells every step, and what its threads raise
     logging.getLogger(name).setLevel(logging.CRITICAL)
-_hook = sys.unraisablehook
 
-
-def _tell_unraisable(what: Any) -> None:
-    """Leave out what orbax's threads raise when another one could not write."""
-    if str(what.exc_value) != "Event loop is closed":
-        _hook(what)
-
-
-sys.unraisablehook = _tell_unraisable
-
-
-class CheckpointError(Exception):
-    """A checkpoint cannot be written or read; the message says which and why."""
+CHECKSUM = "checksum_of_all"
+"""Name of the checksum in a record."""
 
 
 class Checkpoints:
     """The checkpoints in a folder, by the number of steps.
 
-    Each has the training state, a record of plain values, and a checksum of both.
-
-    Args:
-      folder: made if it is missing; checkpoints that a killed run left half written
-        are removed, and so are accuracies that cannot be read.
-      keep: number of the latest checkpoints that stay, beside the best one.
-
-    Raises:
-      CheckpointError: the folder cannot be used.
+    Each has the training state, a record of plain values, and a checksum of both. The
+    `keep` latest ones stay, beside the best one; what a killed run left half written is
+    removed.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
+        def accuracy(metrics: dict[str, float]) -> float:
+            return metrics["accuracy"]
+
         self.folder = folder.absolute()
         keep_best = preservation_policy.BestN(
-            get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False
         )
         own = jax.process_index()  # whichever process asks for it writes alone
         options = ocp.CheckpointManagerOptions(
@@ -65,39 +47,29 @@ class Checkpoints:
             preservation_policy=preservation_policy.AnyPreservationPolicy(
                 [preservation_policy.LatestN(keep), keep_best]
             ),
-            best_fn=_accuracy,
+            best_fn=accuracy,
             cleanup_tmp_directories=True,
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.glob("*/metrics/metrics"):
-                _remove_if_damaged(path)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
-            self._there = os.open(self.folder, os.O_RDONLY)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot use {self.folder}: {error}") from error
 
     def save(
         self, step: int, state: Any, record: dict[str, Any], accuracy: float | None
     ) -> None:
-        """Copy the state and write it in the background.
+        """Copy the state and a record for JSON, and write them in the background.
 
-        Args:
-          step: name of the checkpoint.
-          state: pytree of arrays.
-          record: values for JSON.
-          accuracy: by which the best is chosen; `None` if unknown.
-
-        Raises:
-          CheckpointError: it, or the one before, cannot be written, or the folder is
-            not where it was.
+        The best is chosen by accuracy, if known. `CheckpointError` if this one, or the
+        one before, cannot be written.
         """
         if step in self._manager.all_steps():
             return
-        both = checksum(state, record)
+        both = {CHECKSUM: checksum(state, record)}
+        copied = json.loads(json.dumps(record | both))  # its lists grow meanwhile
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            record=ocp.args.JsonSave(record | {CHECKSUM: both}),
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(copied)
         )
         metrics = None if accuracy is None else {"accuracy": accuracy}
         with self._explained():
@@ -121,11 +93,8 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """Read state, to the host, and record of the latest checkpoint, if any.
 
-        Args:
-          like: pytree with shapes and dtypes of the state.
-
-        Raises:
-          CheckpointError: it is damaged, or of another network.
+        The state has shapes and dtypes of `like`; `CheckpointError` if it is damaged,
+        or of another network.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -158,44 +127,23 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):  # what `wait` has raised
                 self._manager.close()
-            os.close(self._there)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         """Name the folder if the block cannot write to it."""
-        self.check_there()
         try:
             yield
         except Exception as error:  # of the file system or of orbax's thread
-            self.check_there()
             raise CheckpointError(
                 f"cannot write a checkpoint to {self.folder}: {_reason(error)}. The "
                 f"last complete one is {self.latest()}."
             ) from error
-        self.check_there()
-
-    def check_there(self) -> None:
-        """Raise `CheckpointError` if another folder, or none, is where this one was."""
-        with contextlib.suppress(OSError):
-            if os.path.samestat(self.folder.stat(), os.fstat(self._there)):
-                return
-        raise CheckpointError(
-            f"{self.folder} was deleted or moved while this run wrote to it: put it "
-            "back to go on from its latest checkpoint, or begin again."
-        )
 
 
 def _reason(error: Exception) -> str:
-    """Return what an error of orbax says, in a line that is not too long."""
+    """Return the first line of what an error of orbax says, not too much of it."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
-    if len(text) <= 300:
-        return text
-    code = re.search(r"os_error_code='(\d+)'", text)  # behind long names of files
-    return f"{text[:60]} ... {os.strerror(int(code[1])) if code else text[-200:]}"
-
-
-CHECKSUM = "checksum_of_all"
-"""Name of the checksum in a record."""
+    return text if len(text) <= 300 else f"{text[:60]} ... {text[-200:]}"
 
 
 def checksum(tree: Any, record: dict[str, Any]) -> int:
@@ -204,21 +152,5 @@ def checksum(tree: Any, record: dict[str, Any]) -> int:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         name = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
-        crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(array.tobytes(), crc)
+        crc = zlib.crc32(array.tobytes(), zlib.crc32(name.encode(), crc))
     return crc
-
-
-def _remove_if_damaged(path: Path) -> None:
-    """Let a checkpoint be none of the best if it cannot be read how good it is."""
-    try:
-        finite = math.isfinite(_accuracy(json.loads(path.read_bytes())))
-    except (KeyError, TypeError, ValueError):
-        finite = False
-    if not finite:
-        tell(f"{path} is damaged, and removed; its checkpoint may be whole.")
-        path.unlink()
-
-
-def _accuracy(metrics: dict[str, float]) -> float:
-    return metrics["accuracy"]

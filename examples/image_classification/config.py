@@ -259,9 +259,7 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
 def load(path: Path) -> Config:
     """Read a TOML file; fields that it leaves out have their defaults.
 
-    Raises:
-      ValueError: it is no TOML file, a field is unknown or out of range.
-      TypeError: a field has the wrong type.
+    Raises `ValueError` or `TypeError` where it is no TOML file, or a field is wrong.
     """
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -286,3 +284,12 @@ def dumps(config: Config) -> str:
         for name, value in fields.items()
         if value is not None
     )
+
+
+def differences(before: dict[str, Any], config: Config) -> list[str]:
+    """Tell which fields of a config were others before."""
+    return [
+        f"{name} was {before[name]!r}, now {value!r}"
+        for name, value in dataclasses.asdict(config).items()
+        if before[name] != value
+    ]

@@ -6,7 +6,6 @@ TensorFlow Datasets are read as random-access sources, without TensorFlow.
 """
 
 import io
-import zipfile
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +16,13 @@ import numpy as np
 from PIL import Image
 
 from . import mosaics
+from .errors import DatasetError
 from .photographs import UNREADABLE, to_rgb
 
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 TEST_SPLITS = ("test", "val", "validation")
 READERS = 8
 """Threads that read files for their checksum."""
-
-
-class DatasetError(Exception):
-    """A data set is missing or malformed; the message says what to do."""
 
 
 class Arrays(NamedTuple):
@@ -77,12 +73,9 @@ class Files:
 
 
 class Dataset(NamedTuple):
-    """Training and test images, both as :class:`Arrays` or both as :class:`Files`.
+    """Training and test images, both :class:`Arrays` or both :class:`Files`.
 
-    Attributes:
-      train: what to train on.
-      test: what to test on.
-      classes: their names, in the order of the labels.
+    The names of the classes are in the order of the labels.
     """
 
     train: Any
@@ -108,20 +101,10 @@ def image_files(folder: Path) -> list[Path]:
 def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> Dataset:
     """Open a data set by name or path (see :class:`Config`), not decoded yet.
 
-    Args:
-      name: of the data set.
-      data_dir: where TensorFlow data sets lie; their default if None.
-      download: whether a TensorFlow data set that is not there may be downloaded.
-
-    Raises:
-      DatasetError: it is missing or malformed.
+    TensorFlow data sets lie in `data_dir`, and may be downloaded if so asked.
+    `DatasetError` if it is missing or malformed.
     """
     path = Path(name).expanduser()
-    if printable(name) != name:
-        raise DatasetError(
-            f"the name of a data set must be UTF-8, got '{printable(name)}': rename "
-            "it, or link to it. The files in it may have any name."
-        )
     if name == "digits":
         return _digits()
     if path.suffix == ".npz":
@@ -138,11 +121,6 @@ def take(data: Any, indices: np.ndarray) -> Any:
     if isinstance(data, Arrays):
         return Arrays(data.images[indices], data.labels[indices])
     return data.take(indices)
-
-
-def printable(name: str) -> str:
-    """Return the name of a file, with what is not UTF-8 in it as escapes."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def decode(data: Any) -> Arrays:
@@ -241,13 +219,8 @@ def _digits() -> Dataset:
     return Dataset(
         Arrays(images[:1000], labels[:1000]),
         Arrays(images[1000:], labels[1000:]),
-        _numbers(10),
+        [*map(str, range(10))],
     )
-
-
-def _numbers(count: int) -> list[str]:
-    """Return names for classes that have none."""
-    return [str(label) for label in range(count)]
 
 
 def _npz(path: Path) -> Dataset:
@@ -255,9 +228,9 @@ def _npz(path: Path) -> Dataset:
         raise DatasetError(f"no file {path}.")
     wanted = {f"{kind}_{split}" for kind in "xy" for split in ("train", "test")}
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.removesuffix(".npy") for name in archive.namelist()}
-            arrays = {x: _member(archive, f"{x}.npy") for x in wanted & names}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            names = {*archive.files}
+            arrays = {name: archive[name] for name in wanted & names}
     except Exception as error:  # whatever damaged files make zipfile and NumPy raise
         raise DatasetError(
             f"{path} is no readable .npz file: {str(error) or type(error).__name__}"
@@ -269,15 +242,6 @@ def _npz(path: Path) -> Dataset:
         )
     train, test = ((arrays[f"x_{x}"], arrays[f"y_{x}"]) for x in ("train", "test"))
     return _checked(path, train, test)
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Read an array to its end, where its checksum stands."""
-    with archive.open(name) as file:
-        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-        if file.read(1):
-            raise ValueError(f"{name} is longer than the array that it describes")
-    return array
 
 
 def _checked(
@@ -306,7 +270,7 @@ def _checked(
             f"{path}: y_train must number the classes from 0 without gaps, got "
             f"{len(numbers)} classes from {numbers[0]} to {numbers[-1]}."
         )
-    classes = _numbers(len(numbers)) if classes is None else classes
+    classes = [*map(str, range(len(numbers)))] if classes is None else classes
     for split, (_, y) in zip(("train", "test"), splits, strict=True):
         if y.min() < 0 or y.max() >= len(classes):
             raise DatasetError(
@@ -351,7 +315,7 @@ def _folder(root: Path) -> Dataset:
             raise DatasetError(f"no images {folder}/CLASS/IMAGE.")
         pairs = [(str(x), classes[x.parts[0]]) for x in images if len(x.parts) > 1]
         files.append(Files(pairs, str(folder)))
-    return Dataset(files[0], files[1], [*map(printable, classes)])
+    return Dataset(files[0], files[1], [*classes])
 
 
 def _tfds(name: str, data_dir: Path | None, download: bool) -> Dataset:

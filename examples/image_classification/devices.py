@@ -20,15 +20,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .config import Config
+from .errors import DevicesError
 
 Parallel = Literal["jit", "pmap"]
 
 AXIS = "data"
 """Name of the axis of devices."""
-
-
-class DevicesError(Exception):
-    """There are not so many devices, or a batch cannot be shared out among them."""
 
 
 class Devices:
@@ -159,14 +156,9 @@ def divide_host(count: int | None) -> None:
 
 
 def choose(parallel: Parallel = "jit", count: int | None = 1) -> Devices:
-    """Return devices and how to use them.
+    """Return so many devices of this host, or all of all hosts, and how to use them.
 
-    Args:
-      parallel: "jit" or "pmap".
-      count: how many devices of this host; all devices of all hosts if None.
-
-    Raises:
-      DevicesError: there are fewer, or there are other hosts.
+    `DevicesError` if there are fewer, or other hosts.
     """
     devices = jax.devices()
     if count is not None:

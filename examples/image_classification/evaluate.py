@@ -14,7 +14,7 @@ from jax import lax
 import hero_jax
 
 from .config import Config
-from .datasets import DatasetError
+from .errors import DatasetError
 from .pipeline import EvaluationBatch, Pipeline
 from .train import TrainState, make_loss
 
@@ -86,7 +86,7 @@ def make_measure(
     """Return a function that measures gradient and curvature on a few batches.
 
     The same for all methods: z of Eq. 11, a step of `curvature_h`, and in every epoch
-    the first training batches, with noisy labels, of the first epoch; or of `items`.
+    the first training batches, with noisy labels, of the first epoch.
     """
     devices = pipeline.devices
     value_and_grad = hero_jax.hero_value_and_grad(
@@ -97,7 +97,7 @@ def make_measure(
         return_metrics=True,
         axis_name=devices.axis_name,
     )
-    own_items = pipeline.sample(config.curvature_batches)
+    items = pipeline.sample(config.curvature_batches)
 
     def of_batch(variables: Variables, item: Any, step: chex.Array) -> chex.Array:
         batch = pipeline.batch(item, step)
@@ -107,15 +107,11 @@ def make_measure(
         return jnp.stack([metrics.hessian_norm, metrics.penalty, metrics.grad_norm])
 
     compiled = devices.compile(of_batch)
-    steps = [devices.replicate(np.int32(k)) for k in range(len(own_items))]
+    steps = [devices.replicate(np.int32(k)) for k in range(len(items))]
 
-    def measure(
-        variables: Variables, items: Sequence[Any] | None = None
-    ) -> dict[str, float]:
-        values = [
-            compiled(variables, item, step)
-            for item, step in zip(items or own_items, steps, strict=True)
-        ]
+    def measure(variables: Variables) -> dict[str, float]:
+        pairs = zip(items, steps, strict=True)
+        values = [compiled(variables, item, step) for item, step in pairs]
         means = np.mean(np.asarray(devices.fetch(values), np.float64), axis=0)
         names = ("hessian_norm", "penalty", "grad_norm")
         return dict(zip(names, map(float, means), strict=True))

@@ -3,7 +3,7 @@
 import functools
 import sys
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from typing import Any
 
 import chex
@@ -13,6 +13,7 @@ import numpy as np
 from . import datasets, photographs
 from .config import Config
 from .devices import Devices
+from .errors import DatasetError
 from .pipeline import (
     AUGMENTATION,
     ORDER,
@@ -42,31 +43,28 @@ class TrainBatches:
         return self._config.epochs * self._steps
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Decode and cut the images of a batch; unreadable ones are replaced.
-
-        In the place of an unreadable image stands the next one of the batch.
-        """
+        """Decode and cut images; in the place of an unreadable one stands the next."""
         size, seed = self._config.micro_batch, self._config.seed
         epoch, k = divmod(number, self._steps)
         chosen = _order(len(self._files), seed, epoch)[k * size : (k + 1) * size]
         images, labels, clean, unreadable = [], [], [], []
         for place in self._places:
             for attempt in range(size):
-                index = chosen[(place + attempt) % size]
+                index = int(chosen[(place + attempt) % size])
                 rng = np.random.default_rng([seed, AUGMENTATION, number, place])
                 try:
-                    data, label = self._files.read(int(index))
+                    data, label = self._files.read(index)
                     image = photographs.random_crop(data, self._config.image_size, rng)
                 except photographs.UNREADABLE:
                     if attempt == 0:
-                        unreadable.append(int(index))
+                        unreadable.append(index)
                     continue
                 images.append(image)
                 clean.append(label)
                 labels.append(label if self._noisy[index] < 0 else self._noisy[index])
                 break
             else:
-                raise datasets.DatasetError(
+                raise DatasetError(
                     f"none of the {size} images of a batch can be read, such as "
                     f"{self._files.name(unreadable[0])}."
                 )
@@ -108,12 +106,8 @@ class EvaluationBatches:
                 real[place] = True
             except photographs.UNREADABLE:
                 unreadable.append(index)
-        return {
-            "images": images,
-            "labels": labels,
-            "real": real,
-            "unreadable": unreadable,
-        }
+        arrays = {"images": images, "labels": labels, "real": real}
+        return arrays | {"unreadable": unreadable}
 
 
 def _own(rows: int) -> range:
@@ -129,40 +123,34 @@ class Stream:
     """
 
     def __init__(self, source: Any, workers: int) -> None:
-        self._source, self._workers = source, workers
-        self._pool: Executor | None = None
+        self._source, self._ahead = source, 2 * max(workers, 2)
+        self._pool = Workers(source, workers) if workers else ThreadPoolExecutor(2)
         self._coming: dict[int, Future[Any]] = {}
 
     def read(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Yield some batches; workers go on with those that follow meanwhile."""
-        ahead = 2 * max(self._workers, 2)
         for number in range(start, stop):
-            for later in range(number, min(number + ahead, len(self._source))):
+            for later in range(number, min(number + self._ahead, len(self._source))):
                 if later not in self._coming:
-                    self._coming[later] = self._submit(later)
+                    self._coming[later] = self._make(later)
             try:
                 yield self._coming.pop(number).result()
             except BrokenExecutor:
                 if isinstance(self._pool, Workers):
                     self._pool.kill()  # the others, too
-                raise datasets.DatasetError(
+                raise DatasetError(
                     "a worker process that decodes images was killed, perhaps for lack "
                     "of memory: use fewer --workers or a smaller batch_size."
                 ) from None
 
+    def _make(self, number: int) -> Future[Any]:
+        if isinstance(self._pool, Workers):
+            return self._pool.make(number)
+        return self._pool.submit(self._source.__getitem__, number)
+
     def close(self) -> None:
         """Stop the workers."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        self._pool, self._coming = None, {}
-
-    def _submit(self, number: int) -> Future[Any]:
-        if self._workers == 0:
-            self._pool = self._pool or ThreadPoolExecutor(2)
-            return self._pool.submit(self._source.__getitem__, number)
-        self._pool = self._pool or Workers(self._source, self._workers)
-        assert isinstance(self._pool, Workers)
-        return self._pool.make(number)
+        self._pool.shutdown(cancel_futures=True)
 
 
 @functools.lru_cache(maxsize=2)
@@ -176,11 +164,7 @@ class FilePipeline(Pipeline):
     on_device = False
 
     def __init__(
-        self,
-        dataset: datasets.Dataset,
-        config: Config,
-        workers: int,
-        devices: Devices,
+        self, dataset: datasets.Dataset, config: Config, workers: int, devices: Devices
     ) -> None:
         size = len(dataset.train)
         super().__init__(dataset, size, config, devices)

@@ -18,15 +18,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from .errors import HostsError
 from .logbook import tell
 
 PATIENCE_SECONDS = 10  # after which a process says that it waits for the others
 HEARTBEAT_SECONDS = 30  # after which the others end, too
 GRACE_SECONDS = 2  # by which the first process, which they depend on, ends later
-
-
-class HostsError(Exception):
-    """The processes of a run do not find each other, or disagree."""
 
 
 def join() -> None:
@@ -35,9 +32,6 @@ def join() -> None:
     Where they are is known from the cluster (Slurm, Open MPI, Kubernetes, TPU pods: see
     :func:`jax.distributed.initialize`), or from the variables JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-
-    Raises:
-      HostsError: it is not known, or they cannot be reached.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, count, own = map(os.environ.get, names)
@@ -83,11 +77,7 @@ def leave(status: int) -> NoReturn:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Let an error in one process be an error in all, at the end of the block.
-
-    Raises:
-      HostsError: another process has an error, and says which.
-    """
+    """Let an error in one process be an error in all, at the end of the block."""
     try:
         yield
     except Exception:

@@ -13,6 +13,7 @@ from . import datasets
 from .array_pipeline import ArrayPipeline
 from .config import Config
 from .devices import Devices, choose
+from .errors import DatasetError
 from .file_pipeline import FilePipeline
 from .pipeline import Pipeline
 
@@ -25,28 +26,20 @@ def create(
     workers: int = 0,
     devices: Devices | None = None,
 ) -> Pipeline:
-    """Load the data set of a run and prepare it.
+    """Load the data set of a run and prepare it, by default for JAX's first device.
 
-    Args:
-      config: of the run.
-      data_dir: where TensorFlow data sets lie.
-      download: whether to fetch one that is not there.
-      workers: processes that decode images.
-      devices: to which the batches go; the first one of JAX if None.
-
-    Raises:
-      datasets.DatasetError: it is missing, malformed, or smaller than a batch.
+    `DatasetError` if it is missing, malformed, or smaller than a batch.
     """
     dataset = datasets.load(config.dataset, data_dir=data_dir, download=download)
     as_files = config.augmentation == "resized_crop"
     if as_files and isinstance(dataset.train, datasets.Arrays):
-        raise datasets.DatasetError(
+        raise DatasetError(
             f"{config.dataset} has images of one size: use augmentation 'crop_flip' or "
             "'none', not 'resized_crop'."
         )
     dataset = _chosen(dataset, config)
     if len_of(dataset.train) < config.batch_size:
-        raise datasets.DatasetError(
+        raise DatasetError(
             f"{len_of(dataset.train)} training images are fewer than "
             f"batch_size={config.batch_size}."
         )
@@ -66,23 +59,23 @@ def len_of(data: Any) -> int:
 
 def _chosen(dataset: datasets.Dataset, config: Config) -> datasets.Dataset:
     """Apply validation_size, train_size and test_size, the same for every seed."""
+
+    def check(name: str, size: int, limit: int) -> None:
+        if size > limit:
+            raise DatasetError(f"{name} must be at most {limit}, got {size}.")
+
     train, test = dataset.train, dataset.test
     order = np.random.default_rng(0).permutation(len_of(train))
     if config.validation_size is not None:
-        _check_size("validation_size", config.validation_size, len(order) - 1)
+        check("validation_size", config.validation_size, len(order) - 1)
         held_out, order = np.split(order, [config.validation_size])
         train, test = datasets.take(train, order), datasets.take(train, held_out)
         order = np.arange(len(order))
     if config.train_size is not None:
-        _check_size("train_size", config.train_size, len(order))
+        check("train_size", config.train_size, len(order))
         train = datasets.take(train, order[: config.train_size])
     if config.test_size is not None:
-        _check_size("test_size", config.test_size, len_of(test))
+        check("test_size", config.test_size, len_of(test))
         some = np.random.default_rng(0).permutation(len_of(test))[: config.test_size]
         test = datasets.take(test, some)
     return dataset._replace(train=train, test=test)
-
-
-def _check_size(name: str, size: int, limit: int) -> None:
-    if size > limit:
-        raise datasets.DatasetError(f"{name} must be at most {limit}, got {size}.")

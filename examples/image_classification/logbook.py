@@ -28,17 +28,15 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from .results import write_figure, write_text
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
+from tqdm import tqdm
 
-try:
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter
-    from tqdm import tqdm
-except ImportError:  # a run goes on without them
-    Event = RecordWriter = tqdm = None
+from .results import write_figure, write_text
 
 Row = dict[str, float]
 
@@ -49,16 +47,9 @@ TELL_EVERY = 60
 class Logbook:
     """Metrics by epoch, in `metrics.csv`, and seconds by epoch, in `times.csv`.
 
-    Both files are written anew after every epoch, whole or not at all, from rows that
-    checkpoints hold, too. The metrics of a run that was killed and resumed are the same
-    to the last digit; the times are not.
-
-    Args:
-      folder: of the run; nothing is written if None.
-      rows: metrics of the epochs so far.
-      times: of the same epochs.
-      quiet: whether to print nothing.
-      noisy: whether some labels are false.
+    Both files, of a folder if there is one, are written anew after every epoch, whole
+    or not at all, from rows that checkpoints hold, too. The metrics of a run that was
+    killed and resumed are the same to the last digit; the times are not.
     """
 
     def __init__(
@@ -72,13 +63,11 @@ class Logbook:
         self.rows, self.times = rows, times
         self._folder, self._quiet, self._noisy = folder, quiet, noisy
         self._events: Any = None
-        if folder is not None and RecordWriter is not None:
+        if folder is not None:
             name = f"events.out.tfevents.{int(time.time())}.{os.getpid()}"
-            try:
+            with self._without_events():
                 (folder / "tensorboard").mkdir(exist_ok=True)
                 self._events = RecordWriter(str(folder / "tensorboard" / name))
-            except OSError as error:
-                self._without_events(error)
             # TensorBoard forgets what an earlier attempt has from this epoch on.
             self._event(file_version="brain.Event:2")
             self._event(step=len(rows) + 1, session_log={"status": 1})
@@ -111,6 +100,12 @@ class Logbook:
         self._write_files()
         self._close_events()
 
+    def _close_events(self) -> None:
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.close()
+        self._events = None
+
     def _write_files(self) -> None:
         if self._folder is not None and self.rows:
             try:
@@ -127,38 +122,25 @@ class Logbook:
         The writer of tensorboardX leaves that to a thread, and waits for ever for one
         that has died.
         """
-        if self._events is None:
-            return
-        try:
-            event = Event(wall_time=time.time(), **fields)
-            self._events.write(event.SerializeToString())
-            self._events.flush()
-        except OSError as error:
-            self._without_events(error)
-
-    def _without_events(self, error: OSError) -> None:
-        tell_once(
-            f"nothing more is written for TensorBoard ({error}); the run goes on."
-        )
-        self._close_events()
-
-    def _close_events(self) -> None:
         if self._events is not None:
-            with contextlib.suppress(OSError):
-                self._events.close()
-        self._events = None
+            with self._without_events():
+                event = Event(wall_time=time.time(), **fields)
+                self._events.write(event.SerializeToString())
+                self._events.flush()
+
+    @contextlib.contextmanager
+    def _without_events(self) -> Iterator[None]:
+        """Go on without TensorBoard where the block cannot write."""
+        try:
+            yield
+        except OSError as error:
+            text = f"nothing more is written for TensorBoard ({error}); the run goes on"
+            tell_once(f"{text}.")
+            self._close_events()
 
 
 def prepare_streams(errors: str = "replace") -> None:
-    """Let no character, and no closed standard stream, end or damage a run.
-
-    Args:
-      errors: what becomes of characters that the encoding lacks, such as ‖.
-    """
-    # No other file is to take the number of a stream that is closed.
-    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(opened)
+    """Let no character that the encoding lacks, such as ‖, end a command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
@@ -166,7 +148,7 @@ def prepare_streams(errors: str = "replace") -> None:
 
 def say(text: str, quiet: bool = False) -> None:
     """Print a line, above the progress bar if there is one; nothing if quiet."""
-    if quiet or sys.stdout is None:
+    if quiet:
         return
     try:
         _print(text, sys.stdout)
@@ -183,9 +165,8 @@ def discard_output() -> None:
 
 def tell(text: str) -> None:
     """Print a line on stderr, if that is possible."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            _print(text, sys.stderr)
+    with contextlib.suppress(OSError, ValueError):
+        _print(text, sys.stderr)
 
 
 tell_once = functools.cache(tell)
@@ -193,10 +174,7 @@ tell_once = functools.cache(tell)
 
 
 def _print(text: str, file: TextIO) -> None:
-    if tqdm is None:
-        print(text, file=file)
-    else:
-        tqdm.write(text, file)
+    tqdm.write(text, file)
     file.flush()
 
 
@@ -211,14 +189,9 @@ class Progress:
         self._total, self._done, self._quiet = total, done, quiet
         self._begun, self._told = time.monotonic(), -math.inf
         self._bar: Any = None
-        if tqdm and not quiet and sys.stderr is not None and sys.stderr.isatty():
-            self._bar = tqdm(
-                total=total,
-                initial=done,
-                unit="images",
-                unit_scale=True,
-                dynamic_ncols=True,
-            )
+        if not quiet and sys.stderr.isatty():
+            style = {"unit": "images", "unit_scale": True, "dynamic_ncols": True}
+            self._bar = tqdm(total=total, initial=done, **style)
 
     def show(self, images: int, text: str) -> None:
         """Move on, and show a text behind the bar."""

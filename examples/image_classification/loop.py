@@ -13,6 +13,7 @@ from . import config as configs
 from . import evaluate, hosts, results
 from .checkpoints import Checkpoints
 from .config import Config
+from .errors import NotFiniteError, RunError
 from .logbook import Logbook, Progress, Row, say
 from .pipeline import Pipeline
 from .stepping import take_steps
@@ -20,24 +21,10 @@ from .stopping import Stop, Stopped
 from .train import OUTPUTS, Program, TrainState, make_model, make_program
 
 
-class RunError(Exception):
-    """A run cannot begin or go on; the message says why."""
-
-
-class NotFiniteError(RunError):
-    """A quantity is not finite; the message says which, and where."""
-
-
 class Training:
     """The epochs of a run, from the latest checkpoint on.
 
-    Args:
-      config: of the run; it is written to the folder.
-      pipeline: its data.
-      out: its folder.
-      keep: number of latest checkpoints that stay.
-      quiet: whether to print nothing.
-      stop: asked after every step, by every process.
+    Every process asks `stop` after every step; `keep` latest checkpoints stay.
     """
 
     def __init__(
@@ -49,11 +36,10 @@ class Training:
         quiet: bool,
         stop: Stop,
     ) -> None:
-        self._stop = stop
-        model = make_model(config, pipeline, config.normalizes_together)
-        self._config, self._pipeline, self._out = config, pipeline, out
+        self._config, self._pipeline, self._stop = config, pipeline, stop
         self._devices = pipeline.devices
         self._quiet = quiet or not hosts.is_first()
+        model = make_model(config, pipeline, config.normalizes_together)
         self._program: Program = make_program(config, model, pipeline)
         try:
             self._shapes = self._program.shapes()
@@ -62,8 +48,10 @@ class Training:
         whole = make_model(config, pipeline, synchronized=True)
         self._measure = evaluate.make_measure(config, whole, pipeline)
         self.evaluate = evaluate.make_evaluate(model, pipeline)
+        self._out: Path | None = None
         self._checkpoints: Checkpoints | None = None
         if hosts.is_first():
+            self._out = out
             results.write_text(out / "config.toml", configs.dumps(config))
             self._checkpoints = Checkpoints(out / "checkpoints", keep)
         on_device = config.epoch_on_device
@@ -71,45 +59,37 @@ class Training:
             on_device = jax.default_backend() != "cpu"
         self._in_one_loop = on_device and pipeline.on_device
 
-    def check_there(self) -> None:
-        """Raise `CheckpointError` if the folder was deleted or moved."""
-        if self._checkpoints is not None:
-            self._checkpoints.check_there()
-
     def close(self) -> None:
-        """Wait for the last checkpoint, and give its folder back."""
+        """Wait for the last checkpoint, and release threads."""
         if self._checkpoints is not None:
             self._checkpoints.close()
 
     def run(self) -> tuple[TrainState, list[Row], float]:
         """Train to the end; return state, on the host, metrics by epoch, seconds."""
-        state, step, outputs, rows, times, spent = self._begin()
+        state, record = self._begin()
+        rows, times, outputs = (record[x] for x in ("metrics", "times", "outputs"))
         steps, epochs = self._pipeline.steps, self._config.epochs
-        done = step // steps
-        out = self._out if hosts.is_first() else None
+        step, images = len(rows) * steps + len(outputs), self._config.micro_batch
         noisy = self._config.label_noise > 0.0
-        book = Logbook(out, rows, times, self._quiet, noisy)
-        images = self._config.micro_batch
+        book = Logbook(self._out, rows, times, self._quiet, noisy)
         progress = Progress(epochs * steps * images, step * images, self._quiet)
+        text = f"training for {epochs * steps} steps; compiling first"
         if step:
-            say(f"resumed after step {step} of {epochs * steps}", self._quiet)
-        else:
-            say(f"training for {epochs * steps} steps; compiling first", self._quiet)
-        closing = contextlib.closing
-        with closing(book), closing(progress):
-            for epoch in range(done, epochs):
-                start = time.perf_counter()
-                before = len(outputs)
-                started = start - spent
-                spent = 0.0
+            text = f"resumed after step {step} of {epochs * steps}"
+        say(text, self._quiet)
+        with contextlib.closing(book), contextlib.closing(progress):
+            for epoch in range(len(rows), epochs):
+                start, before = time.perf_counter(), len(outputs)
+                started = start - record["spent"]
                 state = self._epoch(state, epoch, outputs, progress)
                 step = epoch * steps + len(outputs)
                 if len(outputs) < steps:
-                    self._save(step, state, outputs, book, None, started)
+                    record["skipped"] = hosts.total(self._pipeline.skipped)
+                    record["spent"] = time.perf_counter() - started
+                    self._save(step, state, record, None)
                     raise self._stopped(step)
                 seconds = time.perf_counter() - start
-                row = self._row(state, epoch, outputs)
-                rows.append(row)
+                rows.append(self._row(state, epoch, outputs))
                 times.append(
                     {
                         "epoch": epoch + 1,
@@ -117,20 +97,20 @@ class Training:
                         "seconds": time.perf_counter() - started,
                     }
                 )
-                outputs = []
-                self._save(step, state, outputs, book, row["test_accuracy"])
-                book.write(row, times[-1])
+                outputs.clear()
+                record |= {"skipped": 0, "spent": 0.0}
+                self._save(step, state, record, rows[-1]["test_accuracy"])
+                book.write(rows[-1], times[-1])
                 if epoch + 1 < epochs and self._stop.now():
                     raise self._stopped(step)
-            seconds = sum(row["seconds"] for row in times)
-            return self._devices.fetch(state), rows, seconds
+        seconds = sum(row["seconds"] for row in times)
+        return self._devices.fetch(state), rows, seconds
 
-    def _begin(
-        self,
-    ) -> tuple[TrainState, int, list[list[float]], list[Row], list[Row], float]:
-        """Return the state to start from, its step, outputs of the unfinished epoch.
+    def _begin(self) -> tuple[TrainState, dict[str, Any]]:
+        """Return the state to start from, and what else a checkpoint has.
 
-        And metrics and times of the finished ones, and seconds spent on that one.
+        That is a checksum of the data, metrics and times of the finished epochs, and of
+        the unfinished one outputs, unreadable images and seconds spent.
         """
         restored = None
         with hosts.together():
@@ -138,7 +118,9 @@ class Training:
                 restored = self._checkpoints.restore(self._shapes)
         record = hosts.of_first(None if restored is None else restored[1])
         if record is None:
-            return self._program.init(), 0, [], [], [], 0.0
+            record = {"data": self._pipeline.checksum, "skipped": 0, "spent": 0.0}
+            record |= {"outputs": [], "metrics": [], "times": []}
+            return self._program.init(), record
         if record["data"] != self._pipeline.checksum:
             raise RunError(
                 f"the data are not those that {self._latest()} was trained "
@@ -150,14 +132,7 @@ class Training:
         state = hosts.arrays_of_first(restored[0])
         if hosts.is_first():
             self._pipeline.skipped = record["skipped"]
-        return (
-            self._devices.replicate(state),
-            int(state.step),
-            record["outputs"],
-            record["metrics"],
-            record["times"],
-            record["spent"],
-        )
+        return self._devices.replicate(state), record
 
     def _latest(self) -> str:
         if self._checkpoints is None:
@@ -168,19 +143,9 @@ class Training:
         self,
         step: int,
         state: TrainState,
-        outputs: list[list[float]],
-        book: Logbook,
+        record: dict[str, Any],
         accuracy: float | None,
-        started: float | None = None,
     ) -> None:
-        record = {
-            "data": self._pipeline.checksum,
-            "outputs": outputs,
-            "skipped": hosts.total(self._pipeline.skipped) if outputs else 0,
-            "metrics": book.rows,
-            "times": book.times,
-            "spent": 0.0 if started is None else time.perf_counter() - started,
-        }
         if self._checkpoints is not None:
             self._checkpoints.save(step, self._devices.fetch(state), record, accuracy)
 
@@ -202,9 +167,8 @@ class Training:
 
         def look(values: Any) -> None:
             outputs.append([float(value) for value in values])
-            self._check_finite(
-                dict(zip(OUTPUTS, outputs[-1], strict=True)), epoch, len(outputs)
-            )
+            named = dict(zip(OUTPUTS, outputs[-1], strict=True))
+            self._check_finite(named, epoch, len(outputs))
             loss, accuracy, *_ = outputs[-1]
             text = f"epoch {epoch + 1}, loss {loss:.3f}, accuracy {accuracy:.1%}"
             progress.show(self._config.micro_batch, text)

@@ -27,13 +27,10 @@ def found(root: Path) -> bool:
 
 
 def read(root: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
-    """Read the splits "train" and "test".
+    """Read the splits "train" and "test": images, labels; and names of the classes.
 
-    Returns:
-      By split images, uint8 `[N, H, W, 3]`, and labels `[N]`; the names of the classes.
-
-    Raises:
-      ValueError: a file is missing, or does not match; NumPy and Pillow raise others.
+    Raises `ValueError` where a file is missing, or does not match, or whatever NumPy
+    and Pillow raise.
     """
     meta = json.loads((root / "meta.json").read_text(encoding="utf-8"))
     columns, splits = int(meta["mosaic_columns"]), {}

@@ -65,10 +65,7 @@ def names() -> list[str]:
 def named(name: str) -> Config:
     """Return the config of a name in the table, a sample, or the path of a TOML file.
 
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is no TOML file, a field is unknown or out of range.
-      TypeError: a field has the wrong type.
+    Raises `FileNotFoundError`, and what :func:`load` does.
     """
     for path in (Path(name), SAMPLES / f"{name}.toml"):
         if path.is_file():

@@ -22,22 +22,14 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 
 
 def random_crop(data: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Decode, cut out a random part, resize it, mirror it every second time.
-
-    Returns:
-      RGB, uint8 `[size, size, 3]`.
-    """
+    """Return a random part, mirrored every second time: RGB uint8 `[size, size, 3]`."""
     image = Image.open(io.BytesIO(data))
     result = _resized(image, random_box(*image.size, rng), size)
     return result[:, ::-1] if rng.random() < 0.5 else result
 
 
 def centre_crop(data: bytes, size: int) -> np.ndarray:
-    """Decode and resize the central square, 7/8 of the shorter side.
-
-    Returns:
-      RGB, uint8 `[size, size, 3]`.
-    """
+    """Return the central square, 7/8 of the shorter side, as RGB uint8."""
     image = Image.open(io.BytesIO(data))
     return _resized(image, centre_box(*image.size, CENTRE * min(image.size)), size)
 
@@ -61,11 +53,7 @@ def centre_box(width: int, height: int, side: float) -> Box:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert grey, 16-bit grey, palettes and others; transparency is dropped.
-
-    Raises:
-      ValueError: it holds floats, whose range is unknown.
-    """
+    """Convert grey, 16-bit grey, palettes and others; transparency is dropped."""
     if image.mode == "F":
         raise ValueError("images of floats have no known range")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8

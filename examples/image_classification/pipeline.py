@@ -1,5 +1,6 @@
 """What a pipeline of images is, and what the two kinds have in common."""
 
+import abc
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,12 +18,9 @@ NOISE, ORDER, AUGMENTATION = 0, 1, 2
 
 
 class Batch(NamedTuple):
-    """A mini-batch to train on.
+    """Images, float32 `[B, H, W, C]`, standardized; labels, int32 `[B]`, with noise.
 
-    Attributes:
-      images: float32 `[B, H, W, C]`, standardized.
-      labels: int32 `[B]`, with noise.
-      clean_labels: int32 `[B]`, as in the data set.
+    Clean labels are those of the data set.
     """
 
     images: chex.Array
@@ -31,12 +29,9 @@ class Batch(NamedTuple):
 
 
 class EvaluationBatch(NamedTuple):
-    """A batch of test images.
+    """Test images, uint8 `[B, H, W, C]`, and labels, int32 `[B]`.
 
-    Attributes:
-      images: uint8 `[B, H, W, C]`.
-      labels: int32 `[B]`.
-      real: bool `[B]`; the last batch is filled up, and files may be unreadable.
+    The last batch is filled up, and files may be unreadable: `real`, bool `[B]`.
     """
 
     images: chex.Array
@@ -65,7 +60,7 @@ class Facts(NamedTuple):
     crop: float
 
 
-class Pipeline:
+class Pipeline(abc.ABC):
     """Training and test data of a run.
 
     Attributes:
@@ -91,6 +86,7 @@ class Pipeline:
         self.steps = size // config.batch_size * config.accumulation
         self.checksum = checksum(dataset)
         self.devices = devices
+        self._config = config
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -98,34 +94,31 @@ class Pipeline:
         height, width, channels = self.facts.image_shape
         return height, width, channels
 
+    @abc.abstractmethod
     def epoch(self, number: int, first: int = 0) -> Iterator[Any]:
         """Yield one item for every step of an epoch, from step `first`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def batch(self, item: Any, step: chex.Array) -> Batch:
-        """Return a device's share of a step's batch, counted from the first step.
+        """Return, in a program, a device's share of the batch of a step of the run."""
 
-        For use in a program of `devices`.
-        """
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def sample(self, count: int) -> list[Any]:
         """Return items of the first steps of training, always the same."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def test_items(self) -> Iterator[Any]:
         """Yield the test images in items, for programs of `devices.sharded`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def test_batches(self, item: Any) -> EvaluationBatch:
-        """Return batches `[K, B, ...]` of a test item; for use in a program."""
-        raise NotImplementedError
+        """Return, in a program, batches `[K, B, ...]` of a test item."""
 
     def standardized(self, images: chex.Array) -> chex.Array:
         """Map bytes to float32 with mean 0 and deviation 1 over the training set."""
         return standardized(images, self.facts.mean, self.facts.std)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing in the background
         """Stop what runs in the background."""
 
 

@@ -28,7 +28,8 @@ from PIL import Image
 import hero_jax
 
 from . import datasets, mosaics, photographs
-from .datasets import Arrays, DatasetError, Files
+from .datasets import Arrays, Files
+from .errors import DatasetError
 from .logbook import discard_output, prepare_streams, tell
 from .pipeline import Facts, standardized
 
@@ -36,16 +37,10 @@ BATCH = 100
 
 
 class Network:
-    """A trained network, and what `weights.json` says about images and classes.
+    """A trained network of a run, and what `weights.json` says about its images.
 
-    Args:
-      run: folder of the run.
-
-    Raises:
-      DatasetError: it lacks the files, or they are damaged.
-
-    Attributes:
-      facts: how an image is prepared, and what the classes are called.
+    `facts` say how an image is prepared, and what the classes are called.
+    `DatasetError` if the folder lacks the files, or they are damaged.
     """
 
     facts: Facts
@@ -82,12 +77,8 @@ class Network:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the probability of every class, float32 `[B, K]`.
 
-        Args:
-          images: uint8 `[B, H, W, C]`, as in the arrays that the network was trained
-            on, or as :meth:`prepared` returns them.
-
-        Raises:
-          ValueError: they have another shape or type.
+        Images are uint8 `[B, H, W, C]`, as in the arrays that the network was trained
+        on, or as :meth:`prepared` returns them; `ValueError` if not.
         """
         if images.dtype != np.uint8 or images.shape[1:] != self._shape:
             raise ValueError(
@@ -101,9 +92,7 @@ class Network:
     def prepared(self, data: bytes) -> np.ndarray:
         """Decode a file as the run decoded its test images, to uint8 `[H, W, C]`.
 
-        Raises:
-          ValueError: training was on images of one shape, and this one has another.
-          OSError: it cannot be decoded; or another of :data:`photographs.UNREADABLE`.
+        Raises one of :data:`photographs.UNREADABLE`.
         """
         if self.facts.crop < 1.0:
             return photographs.centre_crop(data, self._shape[0])

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import fcntl
-import importlib.util
 import json
 import os
 import tempfile
@@ -18,18 +17,15 @@ import hero_jax
 from . import config as configs
 from . import devices as devices_of
 from . import evaluate, hosts, input_pipeline, results
-from .checkpoints import CheckpointError
 from .config import Config
-from .datasets import printable
 from .devices import Parallel
+from .errors import RunError
 from .logbook import plot, say, tell
-from .loop import RunError, Training
+from .loop import Training
 from .pipeline import Pipeline
 from .stopping import Stop
 
-WEIGHTS, CURVES = "weights.safetensors", "curves.png"
-_NOT_DRAWN = (OSError, RunError, KeyError, TypeError)
-"""The disk is for reading alone; somebody else is at it; the result is damaged."""
+WEIGHTS, RESULT = "weights.safetensors", "result.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,39 +81,23 @@ def run(config: Config, options: Options, stop: Stop | None = None) -> dict[str,
     """Train and test; go on where an earlier attempt in the same folder ended.
 
     Of several processes that have joined, only the first one reads and writes files of
-    the run; all return the record that is written to `result.json`.
-
-    Args:
-      config: what to train, on what, and how.
-      options: where and how to run.
-      stop: when to stop, in place of signals and `options.minutes`.
-
-    Raises:
-      RunError: a file cannot be written, the folder belongs to another config, or a
-        quantity is not finite.
-      Stopped: a signal asked for it.
-      CheckpointError, DatasetError, DevicesError, HostsError: see there.
+    the run; all return the record that is written to `result.json`. A `stop` takes the
+    place of signals and `options.minutes`. Raises `Stopped`, or a `RecipeError`.
     """
     if options.out is None:
         raise RunError("out must be a folder, got None.")
-    out = options.out
-    first = hosts.is_first()
+    out, first, record = options.out, hosts.is_first(), None
     with contextlib.ExitStack() as stack:
-        record = None
         with hosts.together():
             if first:
                 check_config(out, config)
-                record = _finished(out)
+                record = read(out / RESULT)
                 if record is None:
                     check_folder(out, config)
                     stack.enter_context(locked(out))
-                    record = _finished(out)
         record = hosts.of_first(record)
         if record is not None:
-            say(f"finished already: {out / 'result.json'}", options.quiet or not first)
-            if first and not (out / CURVES).exists():  # it was killed as it drew
-                with contextlib.suppress(*_NOT_DRAWN), locked(out):
-                    _draw(record, out, quiet=True)
+            say(f"finished already: {out / RESULT}", options.quiet or not first)
             return dict(record)
         hosts.check_same("the config", f"{configs.dumps(config)} {options.parallel}")
         with hosts.together():
@@ -146,61 +126,36 @@ def open_pipeline(config: Config, options: Options) -> contextlib.closing[Pipeli
 
 
 def _train_and_test(
-    config: Config,
-    pipeline: Pipeline,
-    out: Path,
-    options: Options,
-    stop: Stop,
+    config: Config, pipeline: Pipeline, out: Path, options: Options, stop: Stop
 ) -> dict[str, Any]:
-    first = hosts.is_first()
-    quiet = options.quiet or not first
+    """Train and test; write the files of the run, the result last."""
+    quiet = options.quiet or not hosts.is_first()
     with hosts.together():
         training = Training(config, pipeline, out, options.keep, quiet, stop)
     if pipeline.devices.count > 1:
         say(_in_words(config, options, pipeline.devices.count), quiet)
-    with contextlib.ExitStack() as stack:
-        stack.callback(training.close)
-        record, variables = _tested(config, pipeline, training, options)
-        words = (
-            f"{'float' if bits == '32' else f'{bits} bit'} {value:.2%}"
-            for bits, value in record["accuracy_by_bits"].items()
-        )
-        say(f"test accuracy: {', '.join(words)}", quiet)
-        if first:
-            training.check_there()
-            _write(record, variables, out, quiet)
-        stack.pop_all()
-    try:
-        training.close()
-    except CheckpointError as error:
-        if not (out / WEIGHTS).exists():
-            raise
-        tell(f"{error} The run is finished, and does not need it.")
-    return record
-
-
-def _tested(
-    config: Config, pipeline: Pipeline, training: Training, options: Options
-) -> tuple[dict[str, Any], evaluate.Variables]:
-    """Train and test; return the record of the run, and its network."""
-    state, rows, seconds = training.run()
-    networks = {32: evaluate.variables_of(state)}
-    for bits in config.bits:
-        networks[bits] = evaluate.quantized(networks[32], bits)
-    tested = dict(zip(networks, training.evaluate([*networks.values()]), strict=True))
+    with contextlib.closing(training):
+        state, rows, seconds = training.run()
+        networks = {32: evaluate.variables_of(state)}
+        for bits in config.bits:
+            networks[bits] = evaluate.quantized(networks[32], bits)
+        results_of = training.evaluate([*networks.values()])
+    tested = dict(zip(networks, results_of, strict=True))
+    words = (
+        f"{'float' if bits == 32 else f'{bits} bit'} {result.accuracy:.2%}"
+        for bits, result in tested.items()
+    )
+    say(f"test accuracy: {', '.join(words)}", quiet)
+    network = {"model": config.model, "dtype": config.dtype, **pipeline.facts._asdict()}
+    of_devices = {
+        "devices": pipeline.devices.count,
+        "processes": jax.process_count(),
+        "parallel": options.parallel,
+    }
     record = {
-        "environment": results.environment()
-        | {
-            "devices": pipeline.devices.count,
-            "processes": jax.process_count(),
-            "parallel": options.parallel,
-        },
+        "environment": results.environment() | of_devices,
         "config": dataclasses.asdict(config),
-        "network": {
-            "model": config.model,
-            "dtype": config.dtype,
-            **pipeline.facts._asdict(),
-        },
+        "network": network,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "train_images_per_epoch": pipeline.steps * config.micro_batch,
         "test_images": pipeline.num_test,
@@ -211,37 +166,17 @@ def _tested(
         "accuracy_by_bits": {str(k): result.accuracy for k, result in tested.items()},
         "epochs": rows,
     }
-    return record, networks[32]
-
-
-def _write(
-    record: dict[str, Any], variables: evaluate.Variables, out: Path, quiet: bool
-) -> None:
-    """Write the files of a run that is finished, what matters most first."""
-    results.write_json(out / "result.json", record)
-    say(f"wrote {out / 'result.json'}", quiet)
-    if results.installed("safetensors", WEIGHTS, quiet):
+    if hosts.is_first():
+        results.write_json(out / "weights.json", network)
+        hero_jax.quant.save(out / WEIGHTS, networks[32])
+        title = f"{config.model} on {Path(config.dataset).name}, {config.method}"
         try:
-            results.write_json(out / "weights.json", record["network"])
-            hero_jax.quant.save(out / WEIGHTS, variables)
+            plot(rows, record["accuracy_by_bits"], title, out / "curves.png")
         except OSError as error:
-            raise RunError(
-                f"{out / WEIGHTS} cannot be written ({error}), but the result is. The "
-                "same command writes it from the latest checkpoint."
-            ) from error
-    _draw(record, out, quiet)
-
-
-def _draw(record: dict[str, Any], out: Path, quiet: bool) -> None:
-    if not results.installed("matplotlib", CURVES, quiet):
-        return
-    config = record["config"]
-    dataset = Path(config["dataset"]).name
-    title = f"{config['model']} on {dataset}, {config['method']}"
-    try:
-        plot(record["epochs"], record["accuracy_by_bits"], title, out / CURVES)
-    except OSError as error:
-        tell(f"the picture is not written: {error}")
+            tell(f"the picture is not written: {error}")
+        results.write_json(out / RESULT, record)
+        say(f"wrote {out / RESULT}", quiet)
+    return record
 
 
 def _in_words(config: Config, options: Options, devices: int) -> str:
@@ -263,7 +198,6 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"another process is running in {out}.") from None
-        results.remove_partial(out)
         yield
 
 
@@ -280,23 +214,8 @@ def read(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def _finished(out: Path) -> dict[str, Any] | None:
-    """Return the result of a run; None if it has none, or has yet to write weights."""
-    path = out / "result.json"
-    record = read(path)
-    if record is None:
-        return None
-    if not record.get("epochs"):
-        raise RunError(f"{path} is damaged (it has no epochs): delete it.")
-    lacks = not (out / WEIGHTS).exists() and importlib.util.find_spec("safetensors")
-    return None if lacks and any(out.glob("checkpoints/*")) else record
-
-
 def check_folder(out: Path, config: Config) -> None:
     """Make the folder, or check that it is one of this config."""
-    place = str(out.absolute())
-    if printable(place) != place:  # Orbax cannot write there
-        raise RunError(f"the name of out must be UTF-8, got '{printable(place)}'.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out) as file:
@@ -317,21 +236,12 @@ def check_config(out: Path, config: Config) -> None:
         if any(x.exists() for x in (*results_of, out / "sweep.json")):
             raise RunError(f"{out} has results, but no config.toml: whose are they?")
         return
-    if not path.read_bytes().strip():
-        raise RunError(
-            f"{path} is empty: bring the run's config back, or choose another --out."
-        )
     try:
         before = dataclasses.asdict(configs.load(path))
     except (TypeError, ValueError) as error:
         raise RunError(f"out is not the folder of a run: {error}") from None
-    differences = [
-        f"{name} was {before[name]!r}, now {value!r}"
-        for name, value in dataclasses.asdict(config).items()
-        if before[name] != value
-    ]
-    if differences:
+    if different := configs.differences(before, config):
         raise RunError(
-            f"{out} belongs to a run with another config ({'; '.join(differences)}). "
+            f"{out} belongs to a run with another config ({'; '.join(different)}). "
             "Choose another --out, or delete the folder."
         )

@@ -1,21 +1,82 @@
-"""When to stop: a signal came, or the time is up."""
+"""How a command ends: a signal came, the time is up, or an error has a line to say."""
 
+import contextlib
+import functools
 import math
 import os
 import signal
+import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from . import hosts
+from .errors import RecipeError
+from .logbook import prepare_streams, tell
+
 STOPPED = os.EX_TEMPFAIL
 """Exit status of a command that has saved its state, and goes on if started again."""
+
+WRONG_ARGUMENTS = 2
+"""Exit status, as of argparse and tyro."""
 
 
 class Stopped(Exception):  # noqa: N818 - no error
     """The run was asked to stop, and has saved its state."""
+
+
+class ArgumentsError(RecipeError):
+    """What the command line says cannot be."""
+
+
+@contextlib.contextmanager
+def checked_arguments() -> Iterator[None]:
+    """Raise `ArgumentsError` where the block finds a value wrong, or no file."""
+    try:
+        yield
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        raise ArgumentsError(str(error)) from None
+
+
+def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
+    """Let a function of arguments return an exit status, and errors be one line."""
+
+    @functools.wraps(main)
+    def run(arguments: Sequence[str] | None = None) -> int:
+        prepare_streams()
+        try:
+            return main(sys.argv[1:] if arguments is None else arguments) or 0
+        except Stopped as stopped:
+            if hosts.is_first():
+                tell(str(stopped))
+            return STOPPED
+        except ArgumentsError as error:
+            tell(f"error: {error}")
+            return WRONG_ARGUMENTS
+        except KeyboardInterrupt:
+            text, status = "interrupted; the same command goes on.", 128 + signal.SIGINT
+        except (RecipeError, OSError) as error:
+            text, status = f"error: {error}", 1
+        except Exception as error:
+            if jax.process_count() == 1:
+                raise
+            text, status = traceback.format_exc(), 1
+            if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+                text = (
+                    "error: another process of the run has ended, or cannot be "
+                    f"reached: {str(error).splitlines()[0]}"
+                )
+        tell(text)
+        if jax.process_count() > 1:
+            hosts.leave(status)
+        return status
+
+    return run
 
 
 class Stop:

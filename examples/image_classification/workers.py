@@ -13,14 +13,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Workers(ProcessPoolExecutor):
-    """Processes that take items of a source.
+    """Processes that make items of a source, which is sent to every one once.
 
     Signals are left to the process that started them, which decides when to stop. They
     end when that closes the pipe that all of them hold, or is no more itself.
-
-    Args:
-      source: `source[number]` makes an item; it is sent to every process once.
-      count: number of processes, which start as they are needed.
     """
 
     def __init__(self, source: Any, count: int) -> None:

@@ -19,7 +19,7 @@ from examples.experiments.common import digits
 from examples.experiments.common.command_line import at_least, training_parser
 from examples.image_classification import config as configs
 from examples.image_classification import input_pipeline
-from examples.image_classification.datasets import DatasetError
+from examples.image_classification.errors import DatasetError
 from examples.image_classification.logbook import write_rows
 from examples.image_classification.train import make_model
 from hero_jax import curvature, models, quant

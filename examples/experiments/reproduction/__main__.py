@@ -19,7 +19,6 @@ TensorFlow Datasets, or from `--dataset`, an `.npz` file or a folder of mosaics.
 
 import argparse
 import os
-import signal
 import sys
 import typing
 from collections.abc import Sequence
@@ -27,12 +26,11 @@ from pathlib import Path
 
 import jax
 
-from examples.image_classification.__main__ import ERRORS
 from examples.image_classification.devices import divide_host
-from examples.image_classification.logbook import prepare_streams, say, tell
-from examples.image_classification.loop import RunError
+from examples.image_classification.errors import RunError
+from examples.image_classification.logbook import say
 from examples.image_classification.results import markdown
-from examples.image_classification.stopping import STOPPED, Stop, Stopped
+from examples.image_classification.stopping import Stop, Stopped, command
 
 from . import report
 from .entries import COMMAND, Scale, rows
@@ -69,32 +67,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    prepare_streams()
-    options = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        divide_host(options.host_devices)
-        if options.report:
-            return report.write(options.results, PAGE, options.check)
-        if options.list:
-            cells = [["scale", "name", "runs missing"]]
-            for x in rows():
-                if options.scale in (None, x.scale):
-                    count = len(missing(x, options.results))
-                    cells.append([x.scale, x.name, str(count)])
-            print(markdown(cells))
-            return 0
+    options = parse(arguments)
+    divide_host(options.host_devices)
+    if options.report:
+        return report.write(options.results, PAGE, options.check)
+    if options.list:
+        cells = [["scale", "name", "runs missing"]]
+        for x in rows():
+            if options.scale in (None, x.scale):
+                count = len(missing(x, options.results))
+                cells.append([x.scale, x.name, str(count)])
+        print(markdown(cells))
+    else:
         compute_all(options)
-    except Stopped as stopped:
-        tell(str(stopped))
-        return STOPPED
-    except KeyboardInterrupt:
-        tell("interrupted; the same command goes on.")
-        return 128 + signal.SIGINT
-    except (*ERRORS, OSError) as error:
-        tell(f"error: {error}")
-        return 1
     return 0
 
 

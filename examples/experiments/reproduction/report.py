@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.image_classification.config import Config
-from examples.image_classification.loop import RunError
+from examples.image_classification.errors import RunError
 from examples.image_classification.results import markdown, write_figure, write_text
 from examples.image_classification.run import read
 
@@ -20,19 +20,10 @@ END = "<!-- end -->"
 
 
 def write(results: Path, page: Path, check: bool = False) -> int:
-    """Write the tables of a page, and its figures.
+    """Write the tables of a page, and its figures; return the exit status.
 
-    Args:
-      results: folder of records.
-      page: has `<!-- --report writes NAME -->` and `<!-- end -->` around every table.
-      check: write nothing, only compare.
-
-    Returns:
-      The exit status: 1 if the page is to be checked, and differs.
-
-    Raises:
-      RunError: the page has no such lines, or a result is of other settings than
-        those that were found best.
+    The page has `<!-- --report writes NAME -->` and `<!-- end -->` around every table.
+    With `check` nothing is written, and the status is 1 if the page differs.
     """
     text = before = page.read_text(encoding="utf-8")
     for name, content in contents(results):
@@ -54,11 +45,7 @@ def write(results: Path, page: Path, check: bool = False) -> int:
 
 
 def records_of(results: Path, scale: Scale) -> Records:
-    """Return the records of rows by name.
-
-    Raises:
-      RunError: one is of another config.
-    """
+    """Return the records of rows by name; `RunError` if one is of another config."""
     records = {}
     for row in rows():
         if row.scale != scale or (record := read(row.path(results))) is None:

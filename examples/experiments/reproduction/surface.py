@@ -25,14 +25,7 @@ AT_ONCE = 125
 def measure(
     config: Config, pipeline: Pipeline, variables: evaluate.Variables, surface: bool
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the largest eigenvalue of the Hessian, and the surface, if wanted.
-
-    Args:
-      config: of the run.
-      pipeline: its data, all on the device.
-      variables: what it came to.
-      surface: whether to compute the loss on a grid as well.
-    """
+    """Return the largest eigenvalue of the Hessian, and the surface, if wanted."""
     model = make_model(config, pipeline, synchronized=True)
     item = pipeline.sample(1)[0]
     images, labels = (np.asarray(x)[:IMAGES] for x in (item.images, item.labels))

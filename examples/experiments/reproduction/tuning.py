@@ -19,7 +19,7 @@ from examples.experiments.sweep.grid import Grid, Run, settings_of
 from examples.experiments.sweep.search import Options, search, sweep
 from examples.image_classification import results
 from examples.image_classification.config import Config, Direction, Method
-from examples.image_classification.loop import RunError
+from examples.image_classification.errors import RunError
 from examples.image_classification.run import read
 from examples.image_classification.stopping import Stopped
 

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import shutil
 import zlib
@@ -12,9 +11,10 @@ from typing import Any
 import jax
 
 import hero_jax
+from examples.image_classification import config as configs
 from examples.image_classification import datasets, evaluate, input_pipeline, results
 from examples.image_classification.config import Config
-from examples.image_classification.loop import NotFiniteError, RunError
+from examples.image_classification.errors import NotFiniteError, RunError
 from examples.image_classification.run import Options, open_pipeline, read, run
 from examples.image_classification.stopping import Stopped
 from examples.image_classification.train import make_model
@@ -41,23 +41,17 @@ def missing(row: Row, folder: Path) -> list[int]:
 def differences(record: Record, config: Config) -> list[str]:
     """Tell in which fields a record is of another config; the seed does not count."""
     before = dataclasses.asdict(Config()) | record["config"]
-    before["bits"] = tuple(before["bits"])
-    return [
-        f"{name} was {before[name]!r}, now {value!r}"
-        for name, value in dataclasses.asdict(config).items()
-        if name != "seed" and before[name] != value
-    ]
+    before |= {"bits": tuple(before["bits"]), "seed": config.seed}
+    return configs.differences(before, config)
 
 
 def compute(row: Row, options: argparse.Namespace) -> None:
     """Compute what is missing of a row, until `options.stop` says to stop.
 
-    Raises:
-      RunError: its result is of another config or other images, or all settings that
-        were tried diverged.
-      Stopped: what is there is kept.
+    `RunError` if its result is of another config or other images, or all settings that
+    were tried diverged; `Stopped` when what is there is kept.
     """
-    _check_before_hours_are_spent(row, options)
+    _check_data(row, options)
     if tuning.chosen(row, options.results) is None:
         tuning.tune(row, options)
     config = tuning.chosen(row, options.results)
@@ -147,10 +141,8 @@ def _trained(
     return of_row | {"runs": [of_run]}
 
 
-def _check_before_hours_are_spent(row: Row, options: argparse.Namespace) -> None:
-    """Raise `RunError` if a package is missing, or CIFAR-10 is another data set."""
-    if importlib.util.find_spec("safetensors") is None:
-        raise RunError("a row needs the package safetensors.")
+def _check_data(row: Row, options: argparse.Namespace) -> None:
+    """Raise `RunError` if CIFAR-10 is another data set, before hours are spent."""
     if (place := row.where(options)["dataset_path"]) is not None:
         data = datasets.load(place)
         facts = data.num_classes, input_pipeline.len_of(data.train)

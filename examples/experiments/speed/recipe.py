@@ -18,10 +18,11 @@ from typing import Any
 import jax
 
 from examples.image_classification import devices
-from examples.image_classification.__main__ import ERRORS, parse
+from examples.image_classification.__main__ import parse
 from examples.image_classification.config import Config
 from examples.image_classification.pipeline import Pipeline
 from examples.image_classification.run import open_pipeline
+from examples.image_classification.stopping import checked_arguments, command
 from examples.image_classification.train import make_model, make_program
 
 from .harness import machine, report
@@ -65,18 +66,18 @@ def measure(config: Config, pipeline: Pipeline, steps: int) -> dict[str, float]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@command
+def main(arguments: Sequence[str]) -> None:
     """Measure over an epoch, or a few short ones, and print a table."""
-    try:
-        config, options = parse(sys.argv[1:] if arguments is None else arguments)
+    with checked_arguments():
+        program = "python -m examples.experiments.speed.recipe"
+        config, options = parse(arguments, program, __doc__ or "")
         if options.distributed:
             raise ValueError("--distributed must be left out: one process is measured.")
-        devices.divide_host(options.host_devices)
-        config = dataclasses.replace(config, epochs=max(3 * LEAST_STEPS, config.epochs))
-        with open_pipeline(config, options) as pipeline:
-            rates = measure(config, pipeline, max(pipeline.steps, LEAST_STEPS))
-    except (*ERRORS, OSError, TypeError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    devices.divide_host(options.host_devices)
+    config = dataclasses.replace(config, epochs=max(3 * LEAST_STEPS, config.epochs))
+    with open_pipeline(config, options) as pipeline:
+        rates = measure(config, pipeline, max(pipeline.steps, LEAST_STEPS))
     print(
         f"{config.model}, {config.method}, {'x'.join(map(str, pipeline.image_shape))} "
         f"images, batch {config.micro_batch}, {options.workers} workers, "
@@ -88,4 +89,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

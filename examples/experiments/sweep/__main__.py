@@ -22,7 +22,6 @@ and the command of that run is printed. `--measure` times the two ways to run it
 
 import dataclasses
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,10 +31,10 @@ import tyro
 
 from examples.image_classification import config as configs
 from examples.image_classification import results
-from examples.image_classification.__main__ import ERRORS, first
+from examples.image_classification.__main__ import first
 from examples.image_classification.config import Config
-from examples.image_classification.logbook import prepare_streams, say, tell
-from examples.image_classification.stopping import STOPPED, Stopped
+from examples.image_classification.logbook import say
+from examples.image_classification.stopping import checked_arguments, command
 
 from .grid import OF_METHOD, Grid, percent, plain
 from .search import Options, in_words, sweep
@@ -79,16 +78,13 @@ class Command(Config):
 def parse(arguments: Sequence[str]) -> tuple[Config, Config, Grid, Options]:
     """Return the config that is named, that of the runs, the grid, and the options.
 
-    Raises:
-      FileNotFoundError: no such config.
-      TypeError: a value has the wrong type.
-      ValueError: a value is out of range, or a file is no config.
+    Raises `FileNotFoundError`, `TypeError` or `ValueError`.
     """
     name, base, rest = first(arguments)
     grid = Grid(learning_rate=(base.learning_rate,), weight_decay=(base.weight_decay,))
     options = Options(out=Path("runs") / name / "sweep")
     fields = dataclasses.asdict(base) | {"bits": (4,)}
-    command = tyro.cli(
+    both = tyro.cli(
         Command,
         prog="python -m examples.experiments.sweep [CONFIG]",
         description=__doc__,
@@ -96,10 +92,10 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Config, Grid, Options]:
         default=Command(**fields, grid=grid, options=options),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    config = Config(**{name: getattr(command, name) for name in fields})
-    for rate in command.grid.learning_rate:  # it may not suit the optimizer
+    config = Config(**{name: getattr(both, name) for name in fields})
+    for rate in both.grid.learning_rate:  # it may not suit the optimizer
         dataclasses.replace(config, learning_rate=rate)
-    return base, config, command.grid, command.options
+    return base, config, both.grid, both.options
 
 
 def last_words(
@@ -137,35 +133,19 @@ def last_words(
     return [*lines, "The run on all training images:", shlex.join(words)]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> None:
     """Run the command; return the exit status."""
-    prepare_streams()
-    try:
-        base, config, grid, options = parse(
-            sys.argv[1:] if arguments is None else arguments
-        )
-    except (FileNotFoundError, TypeError, ValueError) as error:
-        tell(f"error: {error}")
-        return 2
-    try:
-        if options.measure:
-            measure(config, grid, options)
-            return 0
-        record = sweep(config, grid, options)
-        if record["best"] is None:
-            say("every setting diverged: try smaller h, gamma or learning_rate.")
-            return 0
+    with checked_arguments():
+        base, config, grid, options = parse(arguments)
+    if options.measure:
+        measure(config, grid, options)
+        return
+    record = sweep(config, grid, options)
+    if record["best"] is None:
+        say("every setting diverged: try smaller h, gamma or learning_rate.")
+    else:
         say("\n".join(last_words(base, config, record, options)), options.quiet)
-    except Stopped as stopped:
-        tell(str(stopped))
-        return STOPPED
-    except KeyboardInterrupt:
-        tell("interrupted; the same command goes on with the runs that are missing.")
-        return 128 + signal.SIGINT
-    except (*ERRORS, OSError) as error:
-        tell(f"error: {error}")
-        return 1
-    return 0
 
 
 if __name__ == "__main__":

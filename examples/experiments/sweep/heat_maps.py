@@ -17,15 +17,8 @@ def plot(
     """Draw a map for each precision, all on one scale of colours.
 
     The two settings are those that have several values, h and gamma first; of others it
-    shows the best value. With h = 0 all gammas show the same.
-    Settings of which a run diverged are grey and hatched; the best one has a frame.
-
-    Args:
-      grid: of the sweep.
-      summaries: of all its settings.
-      best: one of them, if any has a score.
-      title: of the picture.
-      path: where to write it.
+    shows the best value. With h = 0 all gammas show the same. Settings of which a run
+    diverged are grey and hatched; the best one has a frame.
     """
     from matplotlib.figure import Figure
 

@@ -21,7 +21,7 @@ import numpy as np
 from examples.image_classification import evaluate
 from examples.image_classification.array_pipeline import ArrayPipeline, Item
 from examples.image_classification.config import Config
-from examples.image_classification.loop import RunError
+from examples.image_classification.errors import RunError
 from examples.image_classification.stepping import take_steps
 from examples.image_classification.train import (
     Settings,
@@ -50,14 +50,8 @@ class Result(NamedTuple):
 class ManyRuns:
     """Trains runs whose settings and seeds are arguments of one compiled program.
 
-    Args:
-      config: of all runs, but for settings and seed.
-      pipeline: their data.
-      size: runs that one call takes under "vmap".
-      together: "vmap" or "one_by_one".
-
     Attributes:
-      size: runs that one call takes.
+      size: runs that one call takes; `size` of the arguments under "vmap".
       step: compiled, `(state, item, settings) -> (state, outputs)`; uses the state up.
     """
 
@@ -154,7 +148,7 @@ class ManyRuns:
     def _item(self, runs: Sequence[Run], epoch: int) -> Item:
         """Stack what differs between the runs; the images are there once."""
         items = {
-            seed: next(self._pipeline.drawn(seed, None).epoch(epoch))
+            seed: next(self._pipeline.drawn(seed).epoch(epoch))
             for seed in dict.fromkeys(run.seed for run in runs)
         }
         each = [items[run.seed] for run in runs]

@@ -15,8 +15,8 @@ from examples.image_classification import config as configs
 from examples.image_classification import datasets, devices, input_pipeline, results
 from examples.image_classification.array_pipeline import ArrayPipeline
 from examples.image_classification.config import Config
+from examples.image_classification.errors import RunError
 from examples.image_classification.logbook import Progress, say, tell
-from examples.image_classification.loop import RunError
 from examples.image_classification.run import check_folder, locked, read
 from examples.image_classification.stopping import Stop, Stopped
 
@@ -92,11 +92,6 @@ def search(
     Returns:
       The rows: settings, seed, `accuracy_by_bits`, which is None of a run that
       diverged, losses and seconds. `grid.summarize` takes means over seeds.
-
-    Raises:
-      RunError: the config cannot be swept.
-      DatasetError: the data set is missing or malformed.
-      Stopped: the time was up, or it was asked for.
     """
     options = options or Options(quiet=True)
     stop = stop or Stop(options.minutes)
@@ -190,13 +185,12 @@ def sweep(
         record["runs"] = rows
         say(table(record), options.quiet)
         say(f"wrote {path}", options.quiet)
-        if results.installed("matplotlib", "sweep.png", options.quiet):
-            title = f"{config.model} on {Path(config.dataset).name}, {in_words(config)}"
-            summaries, best = record["settings"], record["best"]
-            try:
-                heat_maps.plot(grid, summaries, best, title, path.with_suffix(".png"))
-            except OSError as error:
-                tell(f"the picture is not written: {error}")
+        title = f"{config.model} on {Path(config.dataset).name}, {in_words(config)}"
+        summaries, best = record["settings"], record["best"]
+        try:
+            heat_maps.plot(grid, summaries, best, title, path.with_suffix(".png"))
+        except OSError as error:
+            tell(f"the picture is not written: {error}")
     return record
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from examples.image_classification import results
 from examples.image_classification.config import Config
+from examples.image_classification.errors import RunError
 from examples.image_classification.logbook import say
-from examples.image_classification.loop import RunError
 
 from .grid import Grid
 from .many_runs import ManyRuns, Together

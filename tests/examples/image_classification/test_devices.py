@@ -244,7 +244,8 @@ def test_a_run_resumes_on_another_number_of_devices(tmp_path, monkeypatch):
 
     def note_begin(self):
         result = begin(self)
-        begun.append((result[1], self._devices.fetch(result[0])))
+        state = self._devices.fetch(result[0])
+        begun.append((int(state.step), state))
         return result
 
     monkeypatch.setattr(loop, "make_model", make_model)

@@ -16,12 +16,11 @@ import pytest
 
 from examples.image_classification import __main__ as command
 from examples.image_classification import config as configs
-from examples.image_classification import hosts, loop
+from examples.image_classification import hosts
 from examples.image_classification.config import Config
 from examples.image_classification.run import Options, run
 from examples.image_classification.stopping import STOPPED
 from hero_jax import quant
-from tests.examples.image_classification.small import make_model
 
 ROOT = Path(__file__).parents[3]
 CONFIG = Config(
@@ -99,10 +98,10 @@ class Pair:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_two_processes_train_as_one_with_two_devices(tmp_path, parallel, monkeypatch):
+def test_two_processes_train_as_one_with_two_devices(tmp_path, parallel):
     """Twenty steps; the sum of two numbers does not depend on the order."""
-    monkeypatch.setattr(loop, "make_model", make_model)
     with Pair(tmp_path, f"--parallel={parallel}") as pair:
         assert pair.wait() == [0, 0], pair.said(0)
         assert "wrote" in pair.said(0)
@@ -125,12 +124,10 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path, parallel, monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_other_and_the_run_resumes(
-    tmp_path, victim, monkeypatch
-):
+def test_a_killed_process_ends_the_other_and_the_run_resumes(tmp_path, victim):
     """The other one stops with an error, in time; then one device goes on alone."""
-    monkeypatch.setattr(loop, "make_model", make_model)
     config = dataclasses.replace(CONFIG, epochs=30)
     with Pair(tmp_path, "--parallel=pmap", config=config) as pair:
         pair.wait_for("epoch   2")
@@ -152,9 +149,9 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_stops_all_and_both_resume(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("small_network")
+def test_sigterm_to_one_process_stops_all_and_both_resume(tmp_path):
     """At the same step; the end is that of a run that nothing interrupted."""
-    monkeypatch.setattr(loop, "make_model", make_model)
     config = dataclasses.replace(CONFIG, epochs=20)
     with Pair(tmp_path, config=config) as pair:
         pair.wait_for("epoch   2")

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from examples.image_classification import __main__ as command
-from examples.image_classification import loop, predict
+from examples.image_classification import predict
 from examples.image_classification.config import Config
 from examples.image_classification.predict import Network
 from examples.image_classification.run import Options, run
@@ -46,9 +46,8 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small_network(monkeypatch):
-    """Train and use a network that is quick to compile."""
-    monkeypatch.setattr(loop, "make_model", small.make_model)
+def small_network(small_network, monkeypatch):  # noqa: ARG001
+    """Use it, too."""
     monkeypatch.setattr(models, "create", lambda *_, **__: small.Small())
 
 

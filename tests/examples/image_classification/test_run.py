@@ -24,7 +24,6 @@ import hero_jax
 from examples.image_classification import __main__ as command
 from examples.image_classification import config as configs
 from examples.image_classification import (
-    evaluate,
     input_pipeline,
     logbook,
     loop,
@@ -38,7 +37,6 @@ from examples.image_classification.run import Options, run
 from examples.image_classification.stopping import Stop
 from hero_jax import quant
 from tests.examples.image_classification import small
-from tests.examples.image_classification.small import make_model
 
 ROOT = Path(__file__).parents[3]
 SMALL = small.__name__
@@ -69,8 +67,7 @@ def options(out, **fields):
 @pytest.fixture(scope="module", autouse=True)
 def small_network():
     """Train a network that is quick to compile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_model", make_model)
+    with small.in_place():
         yield
 
 
@@ -217,18 +214,10 @@ def test_a_folder_without_its_config_is_refused(unfinished):
         run(dataclasses.replace(CONFIG, seed=5), options(unfinished))
 
 
-@pytest.mark.parametrize(
-    "damaged", ['{"epochs": [', "[1]", "[]", "{}", '"epochs"', '{"a": 1}']
-)
+@pytest.mark.parametrize("damaged", ['{"epochs": [', "[1]"])
 def test_a_damaged_result_is_named(damaged, unfinished):
     (unfinished / "result.json").write_text(damaged)
     with pytest.raises(loop.RunError, match=r"result.json is damaged .*: delete it"):
-        run(CONFIG, options(unfinished))
-
-
-def test_an_empty_config_is_named(unfinished):
-    (unfinished / "config.toml").write_text("\n")
-    with pytest.raises(loop.RunError, match=r"config.toml is empty: bring"):
         run(CONFIG, options(unfinished))
 
 
@@ -260,14 +249,6 @@ def test_a_finished_run_needs_no_disk_that_can_be_written(whole, monkeypatch, ca
     assert "finished already" in capsys.readouterr().out
 
 
-def test_what_killed_processes_left_is_removed(tmp_path):
-    for name in (".0123456789abcdef.partial", ".mine.png", "metrics.csv"):
-        (tmp_path / name).write_text("half")
-    with run_module.locked(tmp_path):
-        found = {path.name for path in tmp_path.iterdir()}
-    assert found == {".lock", ".mine.png", "metrics.csv"}
-
-
 def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     order = []
     sync, replace = os.fsync, Path.replace
@@ -287,15 +268,12 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
 
 
 def test_names_that_are_not_utf8(tmp_path, monkeypatch):
-    """In a command they do not matter; Orbax cannot write to such a folder."""
+    """In a command they do not matter."""
     name = os.fsdecode(b"caf\xe9")
     monkeypatch.setattr(sys, "orig_argv", ["python", "--data-dir", name])
     path = tmp_path / "a.json"
     results.write_json(path, results.environment())
     assert json.loads(path.read_text())["command"] == f"python --data-dir '{name}'"
-    with pytest.raises(loop.RunError, match=r"out must be UTF-8, got '.*/caf\\xe9'"):
-        run(CONFIG, options(tmp_path / name))
-    assert [*tmp_path.iterdir()] == [path]
 
 
 def no_space(*_):
@@ -322,22 +300,6 @@ def test_nothing_that_is_logged_stops_a_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_standard_streams_may_be_closed(tmp_path, monkeypatch):
-    before = os.dup(0)
-    try:
-        os.close(0)
-        logbook.prepare_streams()
-        assert os.path.samestat(os.fstat(0), Path(os.devnull).stat())
-    finally:
-        os.dup2(before, 0)
-        os.close(before)
-    monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(sys, "stderr", None)
-    config = dataclasses.replace(CONFIG, epochs=1)
-    assert run(config, options(tmp_path, quiet=False))["epochs"]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_a_run_without_a_terminal_is_not_silent(noise, tmp_path, capsys):
     config = dataclasses.replace(CONFIG, epochs=1, label_noise=noise)
@@ -350,99 +312,20 @@ def test_a_run_without_a_terminal_is_not_silent(noise, tmp_path, capsys):
     assert ("(clean labels" in second) == (noise > 0.0)
 
 
-def delete(path, _):
-    while path.exists():  # something may just be written to it
-        shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("end", [Path.rename, delete])
-@pytest.mark.parametrize("tested", [False, True])
-def test_a_folder_that_is_moved_or_deleted_ends_the_run(
-    tmp_path, monkeypatch, end, tested
+def test_a_run_is_finished_when_all_but_the_picture_is_written(
+    unfinished, whole, monkeypatch, capsys
 ):
-    """In the second epoch, or when only the result is missing."""
-    out = tmp_path / "run"
-    quantized, show = evaluate.quantized, loop.Progress.show
-
-    def lost():
-        if out.exists():
-            end(out, tmp_path / "moved")
-
-    def lost_at_step(self, images, text):
-        if text.startswith("epoch 2"):
-            lost()
-        show(self, images, text)
-
-    def lost_while_tested(*args):
-        lost()
-        return quantized(*args)
-
-    if tested:
-        monkeypatch.setattr(evaluate, "quantized", lost_while_tested)
-    else:
-        monkeypatch.setattr(loop.Progress, "show", lost_at_step)
-    message = r"run/checkpoints was deleted or moved while this run wrote to it"
-    with pytest.raises(CheckpointError, match=message):
-        run(CONFIG, options(out))
-    assert not (out / "result.json").exists()
-
-
-@pytest.mark.slow
-def test_the_result_is_written_first(unfinished, whole, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(quant, "save", no_space)
-        for name in ("weights.safetensors", "weights.json"):
-            (unfinished / name).unlink()
-        message = r"weights.safetensors cannot be written .*, but the result is"
-        with pytest.raises(loop.RunError, match=message):
-            run(CONFIG, options(unfinished, quiet=False))
-    assert (unfinished / "result.json").exists()
-    assert "test accuracy: float" in capsys.readouterr().out
-    # Without weights it is not finished, as long as they can be had.
-    assert (unfinished / "weights.json").exists(), "weights are the end of it"
-    (unfinished / "curves.png").unlink()
+        with pytest.raises(OSError, match="No space"):
+            run(CONFIG, options(unfinished))
+    assert not (unfinished / "result.json").exists()
+    (unfinished / "weights.safetensors").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "plot", no_space)
         run(CONFIG, options(unfinished))
     assert_same_result(unfinished, whole)
     assert "the picture is not written: [Errno 28]" in capsys.readouterr().err
-    # Nor is the picture lost, of which a killed process has left a half.
-    half = unfinished / ".0123456789abcdef.partial"
-    half.write_text("half")
-    run(CONFIG, options(unfinished))
-    assert (unfinished / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert not half.exists()
-    (unfinished / "weights.safetensors").unlink()
-    shutil.rmtree(unfinished / "checkpoints")
-    run(CONFIG, options(unfinished, quiet=False))
-    assert "finished already" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_the_last_checkpoint_is_not_needed_once_there_are_weights(
-    unfinished, whole, monkeypatch, capsys
-):
-    close = Checkpoints.close
-
-    def no_room(self):
-        close(self)
-        raise CheckpointError("no room for a checkpoint.")
-
-    monkeypatch.setattr(Checkpoints, "close", no_room)
-    run(CONFIG, options(unfinished))
-    assert_same_result(unfinished, whole)
-    assert "no room for a checkpoint. The run is finished" in capsys.readouterr().err
-    for name in ("result.json", "weights.safetensors"):
-        (unfinished / name).unlink()
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(CheckpointError, match="no room"):
-        run(CONFIG, options(unfinished, quiet=False))
-    said = capsys.readouterr().out
-    for name in ("weights.safetensors", "curves.png"):
-        assert f"{name} is not written: " in said
-    assert (unfinished / "result.json").exists()
 
 
 def test_two_processes_do_not_share_a_folder(unfinished):

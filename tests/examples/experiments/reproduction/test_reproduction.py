@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from examples.experiments.reproduction import (
     work,
 )
 from examples.experiments.reproduction.entries import Row
-from examples.experiments.sweep import heat_maps, many_runs
+from examples.experiments.sweep import heat_maps
 from examples.experiments.sweep.grid import Grid
 from examples.experiments.sweep.many_runs import ManyRuns, Result
 from examples.image_classification import (
@@ -38,6 +37,7 @@ from examples.image_classification import run as runs
 from examples.image_classification.config import Config
 from examples.image_classification.named import named
 from examples.image_classification.run import Options, open_pipeline
+from tests.examples.image_classification import small
 from tests.examples.image_classification.small import make_model
 
 CONFIG = Config(
@@ -64,16 +64,14 @@ IN_A_HURRY = True
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small():
+def few():
     """A network that is quick to compile, on one device, and few rows."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, small.in_place():
         patch.setattr(work, "Options", functools.partial(Options, devices=1))
         patch.setattr(runs, "plot", lambda *_: None)
         patch.setattr(surface, "POINTS", 3)
         patch.setattr(surface, "IMAGES", 40)
         patch.setattr(surface, "AT_ONCE", 20)
-        for module in (loop, surface, work):
-            patch.setattr(module, "make_model", make_model)
         patch.setattr(reproduction, "rows", lambda: [ROW, DIVERGES, OTHER_SEED])
         yield
 
@@ -399,19 +397,6 @@ def test_another_data_set_is_refused_before_training(tmp_path, capsys, monkeypat
     assert "--only must be one of row" in capsys.readouterr().err
 
 
-def test_a_package_that_is_missing_is_named_before_training(
-    tmp_path, capsys, monkeypatch
-):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        work.importlib.util,
-        "find_spec",
-        lambda name: None if name == "safetensors" else find_spec(name),
-    )
-    assert command(tmp_path, "--all") == 1
-    assert "needs the package safetensors" in capsys.readouterr().err
-
-
 def test_a_host_is_divided_before_jax_is_used(tmp_path, capsys):
     assert jax.devices()
     assert command(tmp_path, "--all", "--host-devices", "2") == 1
@@ -445,7 +430,6 @@ def test_settings_are_searched_in_order_and_the_best_one_is_taken(
         return [Result({"32": value, "4": value / 2}, 1.0, 1.0)]
 
     monkeypatch.setattr(ManyRuns, "train", train)
-    monkeypatch.setattr(many_runs, "make_model", make_model)
     monkeypatch.setattr(heat_maps, "plot", lambda *_: None)
     config = dataclasses.replace(CONFIG, method="hero", label_noise=0.2)
     row = dataclasses.replace(ROW, scale="cpu", config=config, tuned="noise40")

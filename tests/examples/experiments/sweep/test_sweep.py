@@ -17,14 +17,13 @@ from examples.experiments.sweep.many_runs import ManyRuns
 from examples.experiments.sweep.search import Options
 from examples.image_classification import __main__ as command
 from examples.image_classification import config as configs
-from examples.image_classification import input_pipeline, loop
+from examples.image_classification import input_pipeline, loop, train
 from examples.image_classification.config import Config
-from examples.image_classification.loop import RunError
+from examples.image_classification.errors import RunError
 from examples.image_classification.run import Options as RunOptions
 from examples.image_classification.run import run
 from examples.image_classification.stopping import Stopped
 from examples.image_classification.train import Settings
-from tests.examples.image_classification.small import make_model
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 CONFIG = Config(
@@ -52,15 +51,9 @@ ARGUMENTS = shlex.split(
 )
 
 
+pytestmark = pytest.mark.usefixtures("small_network")
 IN_A_HURRY = True
 """What is compiled here runs for some steps only."""
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Train a network that is quick to compile, and smooth."""
-    monkeypatch.setattr(loop, "make_model", make_model)
-    monkeypatch.setattr(many_runs, "make_model", make_model)
 
 
 def options(out, **fields):
@@ -544,7 +537,7 @@ def test_bad_grids_are_explained(arguments, message, capsys):
 )
 def test_errors_are_one_line(arguments, status, message, tmp_path, capsys, monkeypatch):
     if "--model" in arguments:
-        monkeypatch.undo()
+        monkeypatch.setattr(many_runs, "make_model", train.make_model)
     if "--out" not in arguments:
         arguments = [*arguments, "--out", str(tmp_path)]
     assert sweep.main(["digits", *arguments]) == status
