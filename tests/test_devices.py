@@ -276,6 +276,7 @@ def varying(params):
     return jax.tree.map(lambda x: lax.pvary(x, "data"), params)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("map_name", some(MAPS, "pmap", "shard_map"))
 def test_the_link_of_a_chain(map_name):
@@ -529,6 +530,7 @@ SHARDINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("method", "kind", "weights"),

@@ -113,6 +113,7 @@ def test_product_equals_reverse_over_reverse(direction, reduction):
     float64_close(gradient, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_several_directions_are_averaged():
     params, batch = mlp_params(), mlp_batch()
@@ -264,6 +265,7 @@ def test_a_masked_leaf_stays_put_whatever_the_perturbation_returns():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_arguments_reach_the_loss_unchanged():
     """Two differentiated arguments, others in between, keyword arguments, aux."""

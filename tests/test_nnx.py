@@ -200,6 +200,7 @@ def test_modules_among_the_other_arguments_keep_their_clean_state():
     chex.assert_trees_all_equal_shapes(grads, nnx.state(model, nnx.Param))
 
 
+@pytest.mark.slow
 def test_tied_weights_count_once():
     class Tied(nnx.Module):
         def __init__(self):

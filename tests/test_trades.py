@@ -324,6 +324,7 @@ def test_a_link_leaves_the_product_out_where_its_schedule_is_zero():
     assert "cond[" not in program_of(hero_jax.hero(h=0.3, gamma=0.1))
 
 
+@pytest.mark.slow
 def test_a_link_takes_differences():
     params, batch = mlp_params(), mlp_batch()
     grad_fn = lambda p: jax.grad(mlp_loss)(p, *batch)

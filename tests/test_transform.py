@@ -219,6 +219,7 @@ def test_vmap_over_stacked_weights(name):
     close(together, expected)
 
 
+@pytest.mark.slow
 def test_vmap_over_h_and_gamma():
     params, grads = initial(), GRAD_FN(initial())
 
@@ -331,6 +332,7 @@ class TestWrappers:
         close(params, reference_of("layerwise"))
         assert float(state["hero"].metrics.penalty) > 0.0
 
+    @pytest.mark.slow
     def test_inject_hyperparams(self):
         factory = optax.inject_hyperparams(hero_jax.hero)
         variant = {**VARIANTS["scheduled"], "perturbation": "adaptive"}

@@ -142,6 +142,7 @@ def test_results_are_in_proportion_to_the_loss(diagnostic, factor):
         np.testing.assert_allclose(ratio, x, rtol=1e-4, atol=1e-5 * largest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1e-25, 1e20])
 def test_eigenvalues_and_traces_of_any_scale_are_those_of_the_dense_hessian(factor):
     flat, unravel = ravel_pytree(PARAMS)

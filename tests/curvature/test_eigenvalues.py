@@ -53,6 +53,7 @@ def test_the_residual_certifies_a_value_that_has_not_converged(dense):
     assert top.residuals[0] > 1e-6  # 8 steps are too few: the certificate says so
 
 
+@pytest.mark.slow
 def test_gauss_newton_eigenvalues_are_not_negative():
     params, x, labels = classifier_data()
     lowest = {
@@ -120,6 +121,7 @@ def test_layer_eigenvalues_are_those_of_the_blocks(dense):
     assert [*weights_only] == ["hidden/0/kernel", "hidden/1/kernel", "out/kernel"]
 
 
+@pytest.mark.slow
 def test_works_inside_jit_and_vmap_over_weights(dense):
     flat = jnp.stack([jnp.asarray(dense.W), 0.5 * jnp.asarray(dense.W)])
 

@@ -12,6 +12,7 @@ from tests import problems
 pytestmark = pytest.mark.usefixtures("x64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_predicted_and_measured_change_of_every_layer(dense, batch_size):
     moved = quant.fake_quantize(dense.params, bits=3, mask=True)

@@ -100,6 +100,7 @@ def test_of_a_quadratic(method):
         float64_close(gradient, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_gnp_with_the_radius_for_strength_is_sam():
     params, batch = mlp_params(), mlp_batch()
@@ -120,6 +121,7 @@ def test_zero_gradient_stays_zero(method, options):
     np.testing.assert_array_equal(gradient, np.zeros(3))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("options", [{}, {"radius": 0.1}])
 @pytest.mark.parametrize("method", METHODS)

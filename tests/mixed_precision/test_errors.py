@@ -9,6 +9,7 @@ from hero_jax import mixed_precision, quant
 from tests import problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"axis": -1, "group_size": 2}, {"scheme": "symmetric", "calibration": "mse"}],

@@ -71,7 +71,16 @@ def both(case):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    "case", DENSE + SMALLER_THAN_THE_KERNEL + DEPTHWISE + OTHER, ids=str
+    "case",
+    [
+        *DENSE,
+        *DEPTHWISE,
+        *(
+            pytest.param(case, marks=pytest.mark.slow)
+            for case in SMALLER_THAN_THE_KERNEL + OTHER
+        ),
+    ],
+    ids=str,
 )
 def test_values_gradients_and_hessian_vector_products(case):
     x, kernel, ours, stock = both(case)

@@ -78,6 +78,7 @@ def arrays_and_options(draw):
     return x, options
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(arrays_and_options(), st.sampled_from(WIDTHS))
 def test_half_a_bin_holds_in_every_block(drawn, bits):

@@ -197,6 +197,7 @@ def test_halves_go_to_even(scheme):
     np.testing.assert_array_equal(quantized.values[:5], [0, 0, 2, 2, 4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 16])
 def test_a_symmetric_grid_is_odd_and_keeps_zero_and_the_ends(bits):
     x = jnp.linspace(-1.0, 1.0, 2 ** (bits + 2) + 1)

@@ -352,6 +352,7 @@ def test_worker_processes_give_what_one_process_gives(photographs):
     resumed.close()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_an_error_not_a_hang(photographs):
     pipeline = files(photographs, workers=2)
     items = pipeline.epoch(0)

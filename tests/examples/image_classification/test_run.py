@@ -180,6 +180,7 @@ def unfinished(whole, tmp_path):
     return out
 
 
+@pytest.mark.slow
 def test_lost_metrics_come_back_from_the_checkpoint(unfinished, whole):
     (unfinished / "metrics.csv").unlink()
     (unfinished / "times.csv").write_text("damaged")
@@ -280,6 +281,7 @@ def no_space(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.slow
 def test_nothing_that_is_logged_stops_a_run(tmp_path, monkeypatch, capsys):
     """No room for the output, for TensorBoard, for the tables; told once each."""
     calls, flush = itertools.count(), RecordWriter.flush
