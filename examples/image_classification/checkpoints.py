@@ -3,6 +3,8 @@
 import contextlib
 import json
 import logging
+import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,9 +143,12 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of what an error of orbax says, not too much of it."""
+    """Return what an error of orbax says, in a line that is not too long."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
-    return text if len(text) <= 300 else f"{text[:60]} ... {text[-200:]}"
+    if len(text) <= 300:
+        return text
+    code = re.search(r"os_error_code='(\d+)'", text)  # behind long names of files
+    return f"{text[:60]} ... {os.strerror(int(code[1])) if code else text[-200:]}"
 
 
 def checksum(tree: Any, record: dict[str, Any]) -> int:
