@@ -6,6 +6,7 @@ TensorFlow Datasets are read as random-access sources, without TensorFlow.
 """
 
 import io
+import zipfile
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,11 @@ def load(name: str, *, data_dir: Path | None = None, download: bool = False) -> 
     `DatasetError` if it is missing or malformed.
     """
     path = Path(name).expanduser()
+    if printable(name) != name:
+        raise DatasetError(
+            f"the name of a data set must be UTF-8, got '{printable(name)}': rename "
+            "it, or link to it. The files in it may have any name."
+        )
     if name == "digits":
         return _digits()
     if path.suffix == ".npz":
@@ -121,6 +127,11 @@ def take(data: Any, indices: np.ndarray) -> Any:
     if isinstance(data, Arrays):
         return Arrays(data.images[indices], data.labels[indices])
     return data.take(indices)
+
+
+def printable(name: str) -> str:
+    """Return the name of a file, with what is not UTF-8 in it as escapes."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def decode(data: Any) -> Arrays:
@@ -228,9 +239,9 @@ def _npz(path: Path) -> Dataset:
         raise DatasetError(f"no file {path}.")
     wanted = {f"{kind}_{split}" for kind in "xy" for split in ("train", "test")}
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = {*archive.files}
-            arrays = {name: archive[name] for name in wanted & names}
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+            arrays = {x: _member(archive, f"{x}.npy") for x in wanted & names}
     except Exception as error:  # whatever damaged files make zipfile and NumPy raise
         raise DatasetError(
             f"{path} is no readable .npz file: {str(error) or type(error).__name__}"
@@ -242,6 +253,15 @@ def _npz(path: Path) -> Dataset:
         )
     train, test = ((arrays[f"x_{x}"], arrays[f"y_{x}"]) for x in ("train", "test"))
     return _checked(path, train, test)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Read an array to its end, where its checksum stands."""
+    with archive.open(name) as file:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{name} is longer than the array that it describes")
+    return array
 
 
 def _checked(
@@ -315,7 +335,7 @@ def _folder(root: Path) -> Dataset:
             raise DatasetError(f"no images {folder}/CLASS/IMAGE.")
         pairs = [(str(x), classes[x.parts[0]]) for x in images if len(x.parts) > 1]
         files.append(Files(pairs, str(folder)))
-    return Dataset(files[0], files[1], [*classes])
+    return Dataset(files[0], files[1], [*map(printable, classes)])
 
 
 def _tfds(name: str, data_dir: Path | None, download: bool) -> Dataset:

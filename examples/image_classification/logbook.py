@@ -140,7 +140,11 @@ class Logbook:
 
 
 def prepare_streams(errors: str = "replace") -> None:
-    """Let no character that the encoding lacks, such as ‖, end a command."""
+    """Let no closed stream, and no character that one lacks (‖), end a command."""
+    # No other file is to take the number of a stream that is closed.
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
@@ -148,7 +152,7 @@ def prepare_streams(errors: str = "replace") -> None:
 
 def say(text: str, quiet: bool = False) -> None:
     """Print a line, above the progress bar if there is one; nothing if quiet."""
-    if quiet:
+    if quiet or sys.stdout is None:
         return
     try:
         _print(text, sys.stdout)
@@ -165,8 +169,9 @@ def discard_output() -> None:
 
 def tell(text: str) -> None:
     """Print a line on stderr, if that is possible."""
-    with contextlib.suppress(OSError, ValueError):
-        _print(text, sys.stderr)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            _print(text, sys.stderr)
 
 
 tell_once = functools.cache(tell)
@@ -189,7 +194,7 @@ class Progress:
         self._total, self._done, self._quiet = total, done, quiet
         self._begun, self._told = time.monotonic(), -math.inf
         self._bar: Any = None
-        if not quiet and sys.stderr.isatty():
+        if not quiet and sys.stderr is not None and sys.stderr.isatty():
             style = {"unit": "images", "unit_scale": True, "dynamic_ncols": True}
             self._bar = tqdm(total=total, initial=done, **style)
 

@@ -1,5 +1,6 @@
 """What results say about their origin, tables of them, and writing them safely."""
 
+import contextlib
 import datetime as dt
 import io
 import json
@@ -56,6 +57,18 @@ def revision() -> str | None:
         return git("log", "-1", "--format=%h", *code) + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what processes that were killed have left half written in a folder."""
+    for path in folder.iterdir():
+        if _PARTIAL.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
+"""Names of such files, of `hero_jax.quant.write_file`."""
 
 
 def write_text(path: Path, text: str) -> None:

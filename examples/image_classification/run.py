@@ -18,6 +18,7 @@ from . import config as configs
 from . import devices as devices_of
 from . import evaluate, hosts, input_pipeline, results
 from .config import Config
+from .datasets import printable
 from .devices import Parallel
 from .errors import RunError
 from .logbook import plot, say, tell
@@ -91,10 +92,11 @@ def run(config: Config, options: Options, stop: Stop | None = None) -> dict[str,
         with hosts.together():
             if first:
                 check_config(out, config)
-                record = read(out / RESULT)
+                record = _finished(out)
                 if record is None:
                     check_folder(out, config)
                     stack.enter_context(locked(out))
+                    record = _finished(out)
         record = hosts.of_first(record)
         if record is not None:
             say(f"finished already: {out / RESULT}", options.quiet or not first)
@@ -198,6 +200,7 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"another process is running in {out}.") from None
+        results.remove_partial(out)
         yield
 
 
@@ -214,8 +217,19 @@ def read(path: Path) -> dict[str, Any] | None:
     return record
 
 
+def _finished(out: Path) -> dict[str, Any] | None:
+    """Return the result of a run, if it is finished."""
+    record = read(out / RESULT)
+    if record is not None and not record.get("epochs"):
+        raise RunError(f"{out / RESULT} is damaged (it has no epochs): delete it.")
+    return record
+
+
 def check_folder(out: Path, config: Config) -> None:
     """Make the folder, or check that it is one of this config."""
+    place = str(out.absolute())
+    if printable(place) != place:  # Orbax cannot write there
+        raise RunError(f"the name of out must be UTF-8, got '{printable(place)}'.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out) as file:
@@ -236,6 +250,10 @@ def check_config(out: Path, config: Config) -> None:
         if any(x.exists() for x in (*results_of, out / "sweep.json")):
             raise RunError(f"{out} has results, but no config.toml: whose are they?")
         return
+    if not path.read_bytes().strip():
+        raise RunError(
+            f"{path} is empty: bring the run's config back, or choose another --out."
+        )
     try:
         before = dataclasses.asdict(configs.load(path))
     except (TypeError, ValueError) as error:

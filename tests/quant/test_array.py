@@ -284,8 +284,14 @@ def test_bits_of_another_type_are_named(bits):
     ("dtype", "bits"),
     [
         *((jnp.float32, bits) for bits in (2, 3, 8, 16)),
-        (jnp.bfloat16, 16),
-        (jnp.float16, 4),
+        *((jnp.bfloat16, 16), (jnp.float16, 4)),
+        *(
+            pytest.param(dtype, bits, marks=pytest.mark.slow)
+            for dtype, bits in [
+                *((jnp.float32, bits) for bits in (4, 5, 6, 7)),
+                *((jnp.bfloat16, 4), (jnp.float16, 16)),
+            ]
+        ),
     ],
 )
 def test_fake_quantization_is_the_round_trip_for_traced_bits_too(bits, scheme, dtype):

@@ -73,6 +73,11 @@ def check_equal(actual, expected):
     ("bits", "options"),
     [
         *((bits, {}) for bits in (3, 8, 16)),
+        *(
+            pytest.param(bits, {}, marks=pytest.mark.slow)
+            for bits in WIDTHS
+            if bits not in (3, 8, 16)
+        ),
         *((bits, {"scheme": "symmetric"}) for bits in (2, 5, 16)),
         (3, {"axis": -1}),
         (4, {"axis": (0, -1), "group_size": (2, 1), "calibration": "mse"}),

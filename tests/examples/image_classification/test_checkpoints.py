@@ -149,10 +149,49 @@ def test_a_flipped_bit_of_the_record_is_noticed(tmp_path):
     assert all(str(tmp_path / "0") in error for error in errors)
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b'{"acc', b"\xff", b"[1]", b'{"bccuracy": 0.9}', b'{"accuracy": NaN}'],
+)
+def test_damaged_accuracies_are_named_and_the_run_goes_on(damaged, tmp_path, capsys):
+    saved(tmp_path, [0.9, 0.1, 0.2]).close()
+    (tmp_path / "0" / "metrics" / "metrics").write_bytes(damaged)
+    again = Checkpoints(tmp_path, keep=2)
+    assert (
+        f"{tmp_path / '0' / 'metrics' / 'metrics'} is damaged"
+        in capsys.readouterr().err
+    )
+    state, _ = again.restore(STATE)
+    jax.tree.map(np.testing.assert_array_equal, state, STATE)
+    assert again.best() == 2
+    again.save(3, STATE, {}, 0.15)
+    again.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
+
+
+@pytest.mark.filterwarnings(LEFT_BY_ORBAX)
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("saving", [False, True])
+def test_a_folder_that_is_moved_or_deleted_is_named(saving, again, tmp_path):
+    """While it is written to, or later; another folder may have taken its place."""
+    folder = tmp_path / "run" / "checkpoints"
+    checkpoints = saved(folder, [0.1])
+    if saving:
+        checkpoints.save(7, STATE, {}, 0.2)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    if again:
+        folder.mkdir(parents=True)
+    message = f"{folder} was deleted or moved while"
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.save(8, STATE, {}, 0.2)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.close()
+
+
 @pytest.mark.filterwarnings(LEFT_BY_ORBAX)
 def test_damage_to_an_older_checkpoint_does_not_matter(tmp_path):
     saved(tmp_path, [0.9, 0.1]).close()
-    for path in data_files(tmp_path / "0" / "state"):
+    for path in data_files(tmp_path / "0"):
         path.write_bytes(path.read_bytes()[:7])
     again = Checkpoints(tmp_path, keep=2)
     state, _ = again.restore(STATE)
@@ -209,6 +248,7 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(tmp_path):
     assert f"cannot write a checkpoint to {tmp_path}" in done.stdout, done.stderr
     assert f"The last complete one is {tmp_path / '1'}" in done.stdout
     assert "File too large" in done.stdout, "behind long names"
+    assert not done.stderr, "orbax keeps to itself what its threads raise"
     again = Checkpoints(tmp_path, keep=2)
     state, _ = again.restore({"w": jnp.zeros(3)})
     np.testing.assert_array_equal(state["w"], np.zeros(3))

@@ -1,5 +1,6 @@
 """Data sets from files of every kind, good and bad."""
 
+import os
 import shutil
 import sys
 
@@ -216,6 +217,15 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path, save):
     assert refused > 300  # most of the file is pixels or headers
 
 
+def test_a_member_that_is_longer_than_its_header_says_is_refused(tmp_path):
+    """Its checksum would never be looked at."""
+    path = tmp_path / "mine.npz"
+    np.savez(path, **arrays(size=64))
+    path.write_bytes(path.read_bytes().replace(b", 64, 64, 3)", b", 32, 64, 3)"))
+    with pytest.raises(DatasetError, match=r"mine.npz is no readable .npz file"):
+        datasets.load(str(path))
+
+
 def test_class_folders(folder):
     dataset = datasets.load(str(folder))
     assert dataset.classes == ["cat", "dog"]
@@ -244,6 +254,21 @@ def test_what_is_hidden_is_skipped_at_every_level(folder):
         dataset = datasets.load(str(folder))
         assert (len(dataset.train), len(dataset.test)) == (6, 4)
         assert dataset.classes == ["cat", "dog"]
+
+
+def test_names_need_not_be_utf8(folder):
+    """Of images and classes; that of the data set stands in files of the run."""
+    name = os.fsdecode(b"caf\xe9")
+    for split in ("train", "val"):
+        (folder / split / "dog").rename(folder / split / name)
+        image = folder / split / name / "0.png"
+        image.rename(image.with_name(f"{name}.png"))
+    dataset = datasets.load(str(folder))
+    assert dataset.classes == ["caf\\xe9", "cat"]
+    assert len(dataset.train) == 6
+    assert isinstance(datasets.checksum(dataset), int)
+    with pytest.raises(DatasetError, match=r"must be UTF-8, got './caf\\xe9'"):
+        datasets.load(f"./{name}")
 
 
 def test_empty_classes_are_named(folder):

@@ -24,6 +24,7 @@ import hero_jax
 from examples.image_classification import __main__ as command
 from examples.image_classification import config as configs
 from examples.image_classification import (
+    evaluate,
     input_pipeline,
     logbook,
     loop,
@@ -215,10 +216,18 @@ def test_a_folder_without_its_config_is_refused(unfinished):
         run(dataclasses.replace(CONFIG, seed=5), options(unfinished))
 
 
-@pytest.mark.parametrize("damaged", ['{"epochs": [', "[1]"])
+@pytest.mark.parametrize(
+    "damaged", ['{"epochs": [', "[1]", "[]", "{}", '"epochs"', '{"a": 1}']
+)
 def test_a_damaged_result_is_named(damaged, unfinished):
     (unfinished / "result.json").write_text(damaged)
     with pytest.raises(loop.RunError, match=r"result.json is damaged .*: delete it"):
+        run(CONFIG, options(unfinished))
+
+
+def test_an_empty_config_is_named(unfinished):
+    (unfinished / "config.toml").write_text("\n")
+    with pytest.raises(loop.RunError, match=r"config.toml is empty: bring"):
         run(CONFIG, options(unfinished))
 
 
@@ -250,6 +259,14 @@ def test_a_finished_run_needs_no_disk_that_can_be_written(whole, monkeypatch, ca
     assert "finished already" in capsys.readouterr().out
 
 
+def test_what_killed_processes_left_is_removed(tmp_path):
+    for name in (".0123456789abcdef.partial", ".mine.png", "metrics.csv"):
+        (tmp_path / name).write_text("half")
+    with run_module.locked(tmp_path):
+        found = {path.name for path in tmp_path.iterdir()}
+    assert found == {".lock", ".mine.png", "metrics.csv"}
+
+
 def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     order = []
     sync, replace = os.fsync, Path.replace
@@ -269,12 +286,15 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
 
 
 def test_names_that_are_not_utf8(tmp_path, monkeypatch):
-    """In a command they do not matter."""
+    """In a command they do not matter; Orbax cannot write to such a folder."""
     name = os.fsdecode(b"caf\xe9")
     monkeypatch.setattr(sys, "orig_argv", ["python", "--data-dir", name])
     path = tmp_path / "a.json"
     results.write_json(path, results.environment())
     assert json.loads(path.read_text())["command"] == f"python --data-dir '{name}'"
+    with pytest.raises(loop.RunError, match=r"out must be UTF-8, got '.*/caf\\xe9'"):
+        run(CONFIG, options(tmp_path / name))
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def no_space(*_):
@@ -302,6 +322,22 @@ def test_nothing_that_is_logged_stops_a_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_standard_streams_may_be_closed(tmp_path, monkeypatch):
+    before = os.dup(0)
+    try:
+        os.close(0)
+        logbook.prepare_streams()
+        assert os.path.samestat(os.fstat(0), Path(os.devnull).stat())
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    config = dataclasses.replace(CONFIG, epochs=1)
+    assert run(config, options(tmp_path, quiet=False))["epochs"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_a_run_without_a_terminal_is_not_silent(noise, tmp_path, capsys):
     config = dataclasses.replace(CONFIG, epochs=1, label_noise=noise)
@@ -312,6 +348,44 @@ def test_a_run_without_a_terminal_is_not_silent(noise, tmp_path, capsys):
     assert told.err.startswith("25.0% after ")
     assert second.startswith("epoch   1  train loss")
     assert ("(clean labels" in second) == (noise > 0.0)
+
+
+def delete(path, _):
+    while path.exists():  # something may just be written to it
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [Path.rename, delete])
+@pytest.mark.parametrize("tested", [False, True])
+def test_a_folder_that_is_moved_or_deleted_ends_the_run(
+    tmp_path, monkeypatch, end, tested
+):
+    """In the second epoch, or when only the result is missing."""
+    out = tmp_path / "run"
+    quantized, show = evaluate.quantized, loop.Progress.show
+
+    def lost():
+        if out.exists():
+            end(out, tmp_path / "moved")
+
+    def lost_at_step(self, images, text):
+        if text.startswith("epoch 2"):
+            lost()
+        show(self, images, text)
+
+    def lost_while_tested(*args):
+        lost()
+        return quantized(*args)
+
+    if tested:
+        monkeypatch.setattr(evaluate, "quantized", lost_while_tested)
+    else:
+        monkeypatch.setattr(loop.Progress, "show", lost_at_step)
+    message = r"run/checkpoints was deleted or moved while this run wrote to it"
+    with pytest.raises(CheckpointError, match=message):
+        run(CONFIG, options(out))
+    assert not (out / "result.json").exists()
 
 
 def test_a_run_is_finished_when_all_but_the_picture_is_written(
