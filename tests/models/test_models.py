@@ -82,7 +82,9 @@ def shapes(model, images):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("num_classes", [10, 1000])
+@pytest.mark.parametrize(
+    "num_classes", [10, pytest.param(1000, marks=pytest.mark.slow)]
+)
 def test_parameters_are_those_counted_by_hand(name, num_classes):
     model = models.create(name, num_classes=num_classes)
     variables = shapes(model, jnp.zeros((1, 32, 32, 3)))
@@ -96,7 +98,7 @@ def test_parameters_are_those_counted_by_hand(name, num_classes):
 @pytest.mark.parametrize(
     "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_logits_and_statistics(name, dtype):
     model = models.create(name, num_classes=7, dtype=dtype)
     for side in (32, 64) + ((224,) if name == "resnet18" else ()):

@@ -72,14 +72,16 @@ def check_equal(actual, expected):
 @pytest.mark.parametrize(
     ("bits", "options"),
     [
-        *((bits, {}) for bits in (3, 8, 16)),
+        (3, {}),
+        (16, {"scheme": "symmetric"}),
         *(
-            pytest.param(bits, {}, marks=pytest.mark.slow)
-            for bits in WIDTHS
-            if bits not in (3, 8, 16)
+            pytest.param(bits, options, marks=pytest.mark.slow)
+            for bits, options in [
+                *((bits, {}) for bits in WIDTHS if bits != 3),
+                *((bits, {"scheme": "symmetric"}) for bits in (2, 5)),
+                (3, {"axis": -1}),
+            ]
         ),
-        *((bits, {"scheme": "symmetric"}) for bits in (2, 5, 16)),
-        (3, {"axis": -1}),
         (4, {"axis": (0, -1), "group_size": (2, 1), "calibration": "mse"}),
     ],
     ids=str,
