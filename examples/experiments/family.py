@@ -5,7 +5,7 @@ and quantization-aware training at 4 bits, beside tuned SGD: data, network, batc
 measurements are those of `examples.experiments.digits`.
 
     python -m examples.experiments.family  # 6 minutes on 2 cores
-    python -m examples.experiments.family --methods SAM "HERO, adaptive" --seeds 1
+    python -m examples.experiments.family --methods SAM "HERO, adaptive" --seeds 0
     python -m examples.experiments.family --search --out DIR  # settings; 13 minutes
 
 The settings in METHODS are the winners of the search: 8 trials for each method, from a

@@ -184,13 +184,14 @@ def test_methods_are_trained_measured_and_drawn(tmp_path, monkeypatch, capsys):
     )
     record = family.main(
         [
-            *("--epochs=1", "--seeds=1", f"--out={tmp_path}", "--quiet"),
+            *("--epochs=1", "--seeds=5", f"--out={tmp_path}", "--quiet"),
             *("--methods", "SGD, tuned", "lost"),
         ]
     )
     results = record["results"]
     assert [*results] == ["lost", "SGD, tuned"]
-    assert results["lost"]["diverged_seeds"] == [0]
+    assert record["seeds"] == 1
+    assert results["lost"]["diverged_seeds"] == [5]
     assert "accuracy" not in results["lost"]
     kept = results["SGD, tuned"]
     assert kept["diverged_seeds"] == []
