@@ -13,6 +13,7 @@ from examples.experiments.common import digits
 from examples.experiments.common.command_line import check_seeds, training_parser
 from examples.experiments.common.digits import BITS, Method, Program
 from examples.experiments.common.statistics import cell, summary
+from examples.experiments.common.turns import repeated, take_turns
 from examples.image_classification.results import (
     environment,
     markdown,
@@ -21,6 +22,8 @@ from examples.image_classification.results import (
 )
 
 VALIDATION_SIZE = 250
+ROUNDS, STEPS = 15, 4
+"""Turns in which every method is timed, and steps in each."""
 
 Trials = Mapping[str, Sequence[Method]]
 Results = dict[str, dict[str, Any]]
@@ -83,10 +86,16 @@ def compare(
                 "hessian_norm_exact": summary([x for _, x in norms]),
             }
     sgd = programs.get("SGD") or make_program(digits.METHODS["SGD"], steps)
-    one = data[options.seeds[0]]
-    times = digits.relative_step_times({"SGD": sgd} | programs, one)
+    batch = (data[options.seeds[0]], np.arange(digits.BATCH_SIZE))
+    timed = {
+        name: repeated(program.step, program.init(0), *batch)
+        for name, program in ({"SGD": sgd} | programs).items()
+    }
+    calls = dict.fromkeys(timed, STEPS)
+    times = take_turns(timed, ROUNDS, calls, options.quiet)
     for name, result in results.items():
-        result["relative_step_time"] = times[name]
+        ratio = np.median(times[name]) / np.median(times["SGD"])
+        result["relative_step_time"] = float(ratio)
     return results
 
 

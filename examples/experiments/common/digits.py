@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -255,26 +254,6 @@ def measure_curvature(state: TrainState, data: Data) -> tuple[chex.Array, chex.A
     z = hero_jax.perturbation.layerwise(state.params, grad_fn(state.params))
     _, Hz = jax.jvp(grad_fn, (state.params,), (z,))
     return metrics.hessian_norm, optax.tree.norm(Hz)
-
-
-def relative_step_times(
-    programs: dict[str, Program], data: Data, rounds: int = 15, steps: int = 4
-) -> dict[str, float]:
-    """Return the median time of a step over that of the first one, taking turns."""
-    indices = np.arange(BATCH_SIZE)
-    states = {name: program.init(0) for name, program in programs.items()}
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, program in programs.items():
-            jax.block_until_ready(states[name])
-            start = time.perf_counter()
-            for _ in range(steps):
-                states[name], _ = program.step(states[name], data, indices)
-            jax.block_until_ready(states[name])
-            times[name].append(time.perf_counter() - start)
-    medians = {name: float(np.median(seconds)) for name, seconds in times.items()}
-    first = next(iter(medians))
-    return {name: seconds / medians[first] for name, seconds in medians.items()}
 
 
 def save_weights(folder: Path, method: str, seed: int, state: TrainState) -> Path:

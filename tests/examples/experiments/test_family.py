@@ -1,6 +1,5 @@
 """The family side by side: its settings, its gradients, its files."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -176,8 +175,8 @@ def test_methods_are_trained_measured_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(family, "BITS", (32, 4, 3, 2))
     curvature = (jnp.array(0.5), jnp.array(0.25))
     monkeypatch.setattr(quickstart, "measure_curvature", lambda *_: curvature)
-    times = functools.partial(quickstart.relative_step_times, rounds=3, steps=1)
-    monkeypatch.setattr(quickstart, "relative_step_times", times)
+    monkeypatch.setattr(comparison, "ROUNDS", 3)
+    monkeypatch.setattr(comparison, "STEPS", 1)
     kept = family.METHODS["SGD, tuned"]
     monkeypatch.setattr(
         family, "METHODS", {"lost": lost, "SGD, tuned": kept, "unasked": kept}
