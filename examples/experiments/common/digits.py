@@ -167,19 +167,29 @@ def make_program(method: Method, num_steps: int) -> Program:
         return TrainState(params, batch_stats, tx.init(params))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(
-        state: TrainState, data: Data, indices: chex.Array
-    ) -> tuple[TrainState, Any]:
-        images, labels = data.train_images[indices], data.train_labels[indices]
-        (loss, (batch_stats, logits)), grads = value_and_grad(
-            state.params, state.batch_stats, images, labels
-        )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        accuracy = jnp.mean(logits.argmax(-1) == labels)
-        return TrainState(params, batch_stats, opt_state), (loss, accuracy)
+    def step(state: TrainState, data: Data, indices: chex.Array) -> Any:
+        return advance(value_and_grad, tx, state, data, indices)
 
     return Program(init, step)
+
+
+def advance(
+    value_and_grad: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    data: Data,
+    indices: chex.Array,
+    *args: Any,
+) -> tuple[TrainState, Any]:
+    """Return the new state, and loss and accuracy; the gradient takes the arguments."""
+    images, labels = data.train_images[indices], data.train_labels[indices]
+    (loss, (batch_stats, logits)), grads = value_and_grad(
+        state.params, state.batch_stats, images, labels, *args
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    accuracy = jnp.mean(logits.argmax(-1) == labels)
+    return TrainState(params, batch_stats, opt_state), (loss, accuracy)
 
 
 def progress_bar(title: str, num_steps: int, quiet: bool) -> tqdm:

@@ -63,22 +63,16 @@ def _summary(records: list[Record], settings: Settings) -> str:
         f"area within +{settings.loss_increase:g}",
         lambda r: ("" if r["area_is_closed"] else "≥ ") + f"{r['area']:.3f}",
     )
-    row(f"loss change at {settings.bits} bits", lambda r: _measured(r["quantization"]))
-    row("predicted", lambda r: _predicted(r["quantization"]))
+    title = f"loss change at {settings.bits} bits"
+    row(title, lambda r: f"{r['quantization']['measured']:+.2g}")
+    orders = "first_order", "second_order"
+    row("predicted", lambda r: f"{sum(r['quantization'][x] for x in orders):+.2g}")
     if any("gap" in record for record in records):
         row(
             f"gap, last {settings.gap_epochs} epochs at most",
             lambda r: f"{100 * r['gap']['mean']:.1f} points" if "gap" in r else "-",
         )
     return markdown(rows)
-
-
-def _measured(change: dict[str, float]) -> str:
-    return f"{change['measured']:+.2g}"
-
-
-def _predicted(change: dict[str, float]) -> str:
-    return f"{change['first_order'] + change['second_order']:+.2g}"
 
 
 def _theorem(records: list[Record]) -> str:
