@@ -1323,8 +1323,17 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "Ran `python examples/quickstart.py --epochs 0`.",
             lambda: command("quickstart", "--epochs", "0"),
             SystemExit,
-            ("--seeds and --epochs must be at least 1", "'epochs': 0"),
+            ("--epochs >= 1", "'epochs': 0"),
             "Train for an epoch at least.",
+            ("matplotlib", "sklearn", "flax", "tqdm"),
+        ),
+        Misuse(
+            "seeds_twice",
+            "Ran `python examples/quickstart.py --seeds 0 0`.",
+            lambda: command("quickstart", "--seeds", "0", "0"),
+            SystemExit,
+            ("--seeds must differ and be >= 0", "'seeds': [0, 0]"),
+            "Name the seeds, not how many: `--seeds 0 1 2`.",
             ("matplotlib", "sklearn", "flax", "tqdm"),
         ),
         Misuse(

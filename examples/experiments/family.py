@@ -5,7 +5,7 @@ and quantization-aware training at 4 bits, beside tuned SGD: data, network, batc
 measurements are those of `examples.experiments.digits`.
 
     python -m examples.experiments.family  # 6 minutes on 2 cores
-    python -m examples.experiments.family --methods SAM "HERO, adaptive" --seeds 1
+    python -m examples.experiments.family --methods SAM "HERO, adaptive" --seeds 0
     python -m examples.experiments.family --search --out DIR  # settings; 13 minutes
 
 The settings in METHODS are the winners of the search: 8 trials for each method, from a
@@ -38,19 +38,10 @@ ROOM = 4
 """Numbers of a method: learning rate, weight decay, and two settings at most."""
 
 
-def loss_fn(
-    params: chex.ArrayTree,
-    batch_stats: chex.ArrayTree,
-    images: chex.Array,
-    labels: chex.Array,
-    key: chex.PRNGKey,
-) -> tuple[chex.Array, Any]:
+def loss_fn(params: Any, stats: Any, images: Any, labels: Any, key: Any) -> Any:
     """Evaluate the quick start's loss; the step's key is for random directions."""
     del key
-    outputs: tuple[chex.Array, Any] = quickstart.loss_fn(
-        params, batch_stats, images, labels
-    )
-    return outputs
+    return quickstart.loss_fn(params, stats, images, labels)
 
 
 def random_z_value_and_grad(
@@ -194,13 +185,11 @@ class Rest(NamedTuple):
 @functools.cache
 def _step(
     gradient: Callable[..., Any], names: tuple[str, ...], num_steps: int
-) -> Callable[..., tuple[TrainState, Any]]:
+) -> Callable[..., Any]:
     """Return the jitted step of all methods that differ in their numbers alone."""
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(
-        state: TrainState, data: Data, indices: chex.Array
-    ) -> tuple[TrainState, Any]:
+    def step(state: TrainState, data: Data, indices: chex.Array) -> Any:
         rest = state.opt_state
         learning_rate, weight_decay, *settings = rest.numbers[: 2 + len(names)]
         tx = quickstart.make_optimizer(learning_rate, weight_decay, num_steps)
@@ -208,15 +197,12 @@ def _step(
             loss_fn, has_aux=True, **dict(zip(names, settings, strict=True))
         )
         key, key_now = jax.random.split(rest.key)
-        images, labels = data.train_images[indices], data.train_labels[indices]
-        (loss, (batch_stats, logits)), grads = value_and_grad(
-            state.params, state.batch_stats, images, labels, key_now
+        state, outputs = quickstart.advance(
+            *(value_and_grad, tx, state._replace(opt_state=rest.sgd)),
+            *(data, indices, key_now),
         )
-        updates, sgd = tx.update(grads, rest.sgd, state.params)
-        params = optax.apply_updates(state.params, updates)
-        accuracy = jnp.mean(logits.argmax(-1) == labels)
-        rest = Rest(sgd, rest.numbers, key)
-        return TrainState(params, batch_stats, rest), (loss, accuracy)
+        rest = Rest(state.opt_state, rest.numbers, key)
+        return state._replace(opt_state=rest), outputs
 
     return step
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_the_networks_are_those_of_the_experiment(tmp_path):
     """Bit for bit; accuracies but for an image of 797, whose logits may tie."""
-    quickstart.main(["--epochs=1", "--seeds=1", f"--out={tmp_path}"])
+    quickstart.main(["--epochs=1", "--seeds=0", f"--out={tmp_path}"])
     accuracy = json.loads((tmp_path / "quickstart.json").read_text())["accuracy"]
     data = digits.load_data(0.4, 0)
     for method in digits.METHODS:
@@ -48,14 +48,31 @@ def test_the_demo_has_the_methods_of_the_experiment():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--label-noise", "1.5"], ["--seeds", "0"], ["--epochs", "-3"]]
+    ("arguments", "value"),
+    [
+        (["--label-noise", "1.5"], "1.5"),
+        (["--seeds", "-1"], "[-1]"),
+        (["--seeds", "0", "2", "0"], "[0, 2, 0]"),
+        (["--epochs", "-3"], "-3"),
+    ],
 )
-def test_bad_options_are_named_before_any_work(arguments, capsys):
+def test_bad_options_are_named_before_any_work(arguments, value, capsys):
     with pytest.raises(SystemExit):
         quickstart.main(arguments)
     message = capsys.readouterr().err
     assert f"{arguments[0]}" in message.partition("error:")[2]
-    assert f": {arguments[1]}" in message
+    assert f": {value}" in message
+
+
+def test_a_network_that_diverges_is_named(tmp_path, monkeypatch):
+    def steep(params, *arguments):
+        loss, stats = quickstart.loss_fn(params, *arguments)
+        return 1e30 * loss, stats
+
+    gradients = {"steep": jax.value_and_grad(steep, has_aux=True)}
+    monkeypatch.setattr(quickstart, "GRADIENTS", gradients)
+    with pytest.raises(SystemExit, match=r"^steep diverged: "):
+        quickstart.main(["--epochs=1", "--seeds=0", f"--out={tmp_path}"])
 
 
 @pytest.mark.slow
@@ -79,7 +96,7 @@ def test_demos_run_when_copied_alone(tmp_path):
             text=True,
         ).stdout
 
-    assert "| HERO " in run("quickstart.py", "--epochs=1", "--seeds=1")
+    assert "| HERO " in run("quickstart.py", "--epochs=1", "--seeds=0")
     weights = sorted((alone / "quickstart_results" / "weights").iterdir())
     assert len(weights) == 5
     assert "4 bits, packed" in run("deploy.py", str(weights[0]))
@@ -88,7 +105,7 @@ def test_demos_run_when_copied_alone(tmp_path):
 @pytest.mark.slow
 def test_hero_beats_sgd_clearly_with_the_defaults(tmp_path):
     """Forty percent of the labels are noise: about 20 points apart, 30 at 3 bits."""
-    quickstart.main(["--seeds=1", f"--out={tmp_path}"])
+    quickstart.main(["--seeds=0", f"--out={tmp_path}"])
     accuracy = json.loads((tmp_path / "quickstart.json").read_text())["accuracy"]
     (hero,) = accuracy["HERO"]
     for baseline in ("SGD", "SGD, tuned"):

@@ -1,1 +1,1 @@
-"""Shared by experiments: results, statistics, command lines, digits, networks."""
+"""Shared by experiments: statistics, command lines, digits, networks, taking turns."""

@@ -2,7 +2,7 @@
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -33,6 +33,12 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return integer
+
+
+def check_seeds(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
+    """End with an error if a seed is negative, or there twice."""
+    if min(seeds) < 0 or len({*seeds}) < len(seeds):
+        parser.error(f"--seeds must be different and at least 0, got {[*seeds]}")
 
 
 def share(text: str) -> float:

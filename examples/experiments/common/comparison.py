@@ -10,9 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from examples.experiments.common import digits
-from examples.experiments.common.command_line import at_least, training_parser
+from examples.experiments.common.command_line import check_seeds, training_parser
 from examples.experiments.common.digits import BITS, Method, Program
 from examples.experiments.common.statistics import cell, summary
+from examples.experiments.common.turns import repeated, take_turns
 from examples.image_classification.results import (
     environment,
     markdown,
@@ -21,6 +22,8 @@ from examples.image_classification.results import (
 )
 
 VALIDATION_SIZE = 250
+ROUNDS, STEPS = 15, 4
+"""Turns in which every method is timed, and steps in each."""
 
 Trials = Mapping[str, Sequence[Method]]
 Results = dict[str, dict[str, Any]]
@@ -39,8 +42,9 @@ def parse(
     add = parser.add_argument
     add("--methods", nargs="+", metavar="NAME", choices=methods, default=[*methods])
     add("--search", action="store_true", help="try settings, in place of the runs")
-    add("--seeds", type=at_least(1), default=3, help="number of seeds (0, 1, ...)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run for each")
     options = parser.parse_args(arguments)
+    check_seeds(parser, options.seeds)
     if options.search and not trials.keys() & {*options.methods}:
         parser.error(f"--search must be of some of {', '.join(trials)}")
     return options
@@ -56,7 +60,7 @@ def compare(
 
     A seed whose loss is not finite is noted, and the others go on.
     """
-    data = {s: digits.load_data(options.label_noise, s) for s in range(options.seeds)}
+    data = {s: digits.load_data(options.label_noise, s) for s in options.seeds}
     steps = options.epochs * (digits.TRAIN_SIZE // digits.BATCH_SIZE)
     chosen = {name: methods[name] for name in methods if name in options.methods}
     programs = {name: make_program(method, steps) for name, method in chosen.items()}
@@ -82,9 +86,16 @@ def compare(
                 "hessian_norm_exact": summary([x for _, x in norms]),
             }
     sgd = programs.get("SGD") or make_program(digits.METHODS["SGD"], steps)
-    times = digits.relative_step_times({"SGD": sgd} | programs, data[0])
+    batch = (data[options.seeds[0]], np.arange(digits.BATCH_SIZE))
+    timed = {
+        name: repeated(program.step, program.init(0), *batch)
+        for name, program in ({"SGD": sgd} | programs).items()
+    }
+    calls = dict.fromkeys(timed, STEPS)
+    times = take_turns(timed, ROUNDS, calls, options.quiet)
     for name, result in results.items():
-        result["relative_step_time"] = times[name]
+        ratio = np.median(times[name]) / np.median(times["SGD"])
+        result["relative_step_time"] = float(ratio)
     return results
 
 
@@ -127,9 +138,10 @@ def report(
 ) -> dict[str, Any]:
     """Print the table, write JSON and picture; return the record."""
     rest = {"batch_size": digits.BATCH_SIZE, "results": results}
-    record = describe(options, options.seeds, start) | rest
+    count = len(options.seeds)
+    record = describe(options, count, start) | rest
     noise = f"{options.label_noise:.0%} label noise"
-    figure.suptitle(f"Digits, {noise}, {options.seeds} seed(s)", fontsize=12)
+    figure.suptitle(f"Digits, {noise}, {count} seed(s)", fontsize=12)
     write_json(options.out / f"{name}.json", record)
     write_figure(options.out / f"{name}.png", figure, 150)
     print(

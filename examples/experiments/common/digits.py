@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,19 +167,29 @@ def make_program(method: Method, num_steps: int) -> Program:
         return TrainState(params, batch_stats, tx.init(params))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(
-        state: TrainState, data: Data, indices: chex.Array
-    ) -> tuple[TrainState, Any]:
-        images, labels = data.train_images[indices], data.train_labels[indices]
-        (loss, (batch_stats, logits)), grads = value_and_grad(
-            state.params, state.batch_stats, images, labels
-        )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        accuracy = jnp.mean(logits.argmax(-1) == labels)
-        return TrainState(params, batch_stats, opt_state), (loss, accuracy)
+    def step(state: TrainState, data: Data, indices: chex.Array) -> Any:
+        return advance(value_and_grad, tx, state, data, indices)
 
     return Program(init, step)
+
+
+def advance(
+    value_and_grad: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    data: Data,
+    indices: chex.Array,
+    *args: Any,
+) -> tuple[TrainState, Any]:
+    """Return the new state, and loss and accuracy; the gradient takes the arguments."""
+    images, labels = data.train_images[indices], data.train_labels[indices]
+    (loss, (batch_stats, logits)), grads = value_and_grad(
+        state.params, state.batch_stats, images, labels, *args
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    accuracy = jnp.mean(logits.argmax(-1) == labels)
+    return TrainState(params, batch_stats, opt_state), (loss, accuracy)
 
 
 def progress_bar(title: str, num_steps: int, quiet: bool) -> tqdm:
@@ -255,26 +264,6 @@ def measure_curvature(state: TrainState, data: Data) -> tuple[chex.Array, chex.A
     z = hero_jax.perturbation.layerwise(state.params, grad_fn(state.params))
     _, Hz = jax.jvp(grad_fn, (state.params,), (z,))
     return metrics.hessian_norm, optax.tree.norm(Hz)
-
-
-def relative_step_times(
-    programs: dict[str, Program], data: Data, rounds: int = 15, steps: int = 4
-) -> dict[str, float]:
-    """Return the median time of a step over that of the first one, taking turns."""
-    indices = np.arange(BATCH_SIZE)
-    states = {name: program.init(0) for name, program in programs.items()}
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, program in programs.items():
-            jax.block_until_ready(states[name])
-            start = time.perf_counter()
-            for _ in range(steps):
-                states[name], _ = program.step(states[name], data, indices)
-            jax.block_until_ready(states[name])
-            times[name].append(time.perf_counter() - start)
-    medians = {name: float(np.median(seconds)) for name, seconds in times.items()}
-    first = next(iter(medians))
-    return {name: seconds / medians[first] for name, seconds in medians.items()}
 
 
 def save_weights(folder: Path, method: str, seed: int, state: TrainState) -> Path:

@@ -229,7 +229,6 @@ def train(
                 "epoch": len(rows) + 1,
                 "train_accuracy": digits.evaluate(state, on_train, 32),
                 "test_accuracy": digits.evaluate(state, data, 32),
-                "hessian_norm": digits.measure_curvature(state, data)[0],
             }
             rows.append({name: float(value) for name, value in row.items()})
 

@@ -8,10 +8,10 @@ recipe; without any, trains SGD, HERO's first-order part and HERO on the digits 
     python -m examples.experiments.curvature_report out/weights/*_seed0.safetensors
     python -m examples.experiments.curvature_report runs/NAME/seed_0 --data-dir DIR
 
-The report is `report.md` with its pictures beside it: largest and lowest eigenvalue,
-trace, ||Hz||, spectrum, the contour of a loss 0.1 higher and its area (Figure 3),
-||Hz|| and generalization gap over training where there are metrics (Figure 2), and
-Theorem 3 beside the smallest harmful perturbations. The numbers are in `report.json`.
+The report is `report.md` with a picture beside it: largest and lowest eigenvalue,
+trace, ||Hz||, the contour of a loss 0.1 higher and its area (Figure 3), the
+generalization gap where there are metrics of the training, and Theorem 3 beside the
+smallest harmful perturbations. The numbers are in `report.json`.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from examples.image_classification.results import (
     write_text,
 )
 
-from .measure import Settings, common_scale, measure, surfaces
-from .report import draw, words
+from .measure import Settings, measure, surfaces
+from .report import contours, words
 
 METHODS = ("SGD", "first-order", "HERO")
 OPTIONS = ("statistics", "h", "bits", "batch_size", "seed", "quiet")
@@ -61,11 +61,11 @@ def report(
     """Measure networks, draw, and write all files; return the record."""
     start = time.perf_counter()
     measured = [measure(network, settings) for network in chosen]
-    scale = common_scale(measured)
-    records, arrays = [], []
+    scale = max(numbers.reach for numbers in measured)  # all are in view
+    records, drawn = [], []
     for network, numbers in zip(chosen, measured, strict=True):
         around, area = surfaces(network, numbers, scale, settings)
-        arrays.append(numbers.arrays | around)
+        drawn.append(around)
         shape = {"area": area.area, "area_is_closed": area.is_closed}
         records.append(numbers.record | shape)
     record: dict[str, Any] = {
@@ -74,11 +74,10 @@ def report(
         "networks": records,
         "seconds": round(time.perf_counter() - start, 1),
     }
-    drawn = draw(records, arrays, settings)
-    for name, figure in drawn.items():
-        write_figure(out / f"{name}.png", figure)
+    figure = contours(records, drawn, settings.loss_increase)
+    write_figure(out / "contours.png", figure)
     write_json(out / "report.json", record)
-    text = words(records, settings, record["environment"], [*drawn])
+    text = words(records, settings, record["environment"])
     write_text(out / "report.md", text)
     print(text)
     print(f"Wrote report.md to {out} ({record['seconds']} s).")

@@ -31,7 +31,6 @@ class Settings(NamedTuple):
     batch_size: int = 250  # images that go through the network at once
     surface_images: int = 1000  # over which surfaces are averaged
     probes: int = 32  # of the trace
-    density_steps: int = 40  # of each of four probes of the spectrum
     grid: int = 31  # points along each axis of the contours, odd
     seed: int = 0  # of probes and directions
     gap_epochs: int = 10  # last ones over which the generalization gap is averaged
@@ -42,10 +41,17 @@ class Measured(NamedTuple):
     """What a network is like, and where to look around it."""
 
     record: dict[str, Any]  # numbers for JSON
-    arrays: dict[str, np.ndarray]  # to draw
-    directions: dict[str, chex.ArrayTree]  # of the slices, as long as the weights
     plane: list[chex.ArrayTree]  # two random directions, filter-normalized
-    harmful: dict[str, float]  # smallest step with which the loss rises by c, or inf
+    reach: float  # how far the contour goes along these, and some more
+
+
+class Surfaces(NamedTuple):
+    """Losses on the plane: on a scale for all networks, and around the region."""
+
+    axis: np.ndarray
+    loss: np.ndarray
+    near_axis: np.ndarray
+    near_loss: np.ndarray
 
 
 def measure(network: Network, settings: Settings) -> Measured:
@@ -65,9 +71,8 @@ def measure(network: Network, settings: Settings) -> Measured:
     top = of("top eigenvalue", eigenvalues)
     low = of("lowest eigenvalue", eigenvalues, which="smallest")
     gauss_newton = of("Gauss-Newton", eigenvalues, matrix="gauss_newton")
-    probes, steps = settings.probes, settings.density_steps
-    tr = of("trace", curvature.trace, num_samples=probes, deflation=20, key=key)
-    density = of("spectrum", curvature.spectral_density, steps=steps, key=key)
+    probes = {"num_samples": settings.probes, "deflation": 20, "key": key}
+    tr = of("trace", curvature.trace, **probes)
     Hz = of("Hz", curvature.hessian_norm)
     Hz_h = of("Hz, h", curvature.hessian_norm, h=settings.h)
     moved = quant.fake_quantize(W, settings.bits)
@@ -135,18 +140,14 @@ def measure(network: Network, settings: Settings) -> Measured:
             },
         },
     }
-    arrays = {
-        "density_nodes": np.asarray(density.nodes),
-        "density_weights": np.asarray(density.weights),
-    }
     if network.metrics is not None:
         table = np.genfromtxt(network.metrics, delimiter=",", names=True, ndmin=1)
         logits = jax.eval_shape(loss_fn.outputs_fn, W, *args)
         gaps = generalization_gap(table, network.label_noise, logits.shape[-1])
         record["gap"] = {"mean": float(gaps[-settings.gap_epochs :].mean())}
-        arrays |= {"gap": gaps, "hessian_norm": table["hessian_norm"]}
-    lengths = {name: float(step.step) for name, step in harmful.items()}
-    return Measured(record, arrays, directions, plane, lengths)
+    steps = [float(harmful[name].step) for name in ways]
+    reach = 1.6 * max(step if np.isfinite(step) else 1.0 for step in steps)
+    return Measured(record, plane, reach)
 
 
 def generalization_gap(metrics: Any, label_noise: float, num_classes: int) -> Any:
@@ -161,62 +162,33 @@ def generalization_gap(metrics: Any, label_noise: float, num_classes: int) -> An
 
 
 def surfaces(
-    network: Network, measured: Measured, scale: dict[str, float], settings: Settings
-) -> tuple[dict[str, np.ndarray], landscape.Area]:
-    """Evaluate slices and contour up to a common scale; return the area within, too.
-
-    `scale` has the largest step along every direction, and "plane" of the contour.
-    """
+    network: Network, measured: Measured, scale: float, settings: Settings
+) -> tuple[Surfaces, landscape.Area]:
+    """Evaluate the plane up to a common scale; return the area within, too."""
     loss_fn, c = make_loss(network.model, settings.statistics), settings.loss_increase
     data = (network.batch_stats, *(x[: settings.surface_images] for x in network.train))
 
-    def surface(what: str, directions: Any, axes: Any) -> np.ndarray:
+    def surface(what: str, axis: np.ndarray) -> np.ndarray:
         with bar(f"{network.name}: {what}", "points", settings.quiet) as progress:
             result = landscape.loss_surface(
-                *(loss_fn, network.params, directions, axes, *data),
+                *(loss_fn, network.params, measured.plane, (axis, axis), *data),
                 batch_size=settings.batch_size,
                 batch_argnums=(2, 3),
                 progress=progress,
             )
         return np.asarray(result)
 
-    arrays = {}
-    for name, direction in measured.directions.items():
-        axis = np.linspace(-scale[name], scale[name], 41)
-        arrays[f"slice {name} axis"] = axis
-        arrays[f"slice {name}"] = surface(f"slice, {name}", [direction], [axis])
-    axis = near = np.linspace(-scale["plane"], scale["plane"], settings.grid)
-    contour = around = surface("contour", measured.plane, (axis, axis))
+    axis = near = np.linspace(-scale, scale, settings.grid)
+    contour = around = surface("contour", axis)
     area = landscape.area_within((axis, axis), contour, c)
-    reach = _reach(measured)
-    if reach < 0.7 * scale["plane"]:  # few points of the common grid are within
+    if measured.reach < 0.7 * scale:  # few points of the common grid are within
         for factor in (1.0, 1.5, 2.0):
-            near = factor * np.linspace(-reach, reach, settings.grid)
-            around = surface("area", measured.plane, (near, near))
+            near = np.linspace(-measured.reach, measured.reach, settings.grid) * factor
+            around = surface("area", near)
             area = landscape.area_within((near, near), around, c)
             if area.is_closed:
                 break
-    contours = {"contour axis": axis, "contour": contour}
-    return arrays | contours | {"area axis": near, "area": around}, area
-
-
-def common_scale(measured: list[Measured]) -> dict[str, float]:
-    """Return how far to go along every direction, so that all networks are in view."""
-    scale = {
-        name: 1.6 * max(_finite(m.harmful[name]) for m in measured)
-        for name in DIRECTIONS
-    }
-    scale["plane"] = max(map(_reach, measured))
-    return scale
-
-
-def _reach(measured: Measured) -> float:
-    """Return how far the contour goes along its axes, and some more."""
-    return 1.6 * max(_finite(measured.harmful[name]) for name in ("x", "-x", "y", "-y"))
-
-
-def _finite(step: float) -> float:
-    return step if np.isfinite(step) else 1.0
+    return Surfaces(axis, contour, near, around), area
 
 
 def _or_none(x: chex.Array) -> float | None:

@@ -23,7 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.experiments.common.command_line import at_least, folder, make_parser
+from examples.experiments.common.command_line import (
+    at_least,
+    check_seeds,
+    folder,
+    make_parser,
+)
 from examples.experiments.common.statistics import cell, summary
 from examples.image_classification.results import (
     environment,
@@ -56,8 +61,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--search", action="store_true", help="choose settings on the validation text")
     add("--out", type=folder, default="language_model_results")
     options = parser.parse_args(arguments)
-    if min(options.seeds) < 0 or len({*options.seeds}) < len(options.seeds):
-        parser.error(f"--seeds must be different and at least 0, got {options.seeds}")
+    check_seeds(parser, options.seeds)
     try:
         options.corpus = split(load_topics())
     except ModuleNotFoundError as error:

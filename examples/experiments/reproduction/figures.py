@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 
 from examples.experiments.common.statistics import standard_error
-from hero_jax import landscape
+from hero_jax import landscape, plot
 
 from .tables import METHODS, NOISES, Records, accuracies, name_of
 
@@ -76,22 +75,19 @@ def figure_3(records: Records) -> Figure:
     figure = Figure(figsize=(3.9 * len(shown) + 0.8, 4.0), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
     levels = INCREASE * 2.0 ** np.arange(-2.0, 7.0)
-    style = {"cmap": "Blues", "norm": BoundaryNorm(levels, 256, extend="both")}
-    filled: Any = None
+    style: Any = {"increase": INCREASE, "levels": levels, "colorbar": False}
     for axes, method in zip(panels, shown, strict=True):
-        axis = np.array(records[method]["surface"]["axis"])
-        loss = np.array(records[method]["surface"]["loss"])
-        rise = loss - loss[len(axis) // 2, len(axis) // 2]
-        filled = axes.contourf(axis, axis, rise.T, levels, extend="both", **style)
-        axes.contour(axis, axis, rise.T, levels=[INCREASE], colors="red", linewidths=2)
-        axes.plot(0.0, 0.0, "k+")
-        within = landscape.area_within((axis, axis), rise, INCREASE)
+        surface = {k: np.array(x) for k, x in records[method]["surface"].items()}
+        plane, loss = (surface["axis"], surface["axis"]), surface["loss"]
+        plot.surface(plane, loss, axes, **style)
+        within = landscape.area_within(plane, loss, INCREASE)
         bound = "" if within.is_closed else "≥ "
         area = f"area within +{INCREASE:g}: {bound}{within.area:.3f}"
-        axes.set(title=f"{METHODS[method]}\n{area}", aspect="equal")
+        axes.set(title=f"{METHODS[method]}\n{area}", ylabel="")
         axes.set_xlabel("first random direction")
     panels[0].set_ylabel("second random direction")
-    shown_levels = figure.colorbar(filled, ax=[*panels], label="loss above that of W")
+    filled, label = panels[0].collections[0], "loss above that of W"
+    shown_levels = figure.colorbar(filled, ax=[*panels], label=label)
     shown_levels.set_ticks([*levels], labels=[f"{level:.3g}" for level in levels])
     return figure
 

@@ -18,9 +18,10 @@ import jax
 
 from examples.experiments.common.command_line import at_least
 from examples.experiments.common.networks import make_loss
+from examples.experiments.common.turns import clock
 from hero_jax import curvature, models
 
-from .harness import clock, report, speed_parser
+from .harness import report, speed_parser
 from .product_error import load_npz
 
 STEPS = (10, 20, 40)

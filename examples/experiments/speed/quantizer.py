@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from examples.experiments.common.turns import Program, take_turns
 from hero_jax import models, quant
 
-from .harness import Program, machine, report, speed_parser, take_turns
+from .harness import machine, report, speed_parser
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "per tensor": {},

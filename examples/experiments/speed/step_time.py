@@ -40,13 +40,14 @@ from jax import lax
 from tqdm import tqdm
 
 from examples.experiments.common.command_line import at_least
+from examples.experiments.common.turns import Program, repeated, take_turns
 from examples.image_classification import devices as devices_of
 from examples.image_classification.config import Config
 from examples.image_classification.pipeline import Batch
 from examples.image_classification.train import make_program
 from hero_jax import models
 
-from .harness import Program, machine, report, speed_parser, take_turns
+from .harness import machine, report, speed_parser
 
 K = 4
 """Steps from one penalty to the next; the product takes one K-th of the images."""
@@ -145,17 +146,6 @@ def prepare(
     images = rng.normal(size=(batch, size, size, 3)).astype(np.float32)
     item = devices.assemble((images, rng.integers(0, 10, batch, np.int32)))
     return make_program(config, model, pipeline), item
-
-
-def repeated(step: Any, state: Any, item: Any) -> Program:
-    """Return a call that takes the next step, and returns the new state."""
-
-    def take() -> Any:
-        nonlocal state
-        state, _ = step(state, item)
-        return state
-
-    return take
 
 
 def measure(

@@ -17,7 +17,7 @@ images are not used. The folder (`runs/CONFIG/sweep`, or `--out`) gets
     sweep.png    accuracy over h and gamma at every precision
     best.toml    the config of a run with the best setting on all training images
 
-and the command of that run is printed. `--measure` times the two ways to run it.
+and the command of that run is printed.
 """
 
 import dataclasses
@@ -38,7 +38,6 @@ from examples.image_classification.stopping import checked_arguments, command
 
 from .grid import OF_METHOD, Grid, percent, plain
 from .search import Options, in_words, sweep
-from .speed import measure
 
 T = TypeVar("T")
 Hidden = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
@@ -138,9 +137,6 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command; return the exit status."""
     with checked_arguments():
         base, config, grid, options = parse(arguments)
-    if options.measure:
-        measure(config, grid, options)
-        return
     record = sweep(config, grid, options)
     if record["best"] is None:
         say("every setting diverged: try smaller h, gamma or learning_rate.")

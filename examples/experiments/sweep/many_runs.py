@@ -87,20 +87,16 @@ class ManyRuns:
         self.step = self._devices.compile(step, donate=True)
         self._evaluate = evaluate.make_evaluate(model, pipeline)
 
-    def begin(self, runs: Sequence[Run]) -> tuple[TrainState, Item, Settings]:
-        """Return the arguments of the first step of up to `size` runs."""
+    def train(
+        self, runs: Sequence[Run], look: Callable[[np.ndarray], None]
+    ) -> list[Result]:
+        """Train and test up to `size` runs; `look` at their losses after every step."""
         dtype = jnp.result_type(float)
         settings: Settings = self._join(
             [Settings(*(np.asarray(x, dtype) for x in run.settings)) for run in runs]
         )
         item = self._item(runs, 0)
-        return self._start(item), item, settings
-
-    def train(
-        self, runs: Sequence[Run], look: Callable[[np.ndarray], None]
-    ) -> list[Result]:
-        """Train and test up to `size` runs; `look` at their losses after every step."""
-        state, item, settings = self.begin(runs)
+        state = self._start(item)
         finite = np.full(len(runs), True)
         for number in range(self._config.epochs):
             item = self._item(runs, number) if number else item

@@ -37,7 +37,6 @@ class Options:
       together: "vmap" computes several runs at once, "one_by_one" lets them take
         turns; turns on CPUs and "vmap" elsewhere if None.
       at_once: runs that "vmap" computes at once; all if None.
-      measure: only measure both ways, for a few steps.
       dataset_path: file or folder to read in place of the config's data set.
       minutes: stop before runs, other than the first, that would end later.
       quiet: print nothing and show no progress bar.
@@ -48,7 +47,6 @@ class Options:
     download: bool = False
     together: Together | None = None
     at_once: int | None = None
-    measure: bool = False
     dataset_path: str | None = None
     minutes: float | None = None
     quiet: bool = False

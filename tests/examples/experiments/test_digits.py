@@ -40,7 +40,7 @@ def test_batches_cover_each_epoch_without_repetition():
 @pytest.mark.slow
 def test_the_experiment(tmp_path, capsys):
     """Ten epochs from one seed: HERO's loss surface is already the flatter one."""
-    arguments = ["--epochs=10", "--seeds=1", f"--out={tmp_path}", "--quiet"]
+    arguments = ["--epochs=10", "--seeds=0", f"--out={tmp_path}", "--quiet"]
     record = experiment.main([*arguments, "--methods", "HERO", "SGD"])
     results = record["results"]
     assert list(results) == ["SGD", "HERO"]
@@ -67,7 +67,8 @@ def test_the_experiment(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--label-noise", "1.5"], "--label-noise: must be from 0 to 1, got 1.5"),
-        (["--seeds", "0"], "--seeds: must be at least 1, got 0"),
+        (["--seeds", "2", "2"], "--seeds must be different and at least 0, got [2, 2]"),
+        (["--seeds", "-1"], "--seeds must be different and at least 0, got [-1]"),
         (["--epochs", "-3"], "--epochs: must be at least 1, got -3"),
         (["--methods", "Adam"], "invalid choice: 'Adam'"),
         (["--search", "--methods", "SGD"], "--search must be of some of SGD, tuned, "),

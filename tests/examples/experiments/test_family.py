@@ -1,6 +1,5 @@
 """The family side by side: its settings, its gradients, its files."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -176,21 +175,22 @@ def test_methods_are_trained_measured_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(family, "BITS", (32, 4, 3, 2))
     curvature = (jnp.array(0.5), jnp.array(0.25))
     monkeypatch.setattr(quickstart, "measure_curvature", lambda *_: curvature)
-    times = functools.partial(quickstart.relative_step_times, rounds=3, steps=1)
-    monkeypatch.setattr(quickstart, "relative_step_times", times)
+    monkeypatch.setattr(comparison, "ROUNDS", 3)
+    monkeypatch.setattr(comparison, "STEPS", 1)
     kept = family.METHODS["SGD, tuned"]
     monkeypatch.setattr(
         family, "METHODS", {"lost": lost, "SGD, tuned": kept, "unasked": kept}
     )
     record = family.main(
         [
-            *("--epochs=1", "--seeds=1", f"--out={tmp_path}", "--quiet"),
+            *("--epochs=1", "--seeds=5", f"--out={tmp_path}", "--quiet"),
             *("--methods", "SGD, tuned", "lost"),
         ]
     )
     results = record["results"]
     assert [*results] == ["lost", "SGD, tuned"]
-    assert results["lost"]["diverged_seeds"] == [0]
+    assert record["seeds"] == 1
+    assert results["lost"]["diverged_seeds"] == [5]
     assert "accuracy" not in results["lost"]
     kept = results["SGD, tuned"]
     assert kept["diverged_seeds"] == []

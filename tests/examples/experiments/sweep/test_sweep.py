@@ -488,26 +488,6 @@ def test_the_command_names_the_best_run_on_all_images(tmp_path, capsys, monkeypa
     )
 
 
-@pytest.mark.slow
-def test_both_ways_are_timed(tmp_path, capsys):
-    grid_of_two = ["--h", "1", "2", "--gamma", "0.1", "--seeds", "0", "--at-once", "2"]
-    arguments = [*ARGUMENTS, *grid_of_two, "--measure", "--out", str(tmp_path)]
-    assert sweep.main(arguments) == 0
-    lines = capsys.readouterr().out.splitlines()
-    ways = json.loads((tmp_path / "speed.json").read_text())["ways"]
-    for line, (name, way) in zip(lines[2:], ways.items(), strict=True):
-        assert [x.strip() for x in line.split("|")[1:-1]] == [
-            name,
-            *map(str, way.values()),
-        ]
-        assert way["runs_per_hour"] > 0.0
-        # An epoch has four steps; both are rounded.
-        expected = 3.6e6 * way["at_once"] / (4 * way["step_ms"])
-        assert way["runs_per_hour"] == pytest.approx(expected, rel=0.05)
-    assert [way["at_once"] for way in ways.values()] == [2, 1]
-    assert not (tmp_path / "sweep.json").exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -529,7 +509,6 @@ def test_bad_grids_are_explained(arguments, message, capsys):
         (["--augmentation", "resized_crop"], 1, "augmentation must be 'none' or 'crop"),
         (["--learning-rate", "inf"], 2, "learning_rate must be a finite number, got"),
         (["--out", "/dev/null/x"], 1, "out must be a folder that can be written to"),
-        (["--out", "/dev/null/x", "--measure"], 1, "out must be a folder: "),
         (["--validation-size", "1000"], 1, "validation_size must be at most 999"),
         (["--penalty-layers", "Conv9"], 1, "penalty_layers must be found in the path"),
         (["--model", "vgg19_bn"], 1, "vgg19_bn does not fit the data: images"),
