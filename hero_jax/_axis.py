@@ -1,10 +1,9 @@
 """Means over the devices of a mapped axis: one meaning in pmap, shard_map and vmap.
 
-Inside `jax.shard_map` with its default checks, JAX keeps account of which values vary
-from device to device, and the gradient with respect to weights that do not is summed
-over the devices by itself. Here every device differentiates with respect to weights of
-its own, so that a gradient is that of the device's examples everywhere, and the mean
-over the axis is that of all examples.
+Inside `jax.shard_map` with its default checks, JAX tracks which values vary from device
+to device, and sums the gradient with respect to weights that do not over the devices.
+Here every device differentiates with respect to weights of its own, so that its
+gradient is always that of its own examples, and the mean over the axis that of all.
 """
 
 import math

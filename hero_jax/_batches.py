@@ -25,7 +25,7 @@ def positions(
       weights: positions of the weights, which cannot be examples.
 
     Raises:
-      TypeError: they are no positions, or that of an argument that was not given.
+      TypeError: they are not positions, or one is of an argument that was not given.
       ValueError: they name the weights.
     """
     found = _checks.positions("batch_argnums", batch_argnums)
@@ -97,7 +97,7 @@ def cut(
 def replaced(
     args: Sequence[Any], where: Sequence[int], examples: Sequence[Any]
 ) -> list[Any]:
-    """Return the arguments with other examples in the place of theirs."""
+    """Return the arguments with other examples in place of theirs."""
     changed = list(args)
     for k, part in zip(where, examples, strict=True):
         changed[k] = part

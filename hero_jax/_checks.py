@@ -122,7 +122,7 @@ def loss_and_aux(name: str, value: Any, has_aux: bool) -> tuple[Any, Any]:
       The pair; without `has_aux`, the auxiliary output is None.
 
     Raises:
-      TypeError: it is no pair, or the loss is no real floating-point scalar.
+      TypeError: it is not a pair, or the loss is not a real floating-point scalar.
     """
     loss, auxiliary = pair(name, value) if has_aux else (value, None)
     hint = ""

@@ -1,6 +1,6 @@
-"""What the objects of Flax, Equinox and the like hold beside weights.
+"""What the objects of Flax, Equinox and the like hold besides weights.
 
-None of these libraries need be there: one that was not imported has no objects.
+None of these libraries is required: one that was not imported has no objects.
 """
 
 import importlib

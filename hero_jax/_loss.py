@@ -123,7 +123,7 @@ def _differentiated(args: Sequence[Any], argnums: int | Sequence[int]) -> Params
 def _replaced(
     args: Sequence[Any], argnums: int | Sequence[int], params: Params
 ) -> list[Any]:
-    """Return `args` with `params` in the place of the differentiated ones."""
+    """Return `args` with `params` in place of the differentiated ones."""
     replaced = list(args)
     if isinstance(argnums, int):
         replaced[argnums] = params

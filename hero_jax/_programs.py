@@ -1,7 +1,7 @@
 """Compiled programs that live no longer than the functions they are made of.
 
 `jax.jit` keeps its static arguments, and so all that a loss closes over, for as long as
-the process runs. Here a program refers weakly to the functions in it, and goes with the
+the process runs. Here a program refers weakly to its functions, and is dropped with the
 first of them.
 """
 

@@ -2,7 +2,7 @@
 
 A direction is a tree like the weights: random and filter-normalized, HERO's z from
 :mod:`hero_jax.perturbation`, an eigenvector from :mod:`hero_jax.curvature`, or the
-error of a quantization, `quant.fake_quantize(params, 4)` less `params`.
+error of a quantization, `quant.fake_quantize(params, 4)` minus `params`.
 
 >>> import jax, jax.numpy as jnp
 >>> from hero_jax import landscape
@@ -239,7 +239,7 @@ def filter_normalized(
       A tree like `params`, float32 or wider; zero where a filter of the direction is.
 
     Raises:
-      TypeError: a leaf is no real floating-point array.
+      TypeError: a leaf is not a real floating-point array.
       ValueError: the direction has another structure or shape, or a leaf has no such
         axis.
 
@@ -298,10 +298,10 @@ def scaled(direction: Params, params: Params) -> Params:
 def area_within(
     coordinates: Sequence[chex.Array], surface: chex.Array, increase: float = 0.1
 ) -> Area:
-    """Measure the region around the weights where the loss rises by less than so much.
+    """Measure the region around the weights where the loss rises by less than a bound.
 
-    It is the connected region that contains (0, 0), less its holes, within straight
-    lines between the points of the grid.
+    It is the connected region that contains (0, 0), without its holes, bounded by
+    straight lines between the points of the grid.
 
     Args:
       coordinates: of the grid, ascending `[A]` and `[B]`, with 0 among both.

@@ -1,6 +1,6 @@
 """What the leaves of a tree of weights are: kernels or biases, and of which layers.
 
-A number of dimensions does not say it. Under `nn.scan`, `nn.vmap`, `nnx.vmap`,
+The number of dimensions does not tell. Under `nn.scan`, `nn.vmap`, `nnx.vmap`,
 `eqx.filter_vmap` or Haiku's `layer_stack` every leaf has leading axes of layers (or of
 experts), and in attention a bias has the axes (heads, dim). :func:`describe` goes by
 paths and shapes; the first row that fits a leaf counts:
@@ -24,13 +24,13 @@ kernel         anything else                          of the neighbours; the las
 
 Where this leaves a choice, as for a kernel of three axes without a bias, a leaf has the
 layers that its neighbours share: the leaves without a choice in the smallest subtree
-that has any. Names of stacks count one more between there and here: `Scan*` and `Vmap*`
-of Flax, `__layer_stack*` of Haiku, and `*experts`. Where nothing tells, no axis is of
-layers. A kernel of fewer than two axes per layer is "other".
+that has any. Each name of a stack on the path from there to the leaf adds an axis:
+`Scan*` and `Vmap*` of Flax, `__layer_stack*` of Haiku, and `*experts`. Where nothing
+decides, no axis is of layers. A kernel of fewer than two axes per layer is "other".
 
 So a stack without biases and normalization is taken for one layer, and a normalization
-over two axes for a stack; layers on another axis than the first cannot be told. By path
-it is put right: `leaves={"blocks/*": {"layer_axes": 1}}`.
+over two axes for a stack; layers on another axis than the first are not recognized.
+Correct this by path: `leaves={"blocks/*": {"layer_axes": 1}}`.
 """
 
 from __future__ import annotations
@@ -79,20 +79,20 @@ Overrides: TypeAlias = Mapping[str, Mapping[str, Any]]
 def describe(
     params: Params, overrides: Overrides | None = None, is_leaf: IsLeaf = None
 ) -> chex.ArrayTree:
-    """Tell what every leaf is.
+    """Say what every leaf is.
 
     Args:
       params: weights, or anything with shapes.
       overrides: what is known better: a path of a leaf or subtree, keys joined by "/",
         or a pattern in which a star matches everything, to some fields of
         :class:`Leaf`. Of several that match, the first counts. Neighbours go by it.
-      is_leaf: as of `jax.tree.map`.
+      is_leaf: as in `jax.tree.map`.
 
     Returns:
       Tree like `params` with a :class:`Leaf` for each.
 
     Raises:
-      TypeError: there is no such field, or overrides are no mapping.
+      TypeError: there is no such field, or overrides are not a mapping.
       ValueError: a pattern matches nothing, or a leaf has no such axes.
 
     Example:

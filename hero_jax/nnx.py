@@ -1,4 +1,4 @@
-r"""HERO for Flax NNX: modules in the place of trees of weights.
+r"""HERO for Flax NNX: modules in place of trees of weights.
 
 >>> import jax.numpy as jnp, optax
 >>> from flax import nnx
@@ -12,16 +12,16 @@ r"""HERO for Flax NNX: modules in the place of trees of weights.
 >>> value_and_grad = hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.1)
 >>> @nnx.jit
 ... def step(model, optimizer, x, y):
-...     loss, grads = value_and_grad(model, x, y)  # in the place of nnx.value_and_grad
+...     loss, grads = value_and_grad(model, x, y)  # in place of nnx.value_and_grad
 ...     optimizer.update(model, grads)
 ...     return loss
 >>> loss = step(model, optimizer, jnp.ones((16, 4)), jnp.ones((16, 1)))
 
 The loss may change variables of modules, as BatchNorm and dropout do. Every pass starts
 from the same state, so that all of them drop the same units, and what remains is the
-state after the pass at the clean weights. Compile by `nnx.jit`, which hands that state
-on: `jax.jit` drops it without a word. Other changes of a module (attributes that are no
-variables, a switch to evaluation) belong outside of the loss, and are refused; weights
+state after the pass at the clean weights. Compile with `nnx.jit`, which hands that
+state on: `jax.jit` silently drops it. Other changes of a module (attributes that are
+not variables, a switch to evaluation) belong outside the loss, and are refused; weights
 that the loss sets are not kept.
 """
 
@@ -60,7 +60,7 @@ def hero_value_and_grad(
     wrt: Any = nnx.Param,
     **options: Any,
 ) -> Callable[..., Any]:
-    """Evaluate a loss of a module and HERO's gradient: for `nnx.value_and_grad`.
+    """Evaluate a loss of a module and HERO's gradient, for `nnx.value_and_grad`.
 
     Args:
       loss_fn: `(model, *args, **kwargs) -> loss`, or `-> (loss, aux)` with

@@ -1,11 +1,10 @@
 r"""Many gradients in place of one: for parts of a batch, and for each device.
 
-Sharpness depends on how many examples share a perturbation: with a perturbation of
-their own for every m of them (m-sharpness), it is often better. That is no matter of
-the method. These two wrap any function that returns a value and a gradient
-(:func:`hero_jax.hero_value_and_grad`, those of :mod:`hero_jax.family` and
-:mod:`hero_jax.nnx`, `jax.value_and_grad`) and return one that does the same for each
-part, and the mean of the results:
+Sharpness depends on how many examples share a perturbation; a perturbation for every m
+of them (m-sharpness) often generalizes better, whatever the method. These two wrap any
+function that returns a value and a gradient (:func:`hero_jax.hero_value_and_grad`,
+those of :mod:`hero_jax.family` and :mod:`hero_jax.nnx`, `jax.value_and_grad`) and
+return one that does the same for each part, and averages the results:
 
 >>> import jax.numpy as jnp
 >>> import hero_jax
@@ -15,7 +14,7 @@ part, and the mean of the results:
 >>> value_and_grad = hero_jax.hero_value_and_grad(loss_fn, h=0.1, gamma=0.1)
 >>> W, x, y = jnp.ones((2, 1)), jnp.ones((8, 2)), jnp.zeros((8, 1))
 >>> by_fours = parts.in_parts(value_and_grad, 4, batch_argnums=(1, 2))
->>> loss, grads = by_fours(W, x, y)  # two perturbations, in turns
+>>> loss, grads = by_fours(W, x, y)  # two perturbations, in turn
 
 Half-precision results are averaged in float32. Inside `pmap` and `shard_map`,
 `averaged(in_parts(value_and_grad, m, ...), axis_name)` has a perturbation for every m

@@ -71,7 +71,7 @@ def surface(
       coordinates: of the grid, `[A]` and `[B]`, with 0 among both.
       losses: `[A, B]`, of :func:`hero_jax.landscape.loss_surface`.
       ax: where to draw.
-      increase: where to draw a red line, as of :func:`hero_jax.landscape.area_within`;
+      increase: where to draw a red line, as in :func:`hero_jax.landscape.area_within`;
         None for no line.
       levels: of the colours; by default in equal ratios around `increase`, so that
         networks can be compared.

@@ -1,4 +1,4 @@
-"""Strengths of the penalty that change from step to step, beside optax's schedules.
+"""Strengths of the penalty that change from step to step, besides optax's schedules.
 
 Any `count -> value` will do: `optax.linear_schedule(0.0, gamma, steps)` lets the
 penalty grow, `optax.join_schedules` lets it set in later.
@@ -18,10 +18,10 @@ __all__ = ["every"]
 def every(
     k: int, gamma: chex.Numeric | optax.Schedule, *, rescale: bool = True
 ) -> optax.Schedule:
-    """Penalise at every k-th step only, from the first one on.
+    """Penalize at every k-th step only, from the first one on.
 
     Where gamma is zero, :func:`hero_jax.hero` leaves out the product with the Hessian,
-    and a step has the arithmetic of `2 + 2 / k` gradients on average, instead of 4.
+    and a step computes `2 + 2 / k` gradients on average, instead of 4.
     With :func:`hero_jax.hero_value_and_grad`, choose by `jax.lax.cond` between that of
     this gamma and that of `gamma=0`.
 

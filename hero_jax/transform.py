@@ -71,7 +71,7 @@ def hero(
     - To treat some leaves only, use `perturb_mask` and `penalty_mask`. Inside
       `optax.masked` or `optax.partition` HERO sees a part of the weights, and
       `grad_fn` must be a function of that part.
-    - Gradients of half-precision weights are best taken in float32 and handed over so:
+    - Gradients of half-precision weights are best taken and passed on in float32:
       the penalty is about a small difference of gradients, and their rounding to
       bfloat16 may be larger. :func:`hero_jax.hero_value_and_grad` does it by itself.
     - Flax's `TrainState.apply_gradients` hands no extra arguments to `update`: use
@@ -112,7 +112,7 @@ def hero(
         has another structure than the weights, there is no such axis, or the gradient
         is known to have been summed over it; from `update`: `params` or `grad_fn`
         is missing, `grad_fn` returns another structure than that of `params`, or no
-        leaf is penalised by the default although gamma is not 0.
+        leaf is penalized by the default although gamma is not 0.
 
     Example:
       >>> import jax

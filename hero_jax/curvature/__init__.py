@@ -13,15 +13,16 @@ Every function takes `loss_fn, params, *args`, with a loss that is a mean over e
 over one batch or, with `batch_size`, over a whole data set on the device; other options
 are in :class:`Options`. All are compiled, and work under `jax.jit` and `jax.vmap`. The
 program is kept for the next call with the same `loss_fn` and shapes, as long as that
-function lives: hand over what changes, such as BatchNorm statistics, as arguments.
+function lives: pass what changes, such as BatchNorm statistics, as arguments.
 
-Layers are told by paths of leaves, those of a stack, as `nn.scan` and `nn.vmap` make
-it, one by one: `blocks/kernel[0]`, `blocks/kernel[1]`. What :mod:`hero_jax.leaves` does
-not see, `leaves` tells.
+Layers are named by the paths of leaves, those of a stack, as `nn.scan` and `nn.vmap`
+make it, one by one: `blocks/kernel[0]`, `blocks/kernel[1]`. What :mod:`hero_jax.leaves`
+does not see, say in `leaves`.
 
 The loss decides what BatchNorm does. With the running statistics it is the loss of the
 deployed network; with those of each batch, in training mode, it is the one that
-training descended, and the mean is over batches of `batch_size`, with statistics each:
+training descended, and the mean is over batches of `batch_size`, each with its own
+statistics:
 
 >>> def eval_loss(params, batch_stats, images, labels):
 ...     variables = {"params": params, "batch_stats": batch_stats}
@@ -31,9 +32,9 @@ training descended, and the mean is over batches of `batch_size`, with statistic
 ...     logits, _ = model.apply(variables, images, train=True, mutable="batch_stats")
 ...     return cross_entropy(logits, labels)
 
-Then `batch_argnums=(2, 3)` says that images and labels count examples. Lanczos and
-probes are loops inside of a program: XLA's own convolutions are slow there on CPUs,
-those of :mod:`hero_jax.models` are not.
+Then `batch_argnums=(2, 3)` says that images and labels hold examples. Lanczos and
+probes are loops inside a program: XLA's own convolutions are slow there on CPUs, those
+of :mod:`hero_jax.models` are not.
 """
 
 from hero_jax.curvature._eigenvalues import (

@@ -25,7 +25,7 @@ class Eigenpairs(NamedTuple):
       values: `[k]`, the one asked for first.
       vectors: tree of arrays `[k, ...]` like `params`; each vector has length 1.
       residuals: `||Hv - value v||`, `[k]`: an eigenvalue of the matrix lies within this
-        distance of the value. It does not tell that none was passed over.
+        distance of the value. It does not show that none was missed.
     """
 
     values: chex.Array
@@ -65,7 +65,7 @@ def top_eigenvalues(
       Values, vectors and residuals.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -106,7 +106,7 @@ def layer_eigenvalues(
 
     Each layer takes a Lanczos iteration of its own, and each of its products is one
     with the whole matrix. Small blocks need few steps: the space is then exhausted.
-    In a stack, as of `nn.scan` or of experts, every layer has a block of its own.
+    In a stack, of `nn.scan` or of experts, every layer has a block of its own.
 
     Args:
       loss_fn: `(params, *args) -> loss`, a mean over examples.
@@ -122,7 +122,7 @@ def layer_eigenvalues(
       eigenvalue of `d^2 L / dW_i^2`, as found from below.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
       ValueError: no leaf is chosen.
 
     Example:

@@ -73,7 +73,7 @@ def smallest_harmful_step(
       The step and the norms of the perturbation.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
       ValueError: the direction has another structure.
 
     Example:

@@ -60,7 +60,7 @@ class Layers(NamedTuple):
         ]
 
     def only(self, number: chex.Array, tree: Params) -> Params:
-        """Keep the layer of a traced number, and put zeros in the place of others."""
+        """Keep the layer of a traced number, and put zeros in place of others."""
         leaves, structure = jax.tree.flatten(tree)
         kept = []
         first = 0
@@ -122,5 +122,5 @@ def choose(
 
 
 def _of_weights(loss_fn: Callable[..., Any]) -> bool:
-    """Tell whether it is a loss of weights; offsets of activations are no layers."""
+    """Tell whether it is a loss of weights; offsets of activations are not layers."""
     return getattr(loss_fn, "of_weights", True)

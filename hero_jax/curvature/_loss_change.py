@@ -79,7 +79,7 @@ def loss_change(
       The changes, scalars of float32 or wider.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
       ValueError: `moved` has another structure or shape, an option is out of range, or
         no leaf is chosen.
 

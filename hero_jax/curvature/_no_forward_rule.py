@@ -1,4 +1,4 @@
-"""What to tell where the gradient of a loss cannot be differentiated."""
+"""What to say where the gradient of a loss cannot be differentiated."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Options(TypedDict, total=False):
       leaves: what :mod:`hero_jax.leaves` does not see in paths and shapes, where layers
         are told apart; in :mod:`hero_jax.mixed_precision` as for its errors.
       progress: `(done, total)`, called on the host whenever a batch has been through a
-        product. Nothing is told from inside of `jax.jit`.
+        product. It is not called inside `jax.jit`.
     """
 
     has_aux: bool

@@ -37,7 +37,7 @@ def hvp(
       `H v` with the structure of `params`, float32 or wider.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
       ValueError: the vector has another structure or shape, an option is out of range.
 
     Example:
@@ -78,7 +78,7 @@ def loss_and_gradient(
       `L(W)` and `g`, with the structure of `params`, float32 or wider.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -130,7 +130,7 @@ def hessian_norm(
       The norm, a scalar of float32 or wider.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
       ValueError: z has another structure or shape.
 
     Example:

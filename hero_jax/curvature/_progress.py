@@ -11,7 +11,7 @@ from hero_jax.curvature import _no_forward_rule
 
 
 class _Tally:
-    """Who is told, and what."""
+    """Who is notified, and of what."""
 
     def __init__(self, callback: Callable[[int, int], None], total: int) -> None:
         self.callback, self.done, self.total = callback, 0, total

@@ -17,7 +17,7 @@ from hero_jax.curvature._problem import Options, Problem
 
 
 class SpectralDensity(NamedTuple):
-    """A few weighted points in the place of n eigenvalues, from every probe.
+    """A few weighted points in place of n eigenvalues, from every probe.
 
     Attributes:
       nodes: `[probes, steps]`; the outer ones are close to eigenvalues.
@@ -80,7 +80,7 @@ def spectral_density(
       Nodes and weights, to be smoothed by `on_grid`.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp

@@ -82,7 +82,7 @@ def trace(
       Estimates with standard errors.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -128,7 +128,7 @@ def layer_traces(
 ) -> dict[str, Estimate]:
     r"""Estimate the trace of every layer's own block, each in probes of its own.
 
-    Probes that are zero outside of a layer know nothing of the others. Those that
+    Probes that are zero outside a layer know nothing of the others. Those that
     :func:`trace` shares among all layers carry the blocks between them, too, which of
     a small layer may exceed its trace; they cost as much as one layer's here.
 
@@ -138,7 +138,7 @@ def layer_traces(
       *args: further arguments of `loss_fn`.
       mask: which leaves; kernels and embeddings by default. Empty ones are left out.
       num_samples: probes of each layer, at least 2, each a product with the matrix.
-      deflation: as of :func:`trace`; these products serve all layers.
+      deflation: as in :func:`trace`; these products serve all layers.
       key: of the probes; `jax.random.key(0)` by default.
       **options: see :class:`Options`.
 
@@ -147,7 +147,7 @@ def layer_traces(
       its standard error.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
       ValueError: no leaf is chosen.
 
     Example:

@@ -20,7 +20,7 @@ Moving the weights of layer i by its quantization error `d_i` raises the loss by
 
 At a minimum g is zero. HAWQ bounds the rest from above by the largest eigenvalue of
 `H_ii`; HAWQ-V2 takes its mean over all directions, by the average trace; the quadratic
-form itself asks for one product with the Hessian for every layer and choice, and knows
+form itself needs one product with the Hessian for every layer and choice, and also sees
 what the layers do to each other for the same price.
 
 HAWQ-V2 multiplies the average trace by `||d_i||^2`; HAWQ does so with the eigenvalue
@@ -28,9 +28,9 @@ for its order of fine-tuning only, and Q-BERT does not. Here all have the factor
 `||d_i||^2 / 2`: changes of the loss, which add up and can be compared with measured
 ones.
 
-The measures differ in what they know and what they cost, n being the number of layers
-and c that of choices. The c errors of every layer are in memory, and for eigenvalues a
-basis of 10 copies of the weights; the rest is that of a Hessian-vector product:
+The measures differ in what they know and what they cost, for n layers and c choices.
+The c errors of every layer are in memory, and for eigenvalues a basis of 10 copies of
+the weights; the rest is that of a Hessian-vector product:
 
 - :func:`eigenvalue` (HAWQ) and :func:`eigenvalue_spread` (Q-BERT): the worst direction
   in the layer; 10 n products with the Hessian.
@@ -44,7 +44,7 @@ A stack of layers, as `nn.scan` and `nn.vmap` make them, is one array with one n
 bits, and so one entry here: each of its layers with its own grids, error and curvature,
 and together the sum. :func:`quadratic` and :func:`measured` move all of them at once.
 
-:func:`activation_problem` makes the same questions out of a network's activations.
+:func:`activation_problem` asks the same of a network's activations.
 
 With the sizes of :func:`layer_sizes`, :func:`allocate_bits` finds the best allocation
 under a budget, :func:`pareto_frontier` those of all budgets, and

@@ -38,7 +38,7 @@ class OffsetLoss(_programs.MadeOfFunctions):
     """
 
     of_weights: ClassVar[bool] = False
-    """Offsets are no stacks of layers, whatever the names and shapes of layers say."""
+    """Offsets are not stacks of layers, whatever the names and shapes of layers say."""
 
     loss_fn: Callable[..., Any]
 
@@ -104,7 +104,7 @@ def activation_problem(
         :func:`hero_jax.quant.activation_ranges`; these layers get offsets.
       *args: arguments of `loss_fn`, with the examples of one batch.
       choices: numbers of bits, 2 to 8 or 16.
-      scheme: as of :func:`hero_jax.quant.quantize_activations`.
+      scheme: as in :func:`hero_jax.quant.quantize_activations`.
 
     Returns:
       The problem, with as much memory as `len(choices) + 1` times the activations of

@@ -50,7 +50,7 @@ def eigenvalue(
       takes the memory of `steps` copies of all weights.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
       ValueError: the errors are of other weights.
 
     Example:
@@ -110,7 +110,7 @@ def eigenvalue_spread(
       Sensitivities, and the standard error of `|mean lambda|`, times `||d_i||^2 / 2`.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
       ValueError: the errors are of other weights, or there
         are fewer examples than parts.
 

@@ -47,7 +47,7 @@ def weight_errors(
     Args:
       params: weights W, all of them floats.
       choices: numbers of bits, 2 to 8 or 16.
-      mask: which leaves are quantized, as of :func:`hero_jax.quant.quantize`; empty
+      mask: which leaves are quantized, as in :func:`hero_jax.quant.quantize`; empty
         ones are left out.
       **options: see :class:`hero_jax.quant.GridOptions`; `axis=-1, group_size=k` gives
         every k output channels a grid of their own, as in Q-BERT.

@@ -44,14 +44,14 @@ def quadratic(
       *args: further arguments of `loss_fn`.
       first_order: add `g_i' d_i`, which is not zero where training stopped short of a
         minimum, as weight decay makes it do.
-      pairwise: tell the interactions, too.
+      pairwise: return the interactions, too.
       **options: see :class:`hero_jax.curvature.Options`.
 
     Returns:
       Sensitivities, exact for the data at hand; negative where the loss is concave.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
       ValueError: the errors are of other weights.
 
     Example:

@@ -22,7 +22,7 @@ class Frontier(Sequence[Allocation]):
       paths: of the layers.
       bits: `[n, layers]`.
       sensitivity: `[n]`; falling, if the allocations are the best of their sizes.
-      bytes: `[n]`, as of :class:`Allocation`.
+      bytes: `[n]`, as in :class:`Allocation`.
       average_bits: `[n]`.
     """
 
@@ -55,10 +55,10 @@ class Frontier(Sequence[Allocation]):
 
         Args:
           budget: at most so much, in `unit`.
-          unit: "average_bits" or "bytes", as of :func:`allocate_bits`.
+          unit: "average_bits" or "bytes", as in :func:`allocate_bits`.
 
         Raises:
-          TypeError: `budget` is no number.
+          TypeError: `budget` is not a number.
           ValueError: nothing is within it.
         """
         _checks.check_choice("unit", unit, UNITS)
@@ -85,7 +85,7 @@ def pareto_frontier(
     less sensitive than a smaller one.
 
     Args:
-      sensitivity: as of :func:`allocate_bits`, like the other arguments.
+      sensitivity: as in :func:`allocate_bits`, like the other arguments.
       sizes: path of the layer to its number of weights or :class:`LayerSize`.
       choices: numbers of bits.
       unit: in which allocations are compared.

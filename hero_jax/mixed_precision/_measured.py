@@ -49,7 +49,7 @@ def measured(
       Sensitivities, exact for the data at hand.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
       ValueError: the errors are of other weights.
 
     Example:
@@ -115,7 +115,7 @@ def greedy_frontier(
       increase, and need not fall with size.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
       ValueError: the errors are of other weights.
 
     Example:
@@ -144,7 +144,7 @@ def greedy_frontier(
     table = Table.of(zeros, sizes, errors.choices, unit)
     moves = [*errors.layers.values()]
     report = options.get("progress")
-    # Steps are told, not batches.
+    # Progress counts steps, not batches.
     compiled = _programs.compiled(_losses, problem._replace(reports=False), where)
 
     def measure(rows: np.ndarray) -> np.ndarray:

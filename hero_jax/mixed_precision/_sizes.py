@@ -38,7 +38,7 @@ def layer_sizes(
     Args:
       params: weights, or anything with shapes and dtypes.
       choices: numbers of bits.
-      mask: which leaves are quantized, as of :func:`hero_jax.quant.quantize`.
+      mask: which leaves are quantized, as in :func:`hero_jax.quant.quantize`.
       **options: see :class:`hero_jax.quant.GridOptions`; finer grids take more scales.
 
     Returns:

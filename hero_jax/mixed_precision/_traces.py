@@ -35,7 +35,7 @@ def average_trace(
       errors: of :func:`hero_jax.mixed_precision.weight_errors` at these weights.
       *args: further arguments of `loss_fn`.
       num_samples: probes of each layer, at least 2, each a product with the Hessian.
-      deflation: as of :func:`hero_jax.curvature.layer_traces`.
+      deflation: as in :func:`hero_jax.curvature.layer_traces`.
       key: of the probes; `jax.random.key(0)` by default.
       **options: see :class:`hero_jax.curvature.Options`.
 
@@ -43,7 +43,7 @@ def average_trace(
       Sensitivities with standard errors. The estimate of a small trace may be negative.
 
     Raises:
-      TypeError: the loss is no scalar.
+      TypeError: the loss is not a scalar.
       ValueError: the errors are of other weights.
 
     Example:

@@ -84,7 +84,7 @@ def create(
 
     Raises:
       ValueError: the name is unknown, or `num_classes` is below 1.
-      TypeError: `num_classes` is no integer.
+      TypeError: `num_classes` is not an integer.
     """
     _checks.check_choice("name", name, _MODELS)
     _checks.check_integer("num_classes", num_classes)

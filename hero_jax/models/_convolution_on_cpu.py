@@ -43,7 +43,7 @@ class Layer(NamedTuple):
       strides: along both spatial axes.
       pads: zeros before and after, along both.
       groups: of channels; as many as channels are a depthwise convolution, else 1.
-      precision: of products, as of `jax.default_matmul_precision`.
+      precision: of products, as in `jax.default_matmul_precision`.
     """
 
     inputs: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Post-training quantization: weights to real integers, activations to their levels."""
+"""Post-training quantization: weights become integers, activations are rounded."""
 
 from hero_jax.quant._activations import quantize_activations
 from hero_jax.quant._array import QuantizedArray, fake_quantize_array, quantize_array

@@ -38,7 +38,7 @@ def quantize_activations(
     their floats. The derivative is straight-through: 1 within the range, 0 outside.
 
     Args:
-      apply_fn: runs a Flax Linen model, as of :func:`activation_ranges`, with
+      apply_fn: runs a Flax Linen model, as in :func:`activation_ranges`, with
         quantized weights or not. It may be jitted if JAX has `jax.make_user_context`;
         before, jit the returned function instead.
       ranges: path of the layer to its range; delete layers that are to stay floats.

@@ -42,7 +42,7 @@ class QuantizedArray(_nodes.NotAnArray):
       scale: width of the bins, positive and finite; float32, or float64 for float64
         arrays; one per block, with as many axes as `values`.
       zero_point: the integer that stands for 0.0, in the shape of `scale`; int32, or
-        int64 for float64 arrays; outside of `[0, 2^bits)` if the block's range does
+        int64 for float64 arrays; outside `[0, 2^bits)` if the block's range does
         not contain zero, unless the scheme was "affine_with_zero". None: symmetric.
       bits: number of bits per value, 2 to 8, or 16.
       dtype: of the array that was quantized, real floating-point.
@@ -195,7 +195,7 @@ def quantize_array(
       The quantized array.
 
     Raises:
-      TypeError: `bits` is no integer, `x` not real floating-point, or an option is
+      TypeError: `bits` is not an integer, `x` not real floating-point, or an option is
         unknown.
 
     Example:
@@ -233,13 +233,13 @@ def fake_quantize_array(
       x: real floating-point array of any shape, finite.
       bits: number of bits, 2 to 8, or 16; may be traced, and is not checked then.
       key: random key for stochastic rounding.
-      **options: as of :func:`quantize_array`.
+      **options: as in :func:`quantize_array`.
 
     Returns:
       Array of the shape and dtype of x.
 
     Raises:
-      TypeError: `bits` is no integer, `x` not real floating-point, or an option is
+      TypeError: `bits` is not an integer, `x` not real floating-point, or an option is
         unknown.
 
     Example:

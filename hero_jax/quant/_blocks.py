@@ -2,7 +2,7 @@
 
 A block shape has one number per axis: how many consecutive indices share a grid. It
 counts from the last axis, so that an array stacked along new leading axes (as `vmap`
-and `scan` over layers do) keeps its block shape. Where an axis is no multiple of its
+and `scan` over layers do) keeps its block shape. Where an axis is not a multiple of its
 block, the last block is smaller.
 """
 
@@ -38,7 +38,7 @@ def block_shape_of(
       One number per axis, from 1 to its length.
 
     Raises:
-      TypeError: `axis` or `group_size` is no integer, nor a sequence of integers.
+      TypeError: `axis` or `group_size` is neither an integer nor a sequence of them.
       ValueError: an axis is missing or repeated, or a group size is not positive.
     """
     if axis is None:

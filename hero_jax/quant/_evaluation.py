@@ -48,11 +48,11 @@ def accuracy_against_bits(
       logits_fn: `(params, batch_stats, images) -> logits`, the model at evaluation.
         Pass the same function object again to use the compiled program again, which
         is kept for as long as that object is.
-      params: weights, as of :func:`hero_jax.quant.quantize`.
+      params: weights, as in :func:`hero_jax.quant.quantize`.
       images: inputs of any shape `[N, ...]`.
       labels: classes `[N]`.
       bits: what to try: numbers of bits, 2 to 8 or 16, for all layers, or mappings from
-        paths or patterns to numbers, as of :func:`hero_jax.quant.quantize`, such as
+        paths or patterns to numbers, as in :func:`hero_jax.quant.quantize`, such as
         `[a.bits for a in frontier]`; 32 stands for the weights as they are.
       batch_stats: BatchNorm statistics, handed to `logits_fn`.
       batch_size: number of images that go through the model at once; N by default.
@@ -134,7 +134,7 @@ def _widths(bits: Sequence[Any], plan: Plan) -> np.ndarray:
 
 
 class _Program(NamedTuple):
-    """What the compiled program depends on beside the functions; hashable."""
+    """What the compiled program depends on besides the functions; hashable."""
 
     batch_size: int
     where: tuple[int, ...]

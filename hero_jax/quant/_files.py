@@ -77,7 +77,7 @@ def save(path: str | os.PathLike[str], tree: chex.ArrayTree) -> None:
 
     Raises:
       ImportError: safetensors is not installed.
-      TypeError: a leaf is no array of a plain dtype, a key of a dict is neither
+      TypeError: a leaf is not an array of a plain dtype, a key of a dict is neither
         string nor integer, or one dict has keys of both kinds.
       ValueError: a quantized leaf has NaN or infinite scales, or two leaves would be
         stored under one name.
@@ -101,7 +101,7 @@ def file_size(tree: chex.ArrayTree) -> int:
     """Return how many bytes the file of a tree has: :func:`save` without writing.
 
     Args:
-      tree: as of :func:`save`.
+      tree: as in :func:`save`.
 
     Returns:
       Its length with header and checksum, which :func:`hero_jax.quant.size_in_bytes`
@@ -160,7 +160,7 @@ def load(
       like: tree with the containers that are wanted, such as the `nnx.State` or the
         params before quantization; leaves may be `jax.ShapeDtypeStruct`. Default: what
         the file says, in which a named tuple is of a new class with the old name and
-        fields, the same as of the other trees in use that have them.
+        fields, the same as in the other trees in use that have them.
 
     Returns:
       The tree, of JAX arrays; 64-bit leaves are NumPy arrays unless JAX's double

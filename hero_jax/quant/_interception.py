@@ -1,4 +1,4 @@
-"""The inputs of a Flax model's layers, seen and changed from outside of the model."""
+"""The inputs of a Flax model's layers, seen and changed from outside the model."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def recorded_inputs(
 
     Raises:
       TypeError: an input is not real floating-point.
-      ValueError: an input is known only inside of a transformation.
+      ValueError: an input is known only inside a transformation.
     """
     inputs: dict[str, list[chex.Array]] = {}
 

@@ -37,7 +37,7 @@ def register(cls: type, children: tuple[str, ...], name: str) -> None:
     """Make a class a pytree node, also for `jax.export`; unflattening checks nothing.
 
     Args:
-      cls: a dataclass; the fields that are no `children` are static.
+      cls: a dataclass; the fields that are not `children` are static.
       children: names of the fields that are arrays.
       name: under which exported functions refer to it.
     """

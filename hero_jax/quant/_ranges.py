@@ -43,7 +43,7 @@ def activation_ranges(
 ) -> dict[str, ActivationRange]:
     """Find the ranges of the activations of a Flax Linen model on calibration data.
 
-    Not for use inside of `jax.jit`. Layers inside of `jax.vmap`, `nn.scan` or
+    Not for use inside `jax.jit`. Layers inside `jax.vmap`, `nn.scan` or
     `nn.remat` have no inputs that could be seen from outside.
 
     Args:

@@ -63,7 +63,7 @@ def quantize(
       ValueError: `bits` or an option is out of range, a mask or tree of bits has
         another structure, a pattern matches nothing, a chosen leaf is of an optimizer's
         state, Flax NNX modules share a variable, or a leaf has NaN or infinite entries
-        (seen only outside of `jax.jit`).
+        (seen only outside `jax.jit`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -102,8 +102,8 @@ def fake_quantize(
     traced: under `jax.vmap` or `jax.lax.map` one program serves all precisions.
 
     Args:
-      params: as of :func:`quantize`, like the other arguments.
-      bits: as of :func:`quantize`, or traced, and not checked then.
+      params: as in :func:`quantize`, like the other arguments.
+      bits: as in :func:`quantize`, or traced, and not checked then.
       mask: which leaves are quantized.
       key: random key for stochastic rounding.
       **options: see :class:`hero_jax.quant.GridOptions`.
