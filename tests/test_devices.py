@@ -149,10 +149,16 @@ def settings(direction, reduction, masks, params):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("direction", "reduction", "masks"),
-    [("layerwise", "sum", "default"), ("adaptive", "mean", "disjoint")]
-    + [
-        pytest.param(direction, "sum", "default", marks=pytest.mark.slow)
-        for direction in ("adaptive", "normalized")
+    [
+        ("layerwise", "sum", "default"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("adaptive", "mean", "disjoint"),
+                ("adaptive", "sum", "default"),
+                ("normalized", "sum", "default"),
+            ]
+        ),
     ],
 )
 def test_hero_is_that_of_the_whole_batch(direction, reduction, masks):
@@ -667,7 +673,7 @@ COLLECTIVES = {
     pairs(
         METHODS,
         ("global", "local"),
-        quick=[("hero", "global"), ("hero", "local"), ("GRAD-L1", "global")],
+        quick=[("hero", "global"), ("hero", "local")],
     ),
 )
 def test_collective_operations_per_step(method, scope):

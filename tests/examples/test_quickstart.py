@@ -64,6 +64,7 @@ def test_bad_options_are_named_before_any_work(arguments, value, capsys):
     assert f": {value}" in message
 
 
+@pytest.mark.slow
 def test_a_network_that_diverges_is_named(tmp_path, monkeypatch):
     def steep(params, *arguments):
         loss, stats = quickstart.loss_fn(params, *arguments)

@@ -94,10 +94,12 @@ def figures_of(results: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _full_scale(records: Records) -> str:
-    """Return the rows of the paper: its number, and ours."""
+    """Return the rows that have run: the paper's number, and ours."""
+    if not records:
+        return "No row has run yet."
     cells = [["name", "paper", "here", "here, 4 bits"]]
     for row in rows():
-        if row.scale == "full":
+        if row.name in records and row.scale == "full":
             x = row.config
             number = paper.accuracy(x.dataset, x.model, x.method, x.label_noise)
             ours = [tables.mean(records, row.name, bits) for bits in ("32", "4")]

@@ -51,6 +51,11 @@ def made_up(folder):
 
 def test_the_report_tells_means_errors_and_differences(tmp_path):
     made_up(tmp_path)
+    row = next(x for x in entries.rows() if x.name == "cifar10_resnet20_sgd")
+    record = json.loads((tmp_path / "cpu" / "sgd.json").read_text())
+    record["config"] = dataclasses.asdict(row.config)
+    row.path(tmp_path).parent.mkdir()
+    row.path(tmp_path).write_text(json.dumps(record))
     page = tmp_path / "page.md"
     names = ("table 1", "table 2", "table 3", "differences", "settings", "15 epochs")
     names += ("full scale",)
@@ -79,6 +84,8 @@ def test_the_report_tells_means_errors_and_differences(tmp_path):
     expected = f"{values.mean():.1f} ± {stats.sem(values):.1f}"
     assert cells("table 2", "SGD, not tuned")[2] == expected
     assert f"{percent('first_order', '5').mean():.1f} ±" in cells("table 3", "first")[2]
+    assert cells("full scale", "cifar10_resnet20_sgd ")[0] == "92.82"
+    assert parts["full scale"].count("cifar10") == 1
     pairs = percent("hero_noise60", "4") - percent("sgd_noise60", "4")
     told = cells("differences", "HERO minus SGD, 4 bits")[3]
     assert told.strip("*") == f"{pairs.mean():+.1f} ± {stats.sem(pairs):.1f}"
