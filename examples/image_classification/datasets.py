@@ -317,7 +317,7 @@ def _folder(root: Path) -> Dataset:
     if not (root / "train").is_dir() or not tests:
         raise DatasetError(
             f"no folder {root / 'train' if tests else root}, or none to test on: "
-            f"expected train/CLASS/IMAGE and {tests[0] if tests else 'test'}/CLASS/"
+            f"expected train/CLASS/IMAGE and {tests[0] if tests else 'val'}/CLASS/"
             f"IMAGE, with the suffixes {sorted(IMAGE_SUFFIXES)}."
         )
     classes: dict[str, int] = {}

@@ -50,6 +50,7 @@ def test_hero_has_our_settings_and_released_those_of_the_authors():
 def test_samples_are_found_by_their_names():
     assert named("digits").dataset == "digits"
     assert named("photographs").augmentation == "resized_crop"
+    assert named("photographs").dataset == "./DIR"  # not the default, CIFAR-10
 
 
 def test_what_is_written_reads_back_equal(tmp_path):
