@@ -73,7 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("weights", type=Path, help="file that the quick start saved")
-    parser.add_argument("--bits", type=int, default=4, choices=range(2, 9))
+    parser.add_argument(
+        "--bits", type=int, default=4, choices=range(2, 9), help="of a weight"
+    )
     options = parser.parse_args(arguments)
     images = load_digits().images[:, :, :, None].astype(np.float32)
     images = (images - images.mean()) / images.std()  # about as in the training

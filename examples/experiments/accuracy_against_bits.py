@@ -124,8 +124,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line.training_parser(__doc__, "quickstart_results")
     add = parser.add_argument
     add("weights", nargs="*", type=Path, help="files that the quick start saved")
-    add("--setting", choices=SETTINGS, action="append", help="of the quantizer")
-    add("--all", action="store_true", help="all settings of the quantizer")
+    one_of = f"of the quantizer, may be repeated: {'; '.join(SETTINGS)}"
+    add("--setting", choices=SETTINGS, action="append", metavar="NAME", help=one_of)
+    add("--all", action="store_true", help="all of these settings")
     options = parser.parse_args(arguments)
     try:
         options.networks = load_all(options.weights)

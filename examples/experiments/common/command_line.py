@@ -1,15 +1,21 @@
 """Command lines whose options are checked before anything is trained."""
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser that shows a module's docstring as it is."""
+    """Return a parser that shows a module's docstring as it is.
+
+    Usage and errors begin with the command as it was typed: `python -m` and a name.
+    """
     formatter = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(description=doc, formatter_class=formatter)
+    spec = sys.modules["__main__"].__spec__
+    name = None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
+    return argparse.ArgumentParser(name, description=doc, formatter_class=formatter)
 
 
 def training_parser(doc: str | None, out: str) -> argparse.ArgumentParser:

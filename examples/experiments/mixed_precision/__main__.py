@@ -77,7 +77,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="random ones, for correlation",
     )
     add("--time-limit", type=float, default=20.0, help="seconds for pairs of layers")
-    add("--no-activations", dest="activations", action="store_false")
+    without = "leave out the tables of the activations' precision"
+    add("--no-activations", dest="activations", action="store_false", help=without)
     options = parser.parse_args(arguments)
     options.choices = tuple(sorted({*options.choices}))
     least, most = options.choices[0], options.choices[-1]
@@ -92,7 +93,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--within must be at least 0, got {options.within:g}")
     by_size = options.within is not None or options.bytes is not None
     if by_size and options.measure == "pairwise":
-        parser.error("--within and --bytes need a frontier, which pairwise has not")
+        parser.error(
+            "--within and --bytes need a frontier, which pairwise does not have"
+        )
     budgets = {b for b in (*BUDGETS, options.average_bits) if least <= b <= most}
     options.budgets = sorted(budgets)
     groups = options.group_size

@@ -213,7 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     add("--size", type=at_least(1), help="height and width of the images")
     add("--batch", type=at_least(1), help="images per step, of all devices together")
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
-    add("--method", choices=METHODS, action="append", help="beside SGD; default: all")
+    some = f"beside SGD, may be repeated; all if not given: {'; '.join(METHODS)}"
+    add("--method", choices=METHODS, action="append", metavar="NAME", help=some)
     add("--host-devices", type=at_least(1), help="parts of the CPU")
     add("--way", choices=["jit", "pmap", "pmap local"], default="jit")
     options = parser.parse_args(arguments)
