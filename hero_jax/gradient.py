@@ -28,7 +28,7 @@ import optax
 from hero_jax import _autodiff, _checks, _loss, _tree, perturbation
 from hero_jax._autodiff import FiniteDifference
 from hero_jax._typing import AxisName, Directions, Grads, Mask, Params, Perturbation
-from hero_jax.leaves import Leaf, Overrides, are_weights, describe, layer_size
+from hero_jax.leaves import Leaf, Overrides, are_weights, describe, per_layer
 
 __all__ = ["Metrics", "hero_value_and_grad"]
 
@@ -40,9 +40,9 @@ def _along(
     gradient_and_hvp: Callable[[Params], tuple[Grads, Callable[[Params], Grads], Any]],
     h: chex.Numeric,
     gamma: chex.Numeric,
-    c: chex.ArrayTree,
-) -> tuple[Grads, Grads, Grads, Any]:
-    """Return Eq. 13 along z, `grad L(U)`, its difference from g, and L(U).
+    penalty: Callable[[Grads, Params], chex.Array],
+) -> tuple[Grads, Step]:
+    """Return Eq. 13 along z, and what was computed on the way.
 
     Args:
       z: direction.
@@ -50,15 +50,27 @@ def _along(
       g: `grad L(W)`.
       gradient_and_hvp: `U -> (grad L(U), v -> H(U) v, L(U))`.
       h: length of the step.
-      gamma: strength of the penalty `G(U) = sum_i c_i ||grad_i L(U) - g^i||^2`.
-      c: its weights, one for each tensor.
+      gamma: strength of the penalty.
+      penalty: G of Eq. 12, `(grad L(U) - g, h z) -> G`.
     """
-    U = optax.tree.add(W, _tree.scale(h, z))
-    dL, hvp, loss_U = gradient_and_hvp(U)
+    step = _tree.scale(h, z)
+    dL, hvp, loss_U = gradient_and_hvp(optax.tree.add(W, step))
     difference = optax.tree.sub(dL, g)
-    v = _tree.scale(2 * gamma, optax.tree.mul(c, difference))
+    G, v = jax.value_and_grad(penalty)(difference, step)
     # Gamma inside the product: of a loss that is scaled for float16, H v overflows.
-    return optax.tree.add(dL, hvp(v)), dL, difference, loss_U
+    product = hvp(_tree.scale(gamma, v))
+    return optax.tree.add(dL, product), Step(z, dL, difference, product, G, loss_U)
+
+
+class Step(NamedTuple):
+    """A step along z: gradient at its end, differences, penalty, loss there."""
+
+    z: Params
+    grad: Grads
+    difference: Grads
+    product: Grads
+    penalty: chex.Array
+    loss: Any
 
 
 class Metrics(NamedTuple):
@@ -74,6 +86,7 @@ class Metrics(NamedTuple):
       hessian_norm: `||Hz||` by the finite difference `||grad L(U) - g|| / h`
         (section 5.4, Figure 2a); zero for `h = 0`, which looks at one point only.
       penalty: `G(U)` of Eq. 12, over the penalised leaves, before gamma.
+      penalty_grad_norm: `||gamma grad_U G(U)||`, the penalty's part of the gradient.
     """
 
     perturbed_loss: chex.Array | None
@@ -83,6 +96,7 @@ class Metrics(NamedTuple):
     grad_difference_norm: chex.Array
     hessian_norm: chex.Array
     penalty: chex.Array
+    penalty_grad_norm: chex.Array
 
 
 class Settings(NamedTuple):
@@ -106,7 +120,7 @@ class Settings(NamedTuple):
         hvp: str | FiniteDifference,
     ) -> Settings:
         """Check the arguments shared by `hero` and `hero_value_and_grad`."""
-        _checks.check_choice("reduction", reduction, ("mean", "sum"))
+        _checks.check_choice("reduction", reduction, ("mean", "norm", "sum"))
         return cls(
             directions=perturbation.resolve_all(perturbation_, leaves),
             reduction=reduction,
@@ -146,9 +160,6 @@ def hero_gradient(
       The gradient, with the dtypes of `g`, and the metrics.
     """
     off, no_penalty = _checks.is_zero(h), _checks.is_zero(gamma)
-    perturbed = _tree.resolve_mask(
-        "perturb_mask", settings.perturb_mask, W, None if off else "h"
-    )
     described = describe(W, settings.leaves)
     penalised = _tree.resolve_mask(
         "penalty_mask",
@@ -159,15 +170,16 @@ def hero_gradient(
     )
     no_penalty = no_penalty or not any(jax.tree.leaves(penalised))
     wide = _tree.widen(g)
+    moved = [
+        perturbation.which_move(
+            direction, W, settings.perturb_mask, settings.leaves, None if off else "h"
+        )
+        for direction in settings.directions
+    ]
     if off:  # U = W: grad L(U) = g, and the penalty's gradient is zero
         zero = jax.tree.map(jnp.zeros_like, wide)
-        return g, _metrics(loss, h, wide, wide, zero, zero, zero)
-    c = jax.tree.map(
-        functools.partial(_penalty_weight, reduction=settings.reduction),
-        penalised,
-        described,
-        W,
-    )
+        return g, _metrics(h, wide, Step(zero, wide, zero, zero, jnp.float32(0), loss))
+    penalty = _penalty(settings.reduction, penalised, described)
 
     def gradient_and_hvp(U: Params) -> tuple[Grads, Callable[[Params], Grads], Any]:
         hvp: Callable[[Params], Grads]
@@ -182,55 +194,59 @@ def hero_gradient(
         dL = _tree.cast_like(dL, wide)
         return dL, lambda v: _tree.cast_like(hvp(_tree.cast_like(v, U)), wide), loss_U
 
-    def along(direction: Perturbation) -> tuple[Grads, Metrics]:
-        z = perturbation.along(direction, W, g, perturbed)
-        gradient, dL, difference, loss_U = _along(
-            z, _tree.widen(W), wide, gradient_and_hvp, h, gamma, c
+    def along(direction: Perturbation, moved: chex.ArrayTree) -> tuple[Grads, Metrics]:
+        z = perturbation.along(direction, W, g, moved)
+        gradient, step = _along(
+            z, _tree.widen(W), wide, gradient_and_hvp, h, gamma, penalty
         )
-        weighted = optax.tree.mul(c, difference)
-        return gradient, _metrics(loss_U, h, wide, dL, z, difference, weighted)
+        return gradient, _metrics(h, wide, step)
 
-    gradient, metrics = _tree.mean([along(z) for z in settings.directions])
+    gradient, metrics = _tree.mean(
+        [along(*each) for each in zip(settings.directions, moved, strict=True)]
+    )
     # NaN in g can get lost on its way through U: a rectifier may map it to zero.
     finite = jnp.isfinite(metrics.grad_norm)
     gradient = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), gradient)
     return _tree.cast_like(gradient, g), metrics
 
 
-def _penalty_weight(keep: bool, leaf: Leaf, x: chex.Array, reduction: str) -> float:
-    """Return c_i: 1 for the sum of squares, 1 / n_i for their mean, 0 if masked.
+def _penalty(
+    reduction: str, penalised: chex.ArrayTree, described: chex.ArrayTree
+) -> Callable[[Grads, Params], chex.Array]:
+    """Return `G(difference, step)`, over the penalised leaves, layer by layer."""
 
-    Of a stack of layers, n_i is the size of one: each has a mean of its own.
-    """
-    if not keep:
-        return 0.0
-    n = layer_size(x, leaf)
-    return 1.0 / max(n, 1) if reduction == "mean" else 1.0
+    def of_layer(d: chex.Array, hz: chex.Array) -> chex.Array:
+        if reduction == "norm":
+            return _tree.norm(hz) * _tree.norm(d)
+        return jnp.sum(d**2) / (max(d.size, 1) if reduction == "mean" else 1)
+
+    def of_leaf(
+        keep: bool, leaf: Leaf, d: chex.Array, hz: chex.Array
+    ) -> chex.Array | None:
+        return per_layer(of_layer, leaf)(d, hz).sum() if keep else None
+
+    def G(difference: Grads, step: Params) -> chex.Array:
+        dtype = _tree.widest_dtype(difference)
+        each = jax.tree.map(of_leaf, penalised, described, difference, step)
+        return sum(
+            (x.astype(dtype) for x in jax.tree.leaves(each)), jnp.zeros((), dtype)
+        )
+
+    return G
 
 
-def _metrics(
-    loss_U: chex.Array | None,
-    h: chex.Numeric,
-    g: Grads,
-    dL: Grads,
-    z: Params,
-    difference: Grads,
-    weighted: Grads,
-) -> Metrics:
-    difference_norm = _tree.global_norm(difference)
-    step = jnp.asarray(h, difference_norm.dtype)
-    products = jax.tree.map(lambda a, b: jnp.sum(a * b), weighted, difference)
+def _metrics(h: chex.Numeric, g: Grads, step: Step) -> Metrics:
+    difference_norm = _tree.global_norm(step.difference)
+    length = jnp.asarray(h, difference_norm.dtype)
     return Metrics(
-        perturbed_loss=loss_U,
+        perturbed_loss=step.loss,
         grad_norm=_tree.global_norm(g),
-        perturbed_grad_norm=_tree.global_norm(dL),
-        perturbation_norm=_tree.global_norm(z),
+        perturbed_grad_norm=_tree.global_norm(step.grad),
+        perturbation_norm=_tree.global_norm(step.z),
         grad_difference_norm=difference_norm,
-        hessian_norm=difference_norm / jnp.where(step == 0.0, 1.0, step),
-        penalty=sum(
-            (x.astype(step.dtype) for x in jax.tree.leaves(products)),
-            jnp.zeros((), step.dtype),
-        ),
+        hessian_norm=difference_norm / jnp.where(length == 0.0, 1.0, length),
+        penalty=step.penalty.astype(length.dtype),
+        penalty_grad_norm=_tree.global_norm(step.product),
     )
 
 
@@ -275,12 +291,16 @@ def hero_value_and_grad(
         is 1 / loss, since the penalty is a square: for S times the loss, such as a sum
         over S examples or a loss scaled for float16, `gamma / S` does the same.
       perturbation: "layerwise" (Eq. 11), "adaptive" (released code), "normalized"
-        (SAM), or a function `(params, grads) -> z`; or a list of several, over which
-        gradient and metrics are averaged.
-      reduction: "sum" of the squared differences of a tensor (the paper), or their
-        "mean" (released code); tensors are summed up either way.
+        (SAM), "relative" (h is a share of each kernel's norm), or a function
+        `(params, grads) -> z`; or a list of several, over which gradient and metrics
+        are averaged.
+      reduction: "sum" of the squared differences of a tensor (the paper), their
+        "mean" (released code), or "norm", `||h z^i|| ||grad_i L(U) - g^i||`: a loss, so
+        that gamma has no unit, and 1/2 is a bound of the second-order term of Eq. 4.
+        Tensors are summed up in each case.
       perturb_mask: which leaves are perturbed: tree of bools, or a function
-        `params -> tree`. A leaf left out counts in no norm. Default: all.
+        `params -> tree`. A leaf left out counts in no norm. Default: all; kernels and
+        embeddings by "relative" and :func:`hero_jax.perturbation.rounding`.
       penalty_mask: which leaves enter the penalty. Default: kernels and embeddings,
         that is, those of two or more dimensions without biases and normalization; where
         there is none, as in one flat vector, pass `True` for all. The product is the

@@ -12,10 +12,15 @@ How long `z` is decides what `h` means. Over a network of N tensors with n_i ent
 - :func:`layerwise` gives a step of about `rms(W^i) / sqrt(n_i)` in tensor i,
 - :func:`adaptive` gives a whole step of about `max |W|` at most,
 - :func:`normalized` gives a whole step of exactly 1,
+- :func:`relative` gives a step of `||W^i||` in tensor i,
+- :func:`rounding` gives half a bin of the quantizer to every weight,
 
-so an `h` tuned for one of them means nothing for another. Two more are those that the
-paper comes from: :func:`hutchinson`, random (Eq. 9), and :func:`gradient`, the gradient
-as it is (Eq. 10).
+so an `h` tuned for one of them means nothing for another: :func:`step_for` tells what h
+a direction needs to move the weights by a given share of their norm. The last two move
+the weights that get quantized, kernels and embeddings, unless `perturb_mask` says
+otherwise; under the others nearly all of the step may go to the smallest tensors. Two
+more are those that the paper comes from: :func:`hutchinson`, random (Eq. 9), and
+:func:`gradient`, the gradient as it is (Eq. 10).
 
 Several directions, `perturbation=[first, second]`, have a perturbed point and a penalty
 each, and HERO's gradient is the mean over them.
@@ -23,6 +28,7 @@ each, and HERO's gradient is the mean over them.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -30,13 +36,25 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from hero_jax import _checks, _tree
-from hero_jax._typing import Directions, Grads, Params, Perturbation
-from hero_jax.leaves import Overrides, describe, per_layer
+from hero_jax import _checks, _tree, quant
+from hero_jax._typing import Directions, Grads, Mask, Params, Perturbation
+from hero_jax.leaves import Overrides, are_weights, describe, per_layer
+from hero_jax.quant import _options
 
-__all__ = ["adaptive", "gradient", "hutchinson", "layerwise", "normalized"]
+__all__ = [
+    "adaptive",
+    "gradient",
+    "hutchinson",
+    "layerwise",
+    "normalized",
+    "relative",
+    "rounding",
+    "share_moved",
+    "step_for",
+]
 
 _SAMPLERS = {"normal": jax.random.normal, "rademacher": jax.random.rademacher}
 
@@ -261,27 +279,264 @@ def hutchinson(key: chex.PRNGKey, distribution: str = "normal") -> Perturbation:
     return random
 
 
+@dataclasses.dataclass(frozen=True)
+class _OfWeights:
+    """A direction of kernels and embeddings, of each layer of a stack by itself.
+
+    Attributes:
+      z: `(params, grads, leaves) -> z`.
+      leaves: what :mod:`hero_jax.leaves` does not see.
+    """
+
+    z: Callable[[Params, Grads, Overrides | None], Params]
+    leaves: Overrides | None = None
+
+    def __call__(self, params: Params, grads: Grads) -> Params:
+        """Return z."""
+        return self.z(params, grads, self.leaves)
+
+
+def relative(direction: str | Perturbation = "layerwise") -> Perturbation:
+    r"""Return a direction that moves each tensor by a share of its own norm.
+
+    .. math::
+
+        z^i = \|W^i\|_2 \, \frac{u^i}{\|u^i\|_2}
+
+    along the u of another direction, so that h is the share: with h = 0.05 every kernel
+    moves by 5 % of its norm, whatever its size. That is what the paper's words promise,
+    "to match the weight value range in each layer", and its Eq. 11 does not do: there
+    the share falls with the size of the tensor. Rounding to b bits moves a kernel by
+    about `2^(1 - b)` of its norm.
+
+    Kernels and embeddings move; other leaves only by a `perturb_mask`. Each layer of a
+    stack moves by itself.
+
+    Args:
+      direction: whose u: "layerwise" (default) and "adaptive" are `(W^i)^2 g^i`,
+        "normalized" is `g^i`; or a function `(params, grads) -> u`.
+
+    Returns:
+      A direction, `(params, grads) -> z`; "relative" by name is `relative()`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> W, g = jnp.array([[3.0, 4.0]]), jnp.array([[0.0, 2.0]])
+      >>> hero_jax.perturbation.relative()(W, g)
+      Array([[0., 5.]], dtype=float32)
+    """
+    inner = resolve(direction)
+
+    def of_leaf(W: chex.Array, u: chex.Array) -> chex.Array:
+        return _tree.norm(W) * _over_norm(u, _tree.norm(u))
+
+    def z(params: Params, grads: Grads, leaves: Overrides | None) -> Params:
+        return jax.tree.map(
+            lambda leaf, W, u: per_layer(of_leaf, leaf)(W, u),
+            describe(params, leaves),
+            _tree.widen(params),
+            _tree.widen(inner(params, grads)),
+        )
+
+    return _OfWeights(z)
+
+
+def rounding(bits: int, axis: Any = None) -> Perturbation:
+    r"""Return the direction in which rounding to so many bits does the most harm.
+
+    .. math::
+
+        z^i = \tfrac12 s^i \, \mathrm{sign}(g^i)
+
+    with `s^i` the width of a bin of :func:`hero_jax.quant.quantize`. Rounding moves no
+    weight by more than half a bin, so at h = 1 this is, to first order, the worst
+    that rounding can do: the corner of the ball of Theorem 2.
+
+    Kernels and embeddings move, as they are quantized by default.
+
+    Args:
+      bits: of the quantizer, 2 to 8, or 16.
+      axis: along which its grids differ, as of :func:`hero_jax.quant.quantize`.
+
+    Returns:
+      A direction, `(params, grads) -> z`.
+
+    Raises:
+      ValueError: bits is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> W, g = jnp.array([[0.0, 1.0, 3.0]]), jnp.array([[2.0, -1.0, 0.0]])
+      >>> hero_jax.perturbation.rounding(bits=2)(W, g)  # a bin is 1 wide
+      Array([[ 0.5, -0.5,  0. ]], dtype=float32)
+
+    References:
+      Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Theorem 2.
+    """
+    _options.check_bits(bits)
+
+    def of_leaf(grid: Any, W: chex.Array, g: chex.Array) -> chex.Array:
+        if not quant.is_quantized(grid):
+            return jnp.zeros_like(g)
+        own = [k for k, n in enumerate(np.shape(grid.scale)) if n == 1]
+        largest = jnp.max(jnp.abs(W), own, keepdims=True)  # no bins for zeros alone
+        return jnp.where(largest == 0.0, 0.0, 0.5 * grid.scale) * jnp.sign(g)
+
+    def z(params: Params, grads: Grads, leaves: Overrides | None) -> Params:
+        W = _tree.widen(params)
+        grids = quant.quantize(W, bits, axis=axis, leaves=leaves)
+        return jax.tree.map(
+            of_leaf, grids, W, _tree.widen(grads), is_leaf=quant.is_quantized
+        )
+
+    return _OfWeights(z)
+
+
+def share_moved(
+    params: Params,
+    grads: Grads,
+    *,
+    h: chex.Numeric,
+    perturbation: str | Perturbation = "layerwise",
+    perturb_mask: Mask | None = None,
+    leaves: Overrides | None = None,
+) -> chex.ArrayTree:
+    r"""Tell how far HERO's step moves each tensor, as a share of its norm.
+
+    .. math:: h \, \|z^i\|_2 / \|W^i\|_2
+
+    Rounding a kernel to 4 bits moves it by some 10 %. If the step moves kernels by a
+    thousandth of that and normalization scales by 3 %, as Eq. 11 does at h = 1, it is
+    no preparation for rounding.
+
+    Args:
+      params: weights `W`.
+      grads: gradient `g` at `W`, of one mini-batch.
+      h: length of the step.
+      perturbation: direction, by name or as a function.
+      perturb_mask: which leaves move, as of :func:`hero_jax.hero_value_and_grad`.
+      leaves: as there.
+
+    Returns:
+      Tree like `params` of scalars; zero for a tensor of zeros.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> W, g = {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}, None
+      >>> hero_jax.perturbation.share_moved(W, W, h=1.0)
+      {'bias': Array(0.35355338, dtype=float32), 'kernel': Array(0.125, dtype=float32)}
+    """
+    z = _masked(params, grads, perturbation, perturb_mask, leaves)
+
+    def share(W: chex.Array, z: chex.Array) -> chex.Array:
+        return jnp.abs(h) * _over_norm(_tree.norm(z), _tree.norm(W))
+
+    return jax.tree.map(share, params, z)
+
+
+def step_for(
+    share: chex.Numeric,
+    params: Params,
+    grads: Grads,
+    *,
+    perturbation: str | Perturbation = "layerwise",
+    perturb_mask: Mask | None = None,
+    leaves: Overrides | None = None,
+) -> chex.Array:
+    r"""Return the h at which the weights move by a share of their norm.
+
+    .. math:: h = \text{share} \cdot \|W\|_2 / \|z\|_2
+
+    over kernels and embeddings together, from one gradient: a place to begin a search
+    of h, for a direction and a network that are new.
+
+    Args:
+      share: how far, such as 0.05.
+      params: weights `W`.
+      grads: gradient `g` at `W`, of one mini-batch.
+      perturbation: direction, by name or as a function.
+      perturb_mask: which leaves move, as of :func:`hero_jax.hero_value_and_grad`.
+      leaves: as there.
+
+    Returns:
+      h, a scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> W = {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}
+      >>> hero_jax.perturbation.step_for(0.05, W, W)
+      Array(0.4, dtype=float32)
+    """
+    z = _masked(params, grads, perturbation, perturb_mask, leaves)
+    chosen = are_weights(describe(params, leaves))
+    W = _tree.global_norm(_tree.select(chosen, _tree.widen(params)))
+    return share * _over_norm(W, _tree.global_norm(_tree.select(chosen, z)))
+
+
+def _masked(
+    params: Params,
+    grads: Grads,
+    perturbation: str | Perturbation,
+    perturb_mask: Mask | None,
+    leaves: Overrides | None,
+) -> Params:
+    direction = resolve(perturbation, leaves)
+    moved = which_move(direction, params, perturb_mask, leaves)
+    return along(direction, params, grads, moved)
+
+
+def which_move(
+    direction: Perturbation,
+    params: Params,
+    perturb_mask: Mask | None,
+    leaves: Overrides | None,
+    needed_for: str | None = None,
+) -> chex.ArrayTree:
+    """Return Python bools like params: the mask, or what the direction is of."""
+    default = None
+    if isinstance(direction, _OfWeights):
+        default = lambda params: are_weights(describe(params, leaves))  # noqa: E731
+    return _tree.resolve_mask(
+        "perturb_mask", perturb_mask, params, needed_for, default=default
+    )
+
+
 def resolve(
     perturbation: str | Perturbation, leaves: Overrides | None = None
 ) -> Perturbation:
     """Return the direction that goes by this name, or the function itself.
 
-    Eq. 11 is told which leaves are stacks of layers.
+    Those that treat layers by themselves are told which leaves are stacks of layers.
     """
     if leaves is not None and perturbation in ("layerwise", layerwise):
         return functools.partial(layerwise, leaves=leaves)
+    if perturbation == "relative":
+        perturbation = relative()
+    if isinstance(perturbation, _OfWeights):
+        return dataclasses.replace(perturbation, leaves=leaves)
+    for name, factory in (("relative", relative), ("rounding", rounding)):
+        if perturbation is factory or perturbation == "rounding" == name:
+            argument = "" if name == "relative" else "bits"
+            raise ValueError(
+                f"perturbation={name} is a function that makes a direction: pass "
+                f"hero_jax.perturbation.{name}({argument})."
+            )
     if perturbation in ("hutchinson", hutchinson):
         raise ValueError(
             "perturbation=hutchinson lacks a key: pass "
             "hero_jax.perturbation.hutchinson(key), with a new key at every step."
         )
     if isinstance(perturbation, str):
-        _checks.check_choice("perturbation", perturbation, _BY_NAME)
+        _checks.check_choice("perturbation", perturbation, NAMES)
         return _BY_NAME[perturbation]
     _checks.check_callable(
         "perturbation",
         perturbation,
-        f"(params, grads) -> z, or one of {sorted(_BY_NAME)}",
+        f"(params, grads) -> z, or one of {NAMES}",
     )
     return perturbation
 
@@ -312,6 +567,10 @@ def along(
     _tree.check_same_structure("the perturbation's result", z, "params", W)
     _tree.check_real("the perturbation's result", z)
     return _tree.select(perturbed, _tree.cast_like(z, _tree.widen(W)))
+
+
+NAMES = (*sorted(_BY_NAME), "relative")
+"""Directions that go by a name."""
 
 
 def _over_norm(x: chex.Array, norm: chex.Array) -> chex.Array:
