@@ -117,7 +117,8 @@ def dense_hero(
             c = 1.0 / g[i].size if reduction == "mean" else 1.0
             weighted[i] = c * (dL[i] - g[i])
             penalty += c * np.sum((dL[i] - g[i]) ** 2)
-    return unflatten(dL + 2 * gamma * H @ weighted), {
+    product = 2 * gamma * H @ weighted
+    return unflatten(dL + product), {
         "perturbed_loss": float(value),
         "grad_norm": np.linalg.norm(g),
         "perturbed_grad_norm": np.linalg.norm(dL),
@@ -125,4 +126,5 @@ def dense_hero(
         "grad_difference_norm": np.linalg.norm(dL - g),
         "hessian_norm": np.linalg.norm(dL - g) / h,
         "penalty": penalty,
+        "penalty_grad_norm": np.linalg.norm(product),
     }

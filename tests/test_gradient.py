@@ -860,7 +860,7 @@ MISUSES = {
     "reduction": (
         {"reduction": "max"},
         ValueError,
-        r"reduction must be one of \['mean', 'sum'\], got 'max'",
+        r"reduction must be one of \['mean', 'norm', 'sum'\], got 'max'",
     ),
     "perturbation": (
         {"perturbation": "sam"},
