@@ -599,8 +599,8 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             'Passed `reduction="avg"`.',
             lambda: hero(reduction="avg"),
             ValueError,
-            ("reduction must be one of ['mean', 'sum'], got 'avg'",),
-            'Take `"sum"` (the paper) or `"mean"` (the released code).',
+            ("reduction must be one of ['mean', 'norm', 'sum'], got 'avg'",),
+            'Take `"sum"` (the paper), `"mean"` (the released code) or `"norm"`.',
         ),
         Misuse(
             "hvp_unknown",
