@@ -425,9 +425,9 @@ def share_moved(
     Example:
       >>> import jax.numpy as jnp
       >>> import hero_jax
-      >>> W, g = {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}, None
+      >>> W = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
       >>> hero_jax.perturbation.share_moved(W, W, h=1.0)
-      {'bias': Array(0.35355338, dtype=float32), 'kernel': Array(0.125, dtype=float32)}
+      {'bias': Array(0.25, dtype=float32), 'kernel': Array(0.0625, dtype=float32)}
     """
     z = _masked(params, grads, perturbation, perturb_mask, leaves)
 
@@ -467,9 +467,9 @@ def step_for(
     Example:
       >>> import jax.numpy as jnp
       >>> import hero_jax
-      >>> W = {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}
+      >>> W = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
       >>> hero_jax.perturbation.step_for(0.05, W, W)
-      Array(0.4, dtype=float32)
+      Array(0.8, dtype=float32)
     """
     z = _masked(params, grads, perturbation, perturb_mask, leaves)
     chosen = are_weights(describe(params, leaves))

@@ -22,7 +22,7 @@ ALLOWED = {
     "_loss": {"_typing", "_checks", "_tree", "_axis"},
     "parts": {"_typing", "_checks", "_tree", "_axis", "_batches"},
     "leaves": {"_typing", "_checks", "_tree"},
-    "perturbation": {"_typing", "_checks", "_tree", "leaves"},
+    "perturbation": {"_typing", "_checks", "_tree", "leaves", "quant"},
     "gradient": {
         *("_typing", "_checks", "_tree", "_autodiff", "_loss", "leaves"),
         "perturbation",
