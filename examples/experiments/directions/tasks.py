@@ -1,0 +1,104 @@
+"""What is trained, and which settings every method may try."""
+
+import dataclasses
+from typing import Any
+
+from examples.experiments.sweep.grid import Grid
+from examples.image_classification.config import Config
+
+BITS = (8, 4, 3, 2)
+SEARCH_SEED, SEEDS = 3, (0, 1, 2)
+
+DIGITS = Config(
+    dataset="digits",
+    augmentation="none",
+    model="resnet8",
+    epochs=20,
+    bits=BITS,
+    validation_size=250,
+)
+SMALL_CIFAR = Config(
+    dataset="cifar10",
+    downsample=2,
+    train_size=2500,
+    test_size=5000,
+    validation_size=500,
+    augmentation="none",
+    model="resnet8",
+    epochs=20,
+    batch_size=64,
+    bits=BITS,
+)
+
+TASKS: dict[str, Config] = {
+    "digits": DIGITS,
+    "digits_noise40": dataclasses.replace(DIGITS, label_noise=0.4),
+    "cifar": SMALL_CIFAR,
+    "cifar_noise40": dataclasses.replace(SMALL_CIFAR, label_noise=0.4),
+    "cifar_noise80": dataclasses.replace(SMALL_CIFAR, label_noise=0.8),
+    "mobilenet_noise40": dataclasses.replace(
+        SMALL_CIFAR, label_noise=0.4, model="mobilenet_v2"
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Config fields of a method, and the settings that it may try: `BUDGET` of them.
+
+    Attributes:
+      fields: what differs from the task's config, but for numbers.
+      grid: of the numbers.
+    """
+
+    fields: dict[str, Any]
+    grid: Grid
+
+    def config(self, task: Config) -> Config:
+        """Return the config of its runs."""
+        return dataclasses.replace(task, **self.fields)
+
+
+BUDGET = 12
+
+
+def _octaves(first: float, count: int, per_octave: int = 1) -> tuple[float, ...]:
+    return tuple(float(f"{first * 2 ** (k / per_octave):.4g}") for k in range(count))
+
+
+def _first_order(direction: str, first: float) -> Method:
+    fields = {"method": "first_order", "perturbation": direction}
+    grid = Grid(h=_octaves(first, BUDGET, 2), gamma=(0.0,), seeds=(SEARCH_SEED,))
+    return Method(fields, grid)
+
+
+def _hero(
+    direction: str, first: float, reduction: str, gamma: tuple[float, ...]
+) -> Method:
+    fields = {"method": "hero", "perturbation": direction, "reduction": reduction}
+    count = BUDGET // len(gamma)
+    grid = Grid(h=_octaves(first, count), gamma=gamma, seeds=(SEARCH_SEED,))
+    return Method(fields, grid)
+
+
+METHODS: dict[str, Method] = {
+    "SGD": Method(
+        {"method": "sgd"},
+        Grid(
+            h=(0.0,),
+            gamma=(0.0,),
+            learning_rate=(0.05, 0.1, 0.2),
+            weight_decay=(1e-4, 5e-4, 2e-3, 5e-3),
+            seeds=(SEARCH_SEED,),
+        ),
+    ),
+    "SAM": _first_order("normalized", 0.02),
+    "first-order, layerwise": _first_order("layerwise", 0.5),
+    "first-order, adaptive": _first_order("adaptive", 0.1),
+    "first-order, relative": _first_order("relative", 0.005),
+    "first-order, rounding": _first_order("rounding", 0.1),
+    "HERO, layerwise": _hero("layerwise", 0.5, "sum", (0.05, 0.5)),
+    "HERO, adaptive": _hero("adaptive", 0.1, "sum", (0.05, 0.5)),
+    "HERO, relative": _hero("relative", 0.005, "norm", (0.5, 1.0)),
+    "HERO, rounding": _hero("rounding", 0.1, "norm", (0.5, 1.0)),
+}
