@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 Augmentation = Literal["none", "crop_flip", "resized_crop"]
-Direction = Literal["layerwise", "adaptive", "normalized"]
+Direction = Literal["layerwise", "adaptive", "normalized", "relative", "rounding"]
 DType = Literal["float32", "bfloat16"]
 Method = Literal["hero", "first_order", "grad_l1", "sgd"]
 Model = Literal["resnet20", "mobilenet_v2", "vgg19_bn", "resnet18", "resnet8"]
 Optimizer = Literal["sgd", "adamw"]
 Product = Literal["exact", "finite_difference"]
-Reduction = Literal["sum", "mean"]
+Reduction = Literal["sum", "mean", "norm"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,8 @@ class Config:
       method: how the loss becomes a gradient.
       h: length of HERO's and first_order's step, in units of z.
       gamma: strength of HERO's penalty.
-      perturbation: direction z; "layerwise" is the paper's Eq. 11.
+      perturbation: direction z; "layerwise" is the paper's Eq. 11, and "rounding" is
+        that of 4 bits.
       reduction: of a tensor's squared differences in the penalty.
       hvp: HERO's product with the Hessian, or a difference of gradients in its place,
         which is cheaper and remembers no layers, but errs for networks with rectifiers.

@@ -170,11 +170,14 @@ def make_value_and_grad(
 
     if config.method in ("hero", "first_order"):
         gamma = make_gamma(config, pipeline.steps, settings.gamma)
+        direction: Any = config.perturbation
+        if direction == "rounding":
+            direction = hero_jax.perturbation.rounding(bits=4)
         make = functools.partial(
             hero_jax.hero_value_and_grad,
             loss_fn,
             h=settings.h,
-            perturbation=config.perturbation,
+            perturbation=direction,
             reduction=config.reduction,
             penalty_mask=make_penalty_mask(config),
             hvp="exact" if config.hvp == "exact" else hero_jax.FiniteDifference(),
