@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 Augmentation = Literal["none", "crop_flip", "resized_crop"]
-Direction = Literal["layerwise", "adaptive", "normalized", "relative", "rounding"]
+Direction = Literal[
+    "layerwise", "adaptive", "normalized", "relative", "relative_gradient", "rounding"
+]
 DType = Literal["float32", "bfloat16"]
 Method = Literal["hero", "first_order", "grad_l1", "sgd"]
 Model = Literal["resnet20", "mobilenet_v2", "vgg19_bn", "resnet18", "resnet8"]
+Moved = Literal["all", "weights", "others"]
 Optimizer = Literal["sgd", "adamw"]
 Product = Literal["exact", "finite_difference"]
 Reduction = Literal["sum", "mean", "norm"]
@@ -47,8 +50,10 @@ class Config:
       method: how the loss becomes a gradient.
       h: length of HERO's and first_order's step, in units of z.
       gamma: strength of HERO's penalty.
-      perturbation: direction z; "layerwise" is the paper's Eq. 11, and "rounding" is
-        that of 4 bits.
+      perturbation: direction z; "layerwise" is the paper's Eq. 11, "relative_gradient"
+        is relative along the gradient, and "rounding" is that of 4 bits.
+      moved: along z: "all", the "weights" that get quantized, or the "others"; None
+        leaves it to the direction.
       reduction: of a tensor's squared differences in the penalty.
       hvp: HERO's product with the Hessian, or a difference of gradients in its place,
         which is cheaper and remembers no layers, but errs for networks with rectifiers.
@@ -101,6 +106,7 @@ class Config:
     h: float = 2.0
     gamma: float = 0.1
     perturbation: Direction = "layerwise"
+    moved: Moved | None = None
     reduction: Reduction = "sum"
     hvp: Product = "exact"
     hvp_examples: int | None = None

@@ -1,6 +1,7 @@
 """One training step: the method's gradient, then an ordinary optax chain."""
 
 import functools
+import operator
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +22,12 @@ from .pipeline import Pipeline
 
 OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm", "penalty")
 """What a step returns beside the new state, as one float32 array."""
+
+DIRECTIONS: dict[str, Any] = {
+    "relative_gradient": hero_jax.perturbation.relative("normalized"),
+    "rounding": hero_jax.perturbation.rounding(bits=4),
+}
+"""Directions that the library knows by no name."""
 
 
 class Settings(NamedTuple):
@@ -170,15 +177,13 @@ def make_value_and_grad(
 
     if config.method in ("hero", "first_order"):
         gamma = make_gamma(config, pipeline.steps, settings.gamma)
-        direction: Any = config.perturbation
-        if direction == "rounding":
-            direction = hero_jax.perturbation.rounding(bits=4)
         make = functools.partial(
             hero_jax.hero_value_and_grad,
             loss_fn,
             h=settings.h,
-            perturbation=direction,
+            perturbation=DIRECTIONS.get(config.perturbation, config.perturbation),
             reduction=config.reduction,
+            perturb_mask=make_perturb_mask(config),
             penalty_mask=make_penalty_mask(config),
             hvp="exact" if config.hvp == "exact" else hero_jax.FiniteDifference(),
             hvp_loss_fn=make_hvp_loss(config, loss_fn, pipeline),
@@ -209,6 +214,20 @@ def make_value_and_grad(
         )
     )
     return lambda _, *args: (*plain(*args), jnp.float32(0.0))
+
+
+def make_perturb_mask(config: Config) -> Any:
+    """Return what `config.moved` says: which leaves; None is up to the direction."""
+    if config.moved == "weights":
+        return lambda params: hero_jax.leaves.are_weights(
+            hero_jax.leaves.describe(params)
+        )
+    if config.moved == "others":
+        return lambda params: jax.tree.map(
+            operator.not_,
+            hero_jax.leaves.are_weights(hero_jax.leaves.describe(params)),
+        )
+    return {"all": True, None: None}[config.moved]
 
 
 def make_hvp_loss(

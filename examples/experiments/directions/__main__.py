@@ -5,7 +5,8 @@
     python -m examples.experiments.directions --report
 
 Every method searches 12 settings of its own on training images that are held out, from
-one seed, judged by the mean accuracy in float and at 8, 4, 3 and 2 bits; the best one is
+one seed, judged by the mean accuracy in float and at 8, 4, 3 and 2 bits; SGD searches
+its learning rate and weight decay, which all others then use. The best setting is
 trained from three other seeds and tested on the test images. The settings that were best
 on the digits with label noise are tested on every other task as well, untouched: that is
 whether they carry over. All runs of a task are in `TASK.json` in the folder of results;
@@ -22,13 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from examples.experiments.common.command_line import folder, make_parser
 from examples.experiments.common.statistics import cell, summary
 from examples.experiments.sweep import grid as grids
 from examples.experiments.sweep.grid import Row, Run, settings_of
 from examples.experiments.sweep.search import Options, search
 from examples.image_classification import devices, input_pipeline, results
 from examples.image_classification.config import Config
-from examples.image_classification.stopping import STOPPED, Stop, Stopped
+from examples.image_classification.stopping import Stop, command
 
 from .tasks import BITS, METHODS, SEEDS, TASKS
 
@@ -49,14 +51,14 @@ def read(folder: Path, task: str) -> dict[str, Any]:
 
 def best(record: dict[str, Any], name: str) -> Row | None:
     """Return the setting of a method that was best on the images held out."""
-    summaries = grids.summarize(METHODS[name].grid, record["search"].get(name, []))
-    return grids.best(summaries)
+    rows = record["search"].get(name, [])
+    sgd = None if name == "SGD" else best(record, "SGD")
+    return grids.best(grids.summarize(METHODS[name].search(sgd), rows))
 
 
 def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
     """Do what is missing of a task."""
-    folder, record = options.results, read(options.results, task)
-    of_digits = read(folder, FROM)
+    record, of_digits = read(options.results, task), read(options.results, FROM)
     place = options.dataset if TASKS[task].dataset == "cifar10" else None
     how = Options(quiet=options.quiet, dataset_path=place)
 
@@ -65,20 +67,26 @@ def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
             record[part][name] = [*rows]
             whole = {"environment": results.environment(), **record}
             whole["config"] = dataclasses.asdict(TASKS[task])
-            results.write_json(folder / f"{task}.json", whole)
+            results.write_json(options.results / f"{task}.json", whole)
 
         if not options.quiet:
             print(f"{task}: {part}, {name}", flush=True)
         search(config, runs, how, record[part].get(name, []), keep, stop, pipeline)
 
     for name in options.methods:
-        config = METHODS[name].config(TASKS[task])
-        do("search", name, config, METHODS[name].grid, None)
+        method, sgd = METHODS[name], best(record, "SGD")
+        config = method.config(TASKS[task])
+        if not method.like:
+            do("search", name, config, method.search(sgd), None)
         whole = dataclasses.replace(config, validation_size=None)
-        settings = {"test": best(record, name), "transfer": best(of_digits, name)}
+        settings = {"test": best(record, method.like or name)}
+        if task != FROM and not method.like:
+            settings["transfer"] = best(of_digits, name)
         for part, setting in settings.items():
-            if setting is None or (part == "transfer" and task == FROM):
+            if setting is None:
                 continue
+            of_sgd = best(record, "SGD") or setting
+            setting |= {x: of_sgd[x] for x in ("learning_rate", "weight_decay")}
             runs = [Run(settings_of(setting), seed) for seed in SEEDS]
             tested = {grids.run_of(row) for row in record[part].get(name, [])}
             if not {*runs} <= tested:
@@ -117,29 +125,23 @@ def width(rows: Sequence[Row], gamma: float, within: float = 0.01) -> float | No
     return float(np.log2(max(good) / min(good)))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> None:
     """Run the command; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--task", nargs="+", choices=TASKS, default=["digits_noise40", "digits"])
     add("--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="NAME")
     add("--dataset", help="CIFAR-10 as an .npz file or a folder of mosaics")
     add("--minutes", type=float, help="stop after so many")
-    add("--results", type=Path, default=FOLDER)
-    add("--report", action="store_true", help="print the tables")
+    add("--results", type=folder, default=FOLDER)
+    add("--report", action="store_true", help="only print the tables")
     add("--quiet", action="store_true")
     options = parser.parse_args(arguments)
-    options.results.mkdir(parents=True, exist_ok=True)
     if not options.report:
         with Stop(options.minutes) as stop:
-            try:
-                for task in options.task:
-                    compute(task, options, stop)
-            except Stopped as stopped:
-                print(stopped)
-                return STOPPED
+            for task in options.task:
+                compute(task, options, stop)
     for task in TASKS if options.report else options.task:
         record = read(options.results, task)
         for part in ("test", "transfer"):
@@ -150,7 +152,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             widths = {gamma: width(rows, gamma) for gamma in gammas}
             if any(widths.values()):
                 print(f"{name}: octaves of h within a point of the best: {widths}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from examples.experiments.sweep.grid import Grid
+from examples.experiments.sweep.grid import Grid, Row
 from examples.image_classification.config import Config
 
 BITS = (8, 4, 3, 2)
@@ -44,30 +44,46 @@ TASKS: dict[str, Config] = {
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Config fields of a method, and the settings that it may try: `BUDGET` of them.
+    """Config fields of a method, and the settings that it may try.
 
     Attributes:
       fields: what differs from the task's config, but for numbers.
-      grid: of the numbers.
+      grid: of the numbers, with learning rate and weight decay as were best for SGD;
+        None if there is nothing to search.
+      epochs: how many times those of the task.
+      like: the method whose best setting this one takes, in place of a search.
     """
 
     fields: dict[str, Any]
-    grid: Grid
+    grid: Grid | None = None
+    epochs: int = 1
+    like: str | None = None
 
     def config(self, task: Config) -> Config:
         """Return the config of its runs."""
-        return dataclasses.replace(task, **self.fields)
+        return dataclasses.replace(
+            task, **self.fields, epochs=self.epochs * task.epochs
+        )
+
+    def search(self, sgd: Row | None) -> Grid:
+        """Return what it may try, once it is known what is best for SGD."""
+        assert self.grid is not None
+        if sgd is None:
+            return self.grid
+        names = ("learning_rate", "weight_decay")
+        return dataclasses.replace(self.grid, **{x: (sgd[x],) for x in names})
 
 
 BUDGET = 12
+"""Settings that every method may try."""
 
 
 def _octaves(first: float, count: int, per_octave: int = 1) -> tuple[float, ...]:
     return tuple(float(f"{first * 2 ** (k / per_octave):.4g}") for k in range(count))
 
 
-def _first_order(direction: str, first: float) -> Method:
-    fields = {"method": "first_order", "perturbation": direction}
+def _first_order(direction: str, first: float, **fields: Any) -> Method:
+    fields |= {"method": "first_order", "perturbation": direction}
     grid = Grid(h=_octaves(first, BUDGET, 2), gamma=(0.0,), seeds=(SEARCH_SEED,))
     return Method(fields, grid)
 
@@ -94,11 +110,27 @@ METHODS: dict[str, Method] = {
     ),
     "SAM": _first_order("normalized", 0.02),
     "first-order, layerwise": _first_order("layerwise", 0.5),
-    "first-order, adaptive": _first_order("adaptive", 0.1),
-    "first-order, relative": _first_order("relative", 0.005),
-    "first-order, rounding": _first_order("rounding", 0.1),
     "HERO, layerwise": _hero("layerwise", 0.5, "sum", (0.05, 0.5)),
-    "HERO, adaptive": _hero("adaptive", 0.1, "sum", (0.05, 0.5)),
+    "first-order, relative": _first_order("relative", 0.005),
     "HERO, relative": _hero("relative", 0.005, "norm", (0.5, 1.0)),
+    "first-order, rounding": _first_order("rounding", 0.1),
     "HERO, rounding": _hero("rounding", 0.1, "norm", (0.5, 1.0)),
+    "first-order, relative_gradient": _first_order("relative_gradient", 0.005),
+    "HERO, relative_gradient": _hero("relative_gradient", 0.005, "norm", (0.5, 1.0)),
+    "first-order, adaptive": _first_order("adaptive", 0.1),
+    "HERO, adaptive": _hero("adaptive", 0.1, "sum", (0.05, 0.5)),
+    "first-order, layerwise, weights": _first_order("layerwise", 2.0, moved="weights"),
+    "first-order, layerwise, others": _first_order("layerwise", 0.5, moved="others"),
+    "first-order, relative, all": _first_order("relative", 0.005, moved="all"),
+    "SGD, 4 times the epochs": Method({"method": "sgd"}, epochs=4, like="SGD"),
+    "first-order, layerwise, 2 times the epochs": Method(
+        {"method": "first_order", "perturbation": "layerwise"},
+        epochs=2,
+        like="first-order, layerwise",
+    ),
+    "first-order, relative, 2 times the epochs": Method(
+        {"method": "first_order", "perturbation": "relative"},
+        epochs=2,
+        like="first-order, relative",
+    ),
 }
