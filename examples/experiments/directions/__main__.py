@@ -1,16 +1,16 @@
 """Compare directions of the perturbation on several tasks, with equal searches.
 
     python -m examples.experiments.directions --task digits digits_noise40
-    python -m examples.experiments.directions --task cifar --dataset CIFAR10 --minutes 60
+    python -m examples.experiments.directions --task cifar --dataset CIFAR10
     python -m examples.experiments.directions --report
 
 Every method searches 12 settings of its own on training images that are held out, from
-one seed, judged by the mean accuracy in float and at 8, 4, 3 and 2 bits; SGD searches
+one seed, judged by the mean accuracy in float and at 8, 4, 3 and 2 bits. SGD searches
 its learning rate and weight decay, which all others then use. The best setting is
-trained from three other seeds and tested on the test images. The settings that were best
-on the digits with label noise are tested on every other task as well, untouched: that is
-whether they carry over. All runs of a task are in `TASK.json` in the folder of results;
-the same command goes on with what is missing. `--report` prints the tables.
+trained from three other seeds and tested on the test images. The settings that were
+best on the digits with label noise are tested on every other task as well, untouched:
+that is whether they carry over. All runs of a task are in `TASK.json` in the folder of
+results; the same command goes on with what is missing.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str]) -> None:
     add("--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="NAME")
     add("--dataset", help="CIFAR-10 as an .npz file or a folder of mosaics")
     add("--minutes", type=float, help="stop after so many")
-    add("--results", type=folder, default=FOLDER)
+    add("--results", type=folder, default=str(FOLDER))
     add("--report", action="store_true", help="only print the tables")
     add("--quiet", action="store_true")
     options = parser.parse_args(arguments)
