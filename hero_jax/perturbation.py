@@ -296,7 +296,9 @@ class _OfWeights:
         return self.z(params, grads, self.leaves)
 
 
-def relative(direction: str | Perturbation = "layerwise") -> Perturbation:
+def relative(
+    direction: str | Perturbation = "layerwise", *, together: bool = False
+) -> Perturbation:
     r"""Return a direction that moves each tensor by a share of its own norm.
 
     .. math::
@@ -315,6 +317,8 @@ def relative(direction: str | Perturbation = "layerwise") -> Perturbation:
     Args:
       direction: whose u: "layerwise" (default) and "adaptive" are `(W^i)^2 g^i`,
         "normalized" is `g^i`; or a function `(params, grads) -> u`.
+      together: h is a share of the norm of all kernels and embeddings together, `z =
+        ||W|| u / ||u||`, which u shares out among the tensors.
 
     Returns:
       A direction, `(params, grads) -> z`; "relative" by name is `relative()`.
@@ -332,11 +336,14 @@ def relative(direction: str | Perturbation = "layerwise") -> Perturbation:
         return _tree.norm(W) * _over_norm(u, _tree.norm(u))
 
     def z(params: Params, grads: Grads, leaves: Overrides | None) -> Params:
+        described = describe(params, leaves)
+        W, u = _tree.widen(params), _tree.widen(inner(params, grads))
+        if together:
+            weights = _tree.global_norm(_tree.select(are_weights(described), W))
+            length = _tree.global_norm(u)
+            return jax.tree.map(lambda u: weights * _over_norm(u, length), u)
         return jax.tree.map(
-            lambda leaf, W, u: per_layer(of_leaf, leaf)(W, u),
-            describe(params, leaves),
-            _tree.widen(params),
-            _tree.widen(inner(params, grads)),
+            lambda leaf, W, u: per_layer(of_leaf, leaf)(W, u), described, W, u
         )
 
     return _OfWeights(z)

@@ -30,14 +30,19 @@ def written_out(name, W, g, kernels):
         if name == "rounding":
             z[i] = 0.5 * (W[i].max() - W[i].min()) / 7 * np.sign(g[i])
             continue
-        u = g[i] if name == "along the gradient" else W[i] ** 2 * g[i]
+        u = W[i] ** 2 * g[i] if name == "relative" else g[i]
         z[i] = np.linalg.norm(W[i]) * u / np.linalg.norm(u)
+        if name == "together":
+            z[i] = g[i]
+    if name == "together":
+        z *= np.linalg.norm(np.concatenate([W[i] for i in kernels])) / np.linalg.norm(z)
     return z
 
 
 DIRECTIONS = {
     "relative": "relative",
     "along the gradient": perturbation.relative("normalized"),
+    "together": perturbation.relative("normalized", together=True),
     "rounding": perturbation.rounding(bits=3),
 }
 

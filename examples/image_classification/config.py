@@ -11,7 +11,13 @@ from typing import Any, Literal
 
 Augmentation = Literal["none", "crop_flip", "resized_crop"]
 Direction = Literal[
-    "layerwise", "adaptive", "normalized", "relative", "relative_gradient", "rounding"
+    "layerwise",
+    "adaptive",
+    "normalized",
+    "relative",
+    "relative_gradient",
+    "relative_together",
+    "rounding",
 ]
 DType = Literal["float32", "bfloat16"]
 Method = Literal["hero", "first_order", "grad_l1", "sgd"]

@@ -117,6 +117,8 @@ METHODS: dict[str, Method] = {
     "HERO, rounding": _hero("rounding", 0.1, "norm", (0.5, 1.0)),
     "first-order, relative_gradient": _first_order("relative_gradient", 0.005),
     "HERO, relative_gradient": _hero("relative_gradient", 0.005, "norm", (0.5, 1.0)),
+    "first-order, relative_together": _first_order("relative_together", 0.005),
+    "HERO, relative_together": _hero("relative_together", 0.005, "norm", (0.5, 1.0)),
     "first-order, adaptive": _first_order("adaptive", 0.1),
     "HERO, adaptive": _hero("adaptive", 0.1, "sum", (0.05, 0.5)),
     "first-order, layerwise, weights": _first_order("layerwise", 2.0, moved="weights"),
