@@ -32,9 +32,8 @@ from examples.image_classification import devices, input_pipeline, results
 from examples.image_classification.config import Config
 from examples.image_classification.stopping import Stop, command
 
-from .tasks import BITS, METHODS, SEEDS, TASKS
+from .tasks import BITS, FOLDER, METHODS, SEEDS, TASKS
 
-FOLDER = Path(__file__).parents[2] / "results" / "directions"
 FROM = "digits_noise40"
 """The task whose settings are tried on all others."""
 PRECISIONS = ("32", *map(str, BITS))

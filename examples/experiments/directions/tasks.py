@@ -1,11 +1,13 @@
 """What is trained, and which settings every method may try."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from examples.experiments.sweep.grid import Grid, Row
 from examples.image_classification.config import Config
 
+FOLDER = Path(__file__).parents[2] / "results" / "directions"
 BITS = (8, 4, 3, 2)
 SEARCH_SEED, SEEDS = 3, (0, 1, 2)
 
