@@ -2,8 +2,8 @@
 
     python -m examples.experiments.directions.moves  # two minutes on 2 cores
 
-Networks at their initial weights, for one batch of 64 random images and labels. Medians over
-the tensors of a kind; beside them the share of `||z||^2` that falls to the kernels, and
+Networks at their initial weights, for one batch of 64 random images and labels. Medians
+over the tensors of a kind; beside them the share of `||z||^2` of the kernels, and
 how long the penalty's part of the gradient is, relative to all of it.
 """
 
