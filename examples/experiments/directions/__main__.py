@@ -5,12 +5,13 @@
     python -m examples.experiments.directions --report
 
 Every method searches 12 settings of its own on training images that are held out, from
-one seed, judged by the mean accuracy in float and at 8, 4, 3 and 2 bits. SGD searches
-its learning rate and weight decay, which all others then use. The best setting is
-trained from three other seeds and tested on the test images. The settings that were
-best on the digits with label noise are tested on every other task as well, untouched:
-that is whether they carry over. All runs of a task are in `TASK.json` in the folder of
-results; the same command goes on with what is missing.
+one seed, judged by the mean accuracy in float and at 8, 4, 3 and 2 bits. The learning
+rate and weight decay of all are those that suit SGD on clean labels; only "SGD, tuned"
+searches its own. The best setting is trained from three other seeds and tested on the
+test images. The settings that were best on the digits with label noise are tested on
+every other task as well, untouched: that is whether they carry over. All runs of a task
+are in `TASK.json` in the folder of results; the same command goes on with what is
+missing.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from examples.experiments.sweep.search import Options, search
 from examples.image_classification import devices, input_pipeline, results
 from examples.image_classification.config import Config
 from examples.image_classification.stopping import Stop, command
+from examples.image_classification.train import Settings
 
 from .tasks import BITS, FOLDER, METHODS, SEEDS, TASKS
 
@@ -50,9 +52,9 @@ def read(folder: Path, task: str) -> dict[str, Any]:
 
 def best(record: dict[str, Any], name: str) -> Row | None:
     """Return the setting of a method that was best on the images held out."""
-    rows = record["search"].get(name, [])
-    sgd = None if name == "SGD" else best(record, "SGD")
-    return grids.best(grids.summarize(METHODS[name].search(sgd), rows))
+    grid = METHODS[name].grid
+    assert grid is not None
+    return grids.best(grids.summarize(grid, record["search"].get(name, [])))
 
 
 def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
@@ -73,19 +75,19 @@ def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
         search(config, runs, how, record[part].get(name, []), keep, stop, pipeline)
 
     for name in options.methods:
-        method, sgd = METHODS[name], best(record, "SGD")
+        method = METHODS[name]
         config = method.config(TASKS[task])
-        if not method.like:
-            do("search", name, config, method.search(sgd), None)
         whole = dataclasses.replace(config, validation_size=None)
-        settings = {"test": best(record, method.like or name)}
-        if task != FROM and not method.like:
-            settings["transfer"] = best(of_digits, name)
+        settings: dict[str, Row | None] = {"test": Settings.of(config)._asdict()}
+        if method.grid:
+            do("search", name, config, method.grid, None)
+        if method.grid or method.like:
+            settings["test"] = best(record, method.like or name)
+            if task != FROM:
+                settings["transfer"] = best(of_digits, method.like or name)
         for part, setting in settings.items():
             if setting is None:
                 continue
-            of_sgd = best(record, "SGD") or setting
-            setting |= {x: of_sgd[x] for x in ("learning_rate", "weight_decay")}
             runs = [Run(settings_of(setting), seed) for seed in SEEDS]
             tested = {grids.run_of(row) for row in record[part].get(name, [])}
             if not {*runs} <= tested:
