@@ -1,15 +1,19 @@
 """What is trained, and which settings every method may try."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
-from examples.experiments.sweep.grid import Grid
+from examples.experiments.sweep import grid as grids
+from examples.experiments.sweep.grid import Grid, Row
 from examples.image_classification.config import Config
 
 FOLDER = Path(__file__).parents[2] / "results" / "directions"
 BITS = (8, 4, 3, 2)
 SEARCH_SEED, SEEDS = 3, (0, 1, 2)
+FROM = "digits_noise40"
+"""The task whose settings are tried on all others."""
 
 OPTIMIZER: dict[str, Any] = {"learning_rate": 0.2, "weight_decay": 0.002}
 """Of all methods but "SGD, tuned", which finds these best where labels are right."""
@@ -137,3 +141,19 @@ METHODS: dict[str, Method] = {
         like="first-order, relative",
     ),
 }
+
+
+def read(folder: Path, task: str) -> dict[str, Any]:
+    """Return the record of a task, empty if there is none."""
+    path = folder / f"{task}.json"
+    if not path.exists():
+        return {"search": {}, "test": {}, "transfer": {}}
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def best(record: dict[str, Any], name: str) -> Row | None:
+    """Return the setting of a method that was best on the images held out."""
+    grid = METHODS[name].grid
+    assert grid is not None
+    return grids.best(grids.summarize(grid, record["search"].get(name, [])))

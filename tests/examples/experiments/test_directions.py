@@ -1,0 +1,135 @@
+"""The comparison of directions: who is tested with what, and what goes on."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from examples.experiments.directions import __main__ as directions
+from examples.experiments.directions import moves, report, tasks
+from examples.experiments.sweep.grid import Grid, Run
+
+METHODS = ["SGD", "first-order, relative", "HERO, relative"]
+MORE = "first-order, relative, 2 times the epochs"
+
+
+def accuracy(config, run):
+    """Best at h = 0.02 with right labels, at h = 0.04 with wrong ones; high if tested.
+
+    Of several seeds the first is best, and none is the one of the search.
+    """
+    top = 0.04 if config.label_noise else 0.02
+    value = 0.5 - 0.1 * abs(np.log2(max(run.settings.h, 0.001) / top))
+    return value + 0.1 * (config.validation_size is None) - 0.01 * run.seed
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Put a formula in place of training; list what would have been trained."""
+    calls = []
+
+    def search(config, runs, how, rows, keep, *_):
+        del how
+        runs = runs.runs() if isinstance(runs, Grid) else runs
+        for run in runs:
+            if run not in {Run(tasks.grids.settings_of(x), x["seed"]) for x in rows}:
+                calls.append((config, run))
+                bits = dict.fromkeys(report.PRECISIONS, accuracy(config, run))
+                row = run.settings._asdict() | {"seed": run.seed, "seconds": 0.0}
+                rows = [*rows, row | {"accuracy_by_bits": bits}]
+        keep(rows)
+
+    monkeypatch.setattr(directions, "search", search)
+    return calls
+
+
+def run(folder, *names, methods=METHODS):
+    arguments = ["--task", *names, "--methods", *methods, "--results", str(folder)]
+    assert directions.main([*arguments, "--quiet"]) == 0
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
+
+
+def test_every_method_tries_as_many_settings():
+    for name, method in tasks.METHODS.items():
+        if method.grid:
+            config = method.config(tasks.DIGITS)
+            runs = method.grid.of_method(config.method).runs()
+            assert len(runs) == tasks.BUDGET, name
+            assert {x.seed for x in runs} == {tasks.SEARCH_SEED}
+            assert tasks.SEARCH_SEED not in tasks.SEEDS
+        if method.like:
+            like = tasks.METHODS[method.like]
+            assert method.fields == like.fields
+
+
+def test_the_best_setting_of_the_search_is_tested_and_that_of_the_digits_too(
+    trained, tmp_path
+):
+    records = run(tmp_path, "digits_noise40", "digits", methods=[*METHODS, MORE])
+    for name in METHODS[1:]:
+        for task, part, h in [
+            ("digits_noise40", "test", 0.04),
+            ("digits", "test", 0.02),
+            ("digits", "transfer", 0.04),
+        ]:
+            rows = records[task][part][name]
+            assert [row["seed"] for row in rows] == list(tasks.SEEDS)
+            assert {row["h"] for row in rows} == {h}
+            assert {row["learning_rate"] for row in rows} == {0.2}
+    assert not records["digits_noise40"]["transfer"]
+    assert not records["digits"]["search"].keys() & {"SGD", MORE}
+    doubled = [config for config, run in trained if config.epochs == 40]
+    assert len(doubled) == 3 * len(tasks.SEEDS)
+    assert all(
+        (config.validation_size is None) == (run.seed != tasks.SEARCH_SEED)
+        for config, run in trained
+    )
+    assert "| first-order, relative" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "directions.png").stat().st_size > 10_000
+
+
+def test_what_is_there_is_not_trained_again(trained, tmp_path):
+    first = run(tmp_path, "digits_noise40", methods=METHODS[:2])
+    before = len(trained)
+    both = run(tmp_path, "digits_noise40")
+    assert {config.method for config, _ in trained[before:]} == {"hero"}
+    for part in ("search", "test"):
+        for name, rows in first["digits_noise40"][part].items():
+            assert both["digits_noise40"][part][name] == rows
+
+
+@pytest.mark.parametrize(
+    ("scores", "octaves"),
+    [([0.2, 0.5, 0.5, 0.2], 1.0), ([0.2, 0.5, 0.2, 0.2], 0.0), ([0.5, 0.49, 0.1], 1.0)],
+)
+def test_width_counts_what_is_within_a_standard_error(scores, octaves):
+    """With 100 images that is 5 points at 50 %."""
+    rows = [
+        {"h": 2.0**k, "accuracy_by_bits": {"32": x, "4": x}}
+        for k, x in enumerate(scores)
+    ]
+    assert report.width([{"h": 0.0}, *rows], 100) == octaves
+    rows[-1]["accuracy_by_bits"] = None  # diverged
+    assert report.width(rows, 100) == octaves
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
+def test_a_search_trains(tmp_path, monkeypatch):
+    small = dataclasses.replace(tasks.DIGITS, epochs=1)
+    monkeypatch.setitem(tasks.TASKS, "digits", small)
+    records = run(tmp_path, "digits", methods=["SGD", "HERO, rounding"])
+    rows = records["digits"]["search"]["HERO, rounding"]
+    assert len(rows) == tasks.BUDGET
+    assert len({row["train_loss"] for row in rows}) > 6
+
+
+def test_moves_are_those_of_the_formula():
+    """A kernel moves by about 1.7 / n of its norm; relative moves it by h."""
+    record = json.loads((tasks.FOLDER / "moves.json").read_text())
+    for rows in record["networks"].values():
+        assert rows["relative, h = 0.02"]["kernel"] == pytest.approx(0.02, rel=1e-4)
+        assert rows["layerwise, h = 1"]["kernels"] < 0.002
+        assert rows["layerwise, h = 1"]["normalization"] > 0.03
+    assert set(rows) - {"rounding to 4 bits itself"} == set(moves.STEPS)
