@@ -66,6 +66,7 @@ class Config:
       hvp_examples: take the product over so many images of a micro-batch only; all of
         them if None. Several devices share them out.
       penalty_every: penalise at every so many micro-batches only, as much more.
+      h_warmup_epochs: let the step grow from zero over so many epochs.
       gamma_warmup_epochs: let the penalty grow from zero over so many epochs.
       penalty_layers: penalise only the weight tensors in whose path, like
         "BasicBlock_8/Conv_0/kernel", this regular expression is found; all if None.
@@ -117,6 +118,7 @@ class Config:
     hvp: Product = "exact"
     hvp_examples: int | None = None
     penalty_every: int = 1
+    h_warmup_epochs: float = 0.0
     gamma_warmup_epochs: float = 0.0
     penalty_layers: str | None = None
     strength: float = 1e-3
@@ -228,7 +230,14 @@ _COUNTS = (
     "curvature_batches",
 )
 _AMOUNTS = (
-    *("h", "gamma", "gamma_warmup_epochs", "strength", "learning_rate"),
+    *(
+        "h",
+        "h_warmup_epochs",
+        "gamma",
+        "gamma_warmup_epochs",
+        "strength",
+        "learning_rate",
+    ),
     *("warmup_epochs", "weight_decay"),
 )
 _RANGES = {

@@ -118,13 +118,17 @@ def make_model(config: Config, pipeline: Pipeline, synchronized: bool) -> nn.Mod
     )
 
 
+def warmed_up(value: chex.Numeric, steps: float) -> chex.Numeric | optax.Schedule:
+    """Return a schedule that rises to a value, or the value if there are no steps."""
+    whole = round(steps)
+    return optax.linear_schedule(0.0, value, whole) if whole else value
+
+
 def make_gamma(
     config: Config, steps_per_epoch: int, gamma: chex.Numeric
 ) -> chex.Numeric | optax.Schedule:
     """Return the strength of HERO's penalty, a function of the step if it changes."""
-    strength: chex.Numeric | optax.Schedule = gamma
-    if warmup := round(config.gamma_warmup_epochs * steps_per_epoch):
-        strength = optax.linear_schedule(0.0, gamma, warmup)
+    strength = warmed_up(gamma, config.gamma_warmup_epochs * steps_per_epoch)
     if config.penalty_every > 1:
         strength = hero_jax.schedules.every(config.penalty_every, strength)
     return strength
@@ -177,11 +181,11 @@ def make_value_and_grad(
         return hero_jax.parts.averaged(parts, axis, has_aux=True)
 
     if config.method in ("hero", "first_order"):
+        h = warmed_up(settings.h, config.h_warmup_epochs * pipeline.steps)
         gamma = make_gamma(config, pipeline.steps, settings.gamma)
         make = functools.partial(
             hero_jax.hero_value_and_grad,
             loss_fn,
-            h=settings.h,
             perturbation=DIRECTIONS.get(config.perturbation, config.perturbation),
             reduction=config.reduction,
             perturb_mask=make_perturb_mask(config),
@@ -194,7 +198,8 @@ def make_value_and_grad(
 
         def hero(step: chex.Array, *args: Any) -> tuple[Any, Any, chex.Array]:
             def with_gamma(gamma: chex.Numeric) -> Any:
-                return over_parts(make, gamma=gamma)(*args)
+                now = h(step) if callable(h) else h
+                return over_parts(make, h=now, gamma=gamma)(*args)
 
             if config.method == "first_order" or not callable(gamma):
                 results = with_gamma(gamma if config.method == "hero" else 0.0)

@@ -24,6 +24,7 @@ DIGITS = Config(
     augmentation="none",
     model="resnet8",
     epochs=20,
+    h_warmup_epochs=2,
     bits=BITS,
     validation_size=250,
 )
@@ -37,6 +38,7 @@ SMALL_CIFAR = Config(
     augmentation="none",
     model="resnet8",
     epochs=20,
+    h_warmup_epochs=2,
     batch_size=64,
     bits=BITS,
 )
@@ -71,9 +73,8 @@ class Method:
 
     def config(self, task: Config) -> Config:
         """Return the config of its runs."""
-        return dataclasses.replace(
-            task, **self.fields, epochs=self.epochs * task.epochs
-        )
+        config = dataclasses.replace(task, epochs=self.epochs * task.epochs)
+        return dataclasses.replace(config, **self.fields)
 
 
 BUDGET = 12
@@ -113,13 +114,13 @@ METHODS: dict[str, Method] = {
             seeds=(SEARCH_SEED,),
         ),
     ),
-    "SAM": _first_order("normalized", 0.02),
-    "first-order, layerwise": _first_order("layerwise", 0.5),
-    "HERO, layerwise": _hero("layerwise", 0.5, "sum", (0.05, 0.5)),
-    "first-order, relative": _first_order("relative", 0.005),
-    "HERO, relative": _hero("relative", 0.005, "norm", (0.5, 1.0)),
-    "first-order, rounding": _first_order("rounding", 0.01),
-    "HERO, rounding": _hero("rounding", 0.01, "norm", (0.5, 1.0)),
+    "SAM": _first_order("normalized", 0.04),
+    "first-order, layerwise": _first_order("layerwise", 1.0),
+    "HERO, layerwise": _hero("layerwise", 1.0, "sum", (0.05, 0.5)),
+    "first-order, relative": _first_order("relative", 0.01),
+    "HERO, relative": _hero("relative", 0.01, "norm", (0.5, 1.0)),
+    "first-order, rounding": _first_order("rounding", 0.02),
+    "HERO, rounding": _hero("rounding", 0.02, "norm", (0.5, 1.0)),
     "first-order, relative_gradient": _first_order("relative_gradient", 0.005),
     "HERO, relative_gradient": _hero("relative_gradient", 0.005, "norm", (0.5, 1.0)),
     "first-order, relative_together": _first_order("relative_together", 0.005),
@@ -129,6 +130,12 @@ METHODS: dict[str, Method] = {
     "first-order, layerwise, weights": _first_order("layerwise", 2.0, moved="weights"),
     "first-order, layerwise, others": _first_order("layerwise", 0.5, moved="others"),
     "first-order, relative, all": _first_order("relative", 0.005, moved="all"),
+    "first-order, relative, no warm-up": _first_order(
+        "relative", 0.005, h_warmup_epochs=0
+    ),
+    "first-order, relative, all warm-up": _first_order(
+        "relative", 0.02, h_warmup_epochs=20
+    ),
     "SGD, 4 times the epochs": Method({"method": "sgd"}, epochs=4),
     "first-order, layerwise, 2 times the epochs": Method(
         {"method": "first_order", "perturbation": "layerwise"},
