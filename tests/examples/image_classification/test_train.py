@@ -163,6 +163,9 @@ def test_options_make_the_penalty_cheaper():
     first, second = gradients(gamma_warmup_epochs=1.0)  # of four steps
     close(first, none[0])
     close(second, jax.tree.map(lambda a, b: a + b / 4, none[1], penalty[1]))
+    first, second = gradients(h_warmup_epochs=1.0)
+    close(first, gradients(method="sgd")[0])
+    close(second, gradients(h=0.7 / 4)[1])
     close(gradients(penalty_layers="."), whole)
     close(gradients(hvp_examples=32), whole)
     for fields in (
@@ -173,6 +176,30 @@ def test_options_make_the_penalty_cheaper():
         other = jax.tree.map(np.subtract, gradients(**fields), none)
         error = optax.tree.norm(jax.tree.map(np.subtract, other, penalty))
         assert 1e-3 < error / optax.tree.norm(penalty) < 3.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moved", ["all", "weights", "others"])
+def test_what_moves_is_what_the_config_says(moved):
+    """Against a step of the leaves that are listed here, kernels of the network."""
+    _, model, pipeline, program = setting()
+    state, item = program.init(), next(pipeline.epoch(0))
+    batch = pipeline.batch(item, np.int32(0))
+    loss = loss_of(model, state.batch_stats, batch.images, batch.labels)
+    params = jax.tree.map(np.asarray, state.params)
+    chosen = jax.tree.map(
+        lambda x: {"all": True, "weights": x.ndim > 1, "others": x.ndim < 2}[moved],
+        params,
+    )
+    g = jax.tree.map(lambda g, x: g * x, jax.grad(loss)(params), chosen)
+    length = optax.tree.norm(g)
+    U = jax.tree.map(lambda w, g: w + 0.7 * g / length, params, g)
+    actual = gradients(method="first_order", moved=moved)[0]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=3e-6),
+        actual,
+        jax.grad(loss)(U),
+    )
 
 
 def test_steps_without_penalty_take_no_product():
