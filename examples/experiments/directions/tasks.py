@@ -160,7 +160,8 @@ def read(folder: Path, task: str) -> dict[str, Any]:
 
 
 def best(record: dict[str, Any], name: str) -> Row | None:
-    """Return the setting of a method that was best on the images held out."""
+    """Return the setting that was best on the images held out; None before the end."""
     grid = METHODS[name].grid
     assert grid is not None
-    return grids.best(grids.summarize(grid, record["search"].get(name, [])))
+    summaries = grids.summarize(grid, record["search"].get(name, []))
+    return grids.best(summaries) if len(summaries) == BUDGET else None

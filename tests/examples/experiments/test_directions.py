@@ -89,6 +89,15 @@ def test_the_best_setting_of_the_search_is_tested_and_that_of_the_digits_too(
     assert (tmp_path / "directions.png").stat().st_size > 10_000
 
 
+def test_a_search_that_is_not_over_has_no_best_setting(trained, tmp_path):
+    record = run(tmp_path, "digits_noise40")["digits_noise40"]
+    name = METHODS[1]
+    assert tasks.best(record, name)["h"] == 0.04
+    record["search"][name].pop()
+    assert tasks.best(record, name) is None
+    assert trained
+
+
 def test_what_is_there_is_not_trained_again(trained, tmp_path):
     first = run(tmp_path, "digits_noise40", methods=METHODS[:2])
     before = len(trained)
