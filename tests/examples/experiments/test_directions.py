@@ -31,7 +31,8 @@ def trained(monkeypatch):
 
     def search(config, runs, how, rows, keep, *_):
         del how
-        runs = runs.runs() if isinstance(runs, Grid) else runs
+        if isinstance(runs, Grid):
+            runs = runs.of_method(config.method).runs()
         for run in runs:
             if run not in {Run(tasks.grids.settings_of(x), x["seed"]) for x in rows}:
                 calls.append((config, run))
