@@ -29,7 +29,7 @@ from examples.image_classification.config import Config
 from examples.image_classification.stopping import Stop, command
 from examples.image_classification.train import Settings
 
-from . import report
+from . import report, tabular
 from .tasks import FOLDER, FROM, METHODS, SEEDS, TASKS, best, read
 
 
@@ -48,7 +48,14 @@ def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
 
         if not options.quiet:
             print(f"{task}: {part}, {name}", flush=True)
-        search(config, runs, how, record[part].get(name, []), keep, stop, pipeline)
+        rows = record[part].get(name, [])
+        if isinstance(config, tabular.Table):
+            runs = runs.of_method(config.method).runs() if part == "search" else runs
+            done = {grids.run_of(row) for row in rows}
+            if missing := [run for run in runs if run not in done]:
+                keep([*rows, *tabular.train(config, missing)])
+        else:
+            search(config, runs, how, rows, keep, stop, pipeline)
 
     for name in options.methods:
         method = METHODS[name]
@@ -67,10 +74,12 @@ def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
             runs = [Run(settings_of(setting), seed) for seed in SEEDS]
             tested = {grids.run_of(row) for row in record[part].get(name, [])}
             if not {*runs} <= tested:
-                pipeline = input_pipeline.create(
-                    dataclasses.replace(whole, dataset=place or whole.dataset),
-                    devices=devices.choose(),
-                )
+                pipeline = None
+                if not isinstance(whole, tabular.Table):
+                    pipeline = input_pipeline.create(
+                        dataclasses.replace(whole, dataset=place or whole.dataset),
+                        devices=devices.choose(),
+                    )
                 do(part, name, whole, runs, pipeline)
 
 

@@ -9,6 +9,8 @@ from examples.experiments.sweep import grid as grids
 from examples.experiments.sweep.grid import Grid, Row
 from examples.image_classification.config import Config
 
+from . import tabular
+
 FOLDER = Path(__file__).parents[2] / "results" / "directions"
 BITS = (8, 4, 3, 2)
 SEARCH_SEED, SEEDS = 3, (0, 1, 2)
@@ -43,6 +45,16 @@ SMALL_CIFAR = Config(
     bits=BITS,
 )
 
+TABLE = tabular.Table(
+    **OPTIMIZER,
+    dataset="digits",
+    validation_size=200,
+    epochs=40,
+    h_warmup_epochs=4,
+    batch_size=50,
+    bits=BITS,
+)
+
 TASKS: dict[str, Config] = {
     "digits": DIGITS,
     "digits_noise40": dataclasses.replace(DIGITS, label_noise=0.4),
@@ -51,6 +63,11 @@ TASKS: dict[str, Config] = {
     "cifar_noise80": dataclasses.replace(SMALL_CIFAR, label_noise=0.8),
     "mobilenet_noise40": dataclasses.replace(
         SMALL_CIFAR, label_noise=0.4, model="mobilenet_v2"
+    ),
+    "mlp_digits": TABLE,
+    "mlp_digits_noise40": dataclasses.replace(TABLE, label_noise=0.4),
+    "mlp_breast_cancer_noise40": dataclasses.replace(
+        TABLE, dataset="breast_cancer", label_noise=0.4, validation_size=70
     ),
 }
 
