@@ -63,7 +63,8 @@ def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
         whole = dataclasses.replace(config, validation_size=None)
         settings: dict[str, Row | None] = {"test": Settings.of(config)._asdict()}
         if method.grid:
-            do("search", name, config, method.grid, None)
+            held_out = dataclasses.replace(config, test_size=None)
+            do("search", name, held_out, method.grid, None)
         if method.grid or method.like:
             settings["test"] = best(record, method.like or name)
             if task != FROM:
