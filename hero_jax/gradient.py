@@ -85,7 +85,7 @@ class Metrics(NamedTuple):
       grad_difference_norm: `||grad L(U) - g||`.
       hessian_norm: `||Hz||` by the finite difference `||grad L(U) - g|| / h`
         (section 5.4, Figure 2a); zero for `h = 0`, which looks at one point only.
-      penalty: `G(U)` of Eq. 12, over the penalised leaves, before gamma.
+      penalty: `G(U)` of Eq. 12, over the penalized leaves, before gamma.
       penalty_grad_norm: `||gamma grad_U G(U)||`, the penalty's part of the gradient.
     """
 
@@ -161,14 +161,14 @@ def hero_gradient(
     """
     off, no_penalty = _checks.is_zero(h), _checks.is_zero(gamma)
     described = describe(W, settings.leaves)
-    penalised = _tree.resolve_mask(
+    penalized = _tree.resolve_mask(
         "penalty_mask",
         settings.penalty_mask,
         W,
         None if off or no_penalty else "gamma",
         default=lambda _: are_weights(described),
     )
-    no_penalty = no_penalty or not any(jax.tree.leaves(penalised))
+    no_penalty = no_penalty or not any(jax.tree.leaves(penalized))
     wide = _tree.widen(g)
     moved = [
         perturbation.which_move(
@@ -179,17 +179,17 @@ def hero_gradient(
     if off:  # U = W: grad L(U) = g, and the penalty's gradient is zero
         zero = jax.tree.map(jnp.zeros_like, wide)
         return g, _metrics(h, wide, Step(zero, wide, zero, zero, jnp.float32(0), loss))
-    penalty = _penalty(settings.reduction, penalised, described)
+    penalty = _penalty(settings.reduction, penalized, described)
 
     def gradient_and_hvp(U: Params) -> tuple[Grads, Callable[[Params], Grads], Any]:
         hvp: Callable[[Params], Grads]
         if no_penalty:
             (dL, loss_U), hvp = grad_fn(U), optax.tree.zeros_like
         elif hvp_grad_fn is None:
-            dL, hvp, loss_U = settings.product(grad_fn, U, penalised)
+            dL, hvp, loss_U = settings.product(grad_fn, U, penalized)
         else:
             dL, loss_U = grad_fn(U)
-            _, hvp, _ = settings.product(hvp_grad_fn, U, penalised)
+            _, hvp, _ = settings.product(hvp_grad_fn, U, penalized)
         _tree.check_same_structure("the gradient at W + h z", dL, "params", W)
         dL = _tree.cast_like(dL, wide)
         return dL, lambda v: _tree.cast_like(hvp(_tree.cast_like(v, U)), wide), loss_U
@@ -211,9 +211,9 @@ def hero_gradient(
 
 
 def _penalty(
-    reduction: str, penalised: chex.ArrayTree, described: chex.ArrayTree
+    reduction: str, penalized: chex.ArrayTree, described: chex.ArrayTree
 ) -> Callable[[Grads, Params], chex.Array]:
-    """Return `G(difference, step)`, over the penalised leaves, layer by layer."""
+    """Return `G(difference, step)`, over the penalized leaves, layer by layer."""
 
     def of_layer(d: chex.Array, hz: chex.Array) -> chex.Array:
         if reduction == "norm":
@@ -227,7 +227,7 @@ def _penalty(
 
     def G(difference: Grads, step: Params) -> chex.Array:
         dtype = _tree.widest_dtype(difference)
-        each = jax.tree.map(of_leaf, penalised, described, difference, step)
+        each = jax.tree.map(of_leaf, penalized, described, difference, step)
         return sum(
             (x.astype(dtype) for x in jax.tree.leaves(each)), jnp.zeros((), dtype)
         )
@@ -304,7 +304,7 @@ def hero_value_and_grad(
       penalty_mask: which leaves enter the penalty. Default: kernels and embeddings,
         that is, those of two or more dimensions without biases and normalization; where
         there is none, as in one flat vector, pass `True` for all. The product is the
-        cheaper, the fewer of a network's first layers are penalised.
+        cheaper, the fewer of a network's first layers are penalized.
       leaves: what :mod:`hero_jax.leaves` does not see in paths and shapes, such as
         `{"blocks/*": {"layer_axes": 1}}`. Each layer of a stack, as `nn.scan` makes
         them, has norms and means of its own.
@@ -331,7 +331,7 @@ def hero_value_and_grad(
 
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
-      ValueError: an argument has a value that is not allowed, or no leaf is penalised
+      ValueError: an argument has a value that is not allowed, or no leaf is penalized
         (or perturbed) by the default or a mask function although gamma (or h) is not 0.
 
     Example:

@@ -228,7 +228,7 @@ def hutchinson(key: chex.PRNGKey, distribution: str = "normal") -> Perturbation:
         z \sim \mathcal N(0, I), \qquad
         \mathbb E \| H z \|_2^2 = \| H \|_F^2 = \sum_i \lambda_i^2
 
-    so that `G(U) / h^2` estimates it where h is small and all leaves are penalised. The
+    so that `G(U) / h^2` estimates it where h is small and all leaves are penalized. The
     paper begins with this and goes on to z along the gradient, where one direction is
     enough. Here a few probes are averaged:
     `perturbation=[hutchinson(key) for key in jax.random.split(key, 4)]`, at the cost of

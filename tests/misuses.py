@@ -743,13 +743,13 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "Pass `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)`.",
         ),
         Misuse(
-            "nothing_to_penalise",
+            "nothing_to_penalize",
             "Flattened the weights to one vector: by default only leaves of two or "
-            "more dimensions are penalised.",
+            "more dimensions are penalized.",
             lambda: hero(lambda w: (w**2).mean())(jnp.ones(4)),
             ValueError,
             ("gamma must have leaves to act on", "penalty_mask=True", "gamma=0"),
-            "Pass `penalty_mask=True`; biases and normalization are penalised, too.",
+            "Pass `penalty_mask=True`; biases and normalization are penalized, too.",
         ),
         Misuse(
             "params_train_state",

@@ -89,15 +89,15 @@ def dense_hero(
     direction,
     reduction,
     perturbed=None,
-    penalised=None,
+    penalized=None,
 ):
     """Eq. 13 of `loss(params, *args)` with the dense Hessian.
 
-    `perturbed` and `penalised` are lists of bools, one per leaf.
+    `perturbed` and `penalized` are lists of bools, one per leaf.
     """
     layers, (leaves, tree) = slices(params), jax.tree.flatten(params)
     perturbed = [True] * len(leaves) if perturbed is None else perturbed
-    penalised = [x.ndim >= 2 for x in leaves] if penalised is None else penalised
+    penalized = [x.ndim >= 2 for x in leaves] if penalized is None else penalized
 
     def unflatten(flat):
         shaped = [flat[i].reshape(x.shape) for i, x in zip(layers, leaves, strict=True)]
@@ -112,7 +112,7 @@ def dense_hero(
     z = numpy_direction(direction, W, seen, chosen)
     value, dL, H = map(np.asarray, derivatives(loss, unflatten(W + h * z), *args))
     weighted, penalty = np.zeros_like(g), 0.0
-    for i, keep in zip(layers, penalised, strict=True):
+    for i, keep in zip(layers, penalized, strict=True):
         if keep:
             c = 1.0 / g[i].size if reduction == "mean" else 1.0
             weighted[i] = c * (dL[i] - g[i])

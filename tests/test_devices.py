@@ -176,7 +176,7 @@ def test_hero_is_that_of_the_whole_batch(direction, reduction, masks):
         direction=direction,
         reduction=reduction,
         perturbed=MASKS[masks].get("perturb_mask"),
-        penalised=MASKS[masks].get("penalty_mask"),
+        penalized=MASKS[masks].get("penalty_mask"),
     )
     expected = (mlp_loss(params, *batch), expected, hero_jax.Metrics(**metrics))
     for transform in (pmapped, shard_mapped):

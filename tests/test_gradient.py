@@ -56,7 +56,7 @@ def float64_close(actual, expected, tolerance=1e-10):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_equals_dense_hessian(direction, reduction, masks):
     params, batch = mlp_params(), mlp_batch()
-    perturbed, penalised = MASKS[masks]
+    perturbed, penalized = MASKS[masks]
     h, gamma = 0.3, 0.7
     (value, gradient, metrics) = jax.jit(
         hero_jax.hero_value_and_grad(
@@ -66,7 +66,7 @@ def test_equals_dense_hessian(direction, reduction, masks):
             perturbation=direction,
             reduction=reduction,
             perturb_mask=as_tree(perturbed, params),
-            penalty_mask=as_tree(penalised, params),
+            penalty_mask=as_tree(penalized, params),
             return_metrics=True,
         )
     )(params, *batch)
@@ -79,7 +79,7 @@ def test_equals_dense_hessian(direction, reduction, masks):
         direction=direction,
         reduction=reduction,
         perturbed=perturbed,
-        penalised=penalised,
+        penalized=penalized,
     )
     float64_close(gradient, expected)
     float64_close(metrics._asdict(), expected_metrics)
@@ -594,7 +594,7 @@ HEROES = {
 
 
 @pytest.mark.parametrize("make", HEROES.values(), ids=[*HEROES])
-def test_gamma_with_nothing_to_penalise_is_refused(make):
+def test_gamma_with_nothing_to_penalize_is_refused(make):
     """Of w^2 for one weight: H = 2, z = w, and grad L(U) - g = 2 h w."""
     w = jnp.array([3.0])
     told = (

@@ -237,7 +237,7 @@ def test_wrt_and_masks_select_leaves():
         model, x, y
     )
     assert [*grads["first"]] == [*grads["last"]] == ["kernel"]
-    # Leaves that are neither perturbed nor penalised may as well be constants.
+    # Leaves that are neither perturbed nor penalized may as well be constants.
     only = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
     _, masked = hero_jax.nnx.hero_value_and_grad(
         loss_fn, h=1.0, gamma=0.5, perturb_mask=only
@@ -354,7 +354,7 @@ def test_what_the_loss_returns_is_checked():
         make(lambda model, x, y: (model(x) - y)[:, 0])(model, x, y)
 
 
-def test_gamma_with_nothing_to_penalise_is_refused():
+def test_gamma_with_nothing_to_penalize_is_refused():
     model, (x, y) = Plain(), batch()
     options = {"wrt": nnx.PathContains("bias"), "perturbation": "normalized"}
     make = lambda **kw: hero_jax.nnx.hero_value_and_grad(
@@ -362,11 +362,11 @@ def test_gamma_with_nothing_to_penalise_is_refused():
     )
     with pytest.raises(ValueError, match=r"gamma must have leaves.*penalty_mask=True"):
         make(gamma=0.1)(model, x, y)
-    first_order, penalised = (
+    first_order, penalized = (
         tree_of(make(penalty_mask=True, gamma=gamma)(model, x, y)[1])["last"]["bias"]
         for gamma in (0.0, 0.1)
     )
-    assert float(abs(penalised - first_order)[0]) > 1e-3
+    assert float(abs(penalized - first_order)[0]) > 1e-3
 
 
 def test_errors():

@@ -98,7 +98,7 @@ def test_a_step_is_measured_by_the_norms_of_what_moves():
     _, U, ahead = seen
     moved = jnp.linalg.norm(ahead["a"] - U["a"])
     np.testing.assert_allclose(moved, 0.01 * jnp.linalg.norm(U["a"]), rtol=1e-10)
-    assert ahead["b"] == U["b"]  # no weight tensor, not penalised
+    assert ahead["b"] == U["b"]  # no weight tensor, not penalized
 
 
 def test_a_difference_of_nothing_is_nothing():
@@ -195,7 +195,7 @@ def test_parts_of_each_perturbation():
 
 
 @pytest.mark.slow
-def test_layers_that_are_not_penalised_cost_less():
+def test_layers_that_are_not_penalized_cost_less():
     """Products with zeros would cost as much as any."""
     width = 64
     layers = [

@@ -65,10 +65,10 @@ class Config:
         which is cheaper and remembers no layers, but errs for networks with rectifiers.
       hvp_examples: take the product over so many images of a micro-batch only; all of
         them if None. Several devices share them out.
-      penalty_every: penalise at every so many micro-batches only, as much more.
+      penalty_every: penalize at every so many micro-batches only, as much more.
       h_warmup_epochs: let the step grow from zero over so many epochs.
       gamma_warmup_epochs: let the penalty grow from zero over so many epochs.
-      penalty_layers: penalise only the weight tensors in whose path, like
+      penalty_layers: penalize only the weight tensors in whose path, like
         "BasicBlock_8/Conv_0/kernel", this regular expression is found; all if None.
       strength: of GRAD-L1's penalty.
       examples_per_perturbation: m of m-sharpness: every m images of a micro-batch have

@@ -135,15 +135,15 @@ def make_gamma(
 
 
 def make_penalty_mask(config: Config) -> Callable[[chex.ArrayTree], chex.ArrayTree]:
-    """Return `params -> mask` of the weight tensors that are penalised."""
+    """Return `params -> mask` of the weight tensors that are penalized."""
     pattern = re.compile(config.penalty_layers or "")
 
     def mask(params: chex.ArrayTree) -> chex.ArrayTree:
-        def penalised(path: Any, x: chex.Array) -> bool:
+        def penalized(path: Any, x: chex.Array) -> bool:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             return x.ndim >= 2 and pattern.search(name) is not None
 
-        tree = jax.tree_util.tree_map_with_path(penalised, params)
+        tree = jax.tree_util.tree_map_with_path(penalized, params)
         if not any(jax.tree.leaves(tree)):
             raise ValueError(
                 "penalty_layers must be found in the path of a weight tensor, got "

@@ -192,17 +192,17 @@ def _penalized(
     def value_and_grad(*args: Any, **kwargs: Any) -> Any:
         W, at = bind(args, kwargs)
         off = _checks.is_zero(strength)
-        penalised = _tree.resolve_mask(
+        penalized = _tree.resolve_mask(
             "penalty_mask", penalty_mask, W, None if off else "strength"
         )
         if off:
             return _loss.as_of_jax(*at(W), W, has_aux)
 
         def v(g: Grads) -> Params:
-            return _tree.select(penalised, direction(_tree.select(penalised, g)))
+            return _tree.select(penalized, direction(_tree.select(penalized, g)))
 
         if radius is None:
-            value, g, product = _exact(at, W, penalised, v)
+            value, g, product = _exact(at, W, penalized, v)
         else:
             value, g = _loss.in_full_precision(at, W)
             U = optax.tree.add(_tree.widen(W), _tree.scale(radius, v(g)))
@@ -216,7 +216,7 @@ def _penalized(
 
 
 def _exact(
-    at: _loss.At, W: Params, penalised: chex.ArrayTree, v: Callable[[Grads], Params]
+    at: _loss.At, W: Params, penalized: chex.ArrayTree, v: Callable[[Grads], Params]
 ) -> tuple[Any, Grads, Grads]:
     """Return value, gradient g and product `H v(g)`, forward over reverse."""
 
@@ -225,6 +225,6 @@ def _exact(
         return gradient, value
 
     g, hvp, value = _autodiff.gradient_and_hvp(
-        grad_fn, W, penalised, "Pass radius=..., for a difference of gradients."
+        grad_fn, W, penalized, "Pass radius=..., for a difference of gradients."
     )
     return value, g, hvp(_tree.cast_like(v(g), W))

@@ -31,7 +31,7 @@ def test_equals_finite_differences_of_the_penalized_loss(method):
     grad = jax.jit(jax.grad(loss))
     strength, step = 0.3, 1e-6
 
-    def penalised(w):
+    def penalized(w):
         return float(loss(w)) + strength * norm(np.asarray(grad(w)))
 
     value, gradient = jax.jit(value_and_grad(mlp_loss, strength=strength))(
@@ -39,7 +39,7 @@ def test_equals_finite_differences_of_the_penalized_loss(method):
     )
     float64_close(value, loss(flat))
     differences = [
-        (penalised(flat + step * e) - penalised(flat - step * e)) / (2 * step)
+        (penalized(flat + step * e) - penalized(flat - step * e)) / (2 * step)
         for e in np.eye(flat.size)
     ]
     # Central differences: error step^2 + eps / step, below 1e-8 here.
@@ -57,7 +57,7 @@ def test_equals_finite_differences_of_the_penalized_loss(method):
         *(("GNP", {}), ("GNP", {"radius": 1e-6})),
     ],
 )
-def test_mask_selects_the_penalised_leaves(method, options):
+def test_mask_selects_the_penalized_leaves(method, options):
     value_and_grad, _ = METHODS[method]
     params, batch = mlp_params(), mlp_batch()
     order = {"GRAD-L1": 1, "GNP": 2}[method]

@@ -79,7 +79,7 @@ class Grid:
     def settings(self) -> list[Settings]:
         """Return all combinations, h the slowest to change.
 
-        With h = 0 there is nothing that gamma could penalise: its least value stands
+        With h = 0 there is nothing that gamma could penalize: its least value stands
         for all.
         """
         values = (getattr(self, name) for name in Settings._fields)

@@ -208,7 +208,7 @@ def test_steps_without_penalty_take_no_product():
     assert "cond[" in str(jax.make_jaxpr(program.step)(shapes, item))
 
 
-def test_layers_to_penalise_must_be_there():
+def test_layers_to_penalize_must_be_there():
     with pytest.raises(ValueError, match=r"penalty_layers must be found in .* 'Conv9'"):
         gradients(penalty_layers="Conv9")
 

@@ -136,7 +136,7 @@ def toy():
 
 
 def gradient_by_hand(method, params, x, h, gamma):
-    """Eq. 11-13 with the dense Hessian; the vector is perturbed, not penalised."""
+    """Eq. 11-13 with the dense Hessian; the vector is perturbed, not penalized."""
     leaves, structure = jax.tree.flatten(params)
     W, unravel = ravel_pytree(params)
     loss = lambda w: toy_loss(unravel(w), x)
