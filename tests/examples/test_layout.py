@@ -13,7 +13,7 @@ EXAMPLES = ROOT / "examples"
 RECIPE = EXAMPLES / "image_classification"
 EXPERIMENTS = EXAMPLES / "experiments"
 DEMO_LINES = 150
-MAY_USE = {"reproduction": {"sweep"}}
+MAY_USE = {"reproduction": {"sweep"}, "directions": {"sweep"}}
 """Experiments, and those that they build on."""
 
 FILES = sorted(EXAMPLES.rglob("*.py"))

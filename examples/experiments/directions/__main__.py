@@ -64,14 +64,17 @@ def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
         settings: dict[str, Row | None] = {"test": Settings.of(config)._asdict()}
         if method.grid:
             held_out = dataclasses.replace(config, test_size=None)
-            do("search", name, held_out, method.grid, None)
+            do("search", name, held_out, method.search(config), None)
         if method.grid or method.like:
-            settings["test"] = best(record, method.like or name)
+            settings["test"] = best(record, method.like or name, task)
             if task != FROM:
-                settings["transfer"] = best(of_digits, method.like or name)
+                settings["transfer"] = best(of_digits, method.like or name, FROM)
         for part, setting in settings.items():
             if setting is None:
                 continue
+            if not method.tuned:
+                names = ("learning_rate", "weight_decay")
+                setting |= {x: getattr(config, x) for x in names}
             runs = [Run(settings_of(setting), seed) for seed in SEEDS]
             tested = {grids.run_of(row) for row in record[part].get(name, [])}
             if not {*runs} <= tested:

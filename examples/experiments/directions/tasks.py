@@ -18,7 +18,7 @@ FROM = "digits_noise40"
 """The task whose settings are tried on all others."""
 
 OPTIMIZER: dict[str, Any] = {"learning_rate": 0.2, "weight_decay": 0.002}
-"""Of all methods but "SGD, tuned", which finds these best where labels are right."""
+"""For all methods but "SGD, tuned", which finds these best where labels are right."""
 
 DIGITS = Config(
     **OPTIMIZER,
@@ -46,7 +46,8 @@ SMALL_CIFAR = Config(
 )
 
 TABLE = tabular.Table(
-    **OPTIMIZER,
+    learning_rate=0.05,
+    weight_decay=0.002,
     dataset="digits",
     validation_size=200,
     epochs=40,
@@ -78,7 +79,8 @@ class Method:
 
     Attributes:
       fields: what differs from the task's config, but for numbers.
-      grid: of the numbers; None if there is nothing to search.
+      grid: of the numbers, with the task's learning rate and weight decay unless it
+        has several; None if there is nothing to search.
       like: the method whose best setting this one takes, in place of a search.
       epochs: how many times those of the task.
     """
@@ -92,6 +94,22 @@ class Method:
         """Return the config of its runs."""
         config = dataclasses.replace(task, epochs=self.epochs * task.epochs)
         return dataclasses.replace(config, **self.fields)
+
+    def search(self, task: Config) -> Grid:
+        """Return the settings that it may try on a task."""
+        assert self.grid is not None
+        if self.tuned:
+            return self.grid
+        return dataclasses.replace(
+            self.grid,
+            learning_rate=(task.learning_rate,),
+            weight_decay=(task.weight_decay,),
+        )
+
+    @property
+    def tuned(self) -> bool:
+        """Whether it has a learning rate and weight decay of its own."""
+        return self.grid is not None and len(self.grid.learning_rate) > 1
 
 
 BUDGET = 12
@@ -115,8 +133,7 @@ def _hero(
 
 
 def _grid(h: tuple[float, ...], gamma: tuple[float, ...]) -> Grid:
-    rates = {name: (value,) for name, value in OPTIMIZER.items()}
-    return Grid(h=h, gamma=gamma, seeds=(SEARCH_SEED,), **rates)
+    return Grid(h=h, gamma=gamma, seeds=(SEARCH_SEED,))
 
 
 METHODS: dict[str, Method] = {
@@ -176,9 +193,8 @@ def read(folder: Path, task: str) -> dict[str, Any]:
     return record
 
 
-def best(record: dict[str, Any], name: str) -> Row | None:
+def best(record: dict[str, Any], name: str, task: str) -> Row | None:
     """Return the setting that was best on the images held out; None before the end."""
-    grid = METHODS[name].grid
-    assert grid is not None
+    grid = METHODS[name].search(TASKS[task])
     summaries = grids.summarize(grid, record["search"].get(name, []))
     return grids.best(summaries) if len(summaries) == BUDGET else None

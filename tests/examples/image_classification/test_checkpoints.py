@@ -180,7 +180,7 @@ def test_a_folder_that_is_moved_or_deleted_is_named(saving, again, tmp_path):
         checkpoints.save(7, STATE, {}, 0.2)
     (tmp_path / "run").rename(tmp_path / "moved")
     if again:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)  # the writer may have been first
     message = f"{folder} was deleted or moved while"
     with pytest.raises(CheckpointError, match=message):
         checkpoints.save(8, STATE, {}, 0.2)
