@@ -107,6 +107,11 @@ def write(folder: Path) -> None:
         if any(row["h"] for rows in record["search"].values() for row in rows):
             parts += ["How wide:", widths(record)]
     results.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    if records:
-        results.write_figure(folder / "directions.png", plot(records))
+    drawn = {
+        task: record
+        for task, record in records.items()
+        if any(name.endswith(DRAWN) for name in record["search"])
+    }
+    if drawn:
+        results.write_figure(folder / "directions.png", plot(drawn))
     print("\n\n".join(parts))
