@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +146,8 @@ def test_moves_are_those_of_the_formula():
         assert rows["layerwise, h = 1"]["kernels"] < 0.002
         assert rows["layerwise, h = 1"]["normalization"] > 0.03
     assert set(rows) - {"rounding to 4 bits itself"} == set(moves.STEPS)
+    page = Path(__file__).parents[3] / "docs" / "choosing.md"
+    assert moves.table(record["networks"]["resnet20"]) in page.read_text()
 
 
 def test_a_table_is_split_and_its_training_labels_alone_are_wrong():
