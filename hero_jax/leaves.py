@@ -36,7 +36,6 @@ Correct this by path: `leaves={"blocks/*": {"layer_axes": 1}}`.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -147,11 +146,6 @@ def per_layer(function: Callable[..., Any], leaf: Leaf) -> Callable[..., Any]:
     for _ in range(leaf.layer_axes):
         function = jax.vmap(function)
     return function
-
-
-def layer_size(x: chex.Array, leaf: Leaf) -> int:
-    """Return how many entries one layer has."""
-    return math.prod(np.shape(x)[leaf.layer_axes :])
 
 
 class _Array(NamedTuple):

@@ -41,7 +41,7 @@ import optax
 
 from hero_jax import _checks, _tree, quant
 from hero_jax._typing import Directions, Grads, Mask, Params, Perturbation
-from hero_jax.leaves import Overrides, are_weights, describe, per_layer
+from hero_jax.leaves import Overrides, are_weights, describe, per_layer, weights
 from hero_jax.quant import _options
 
 __all__ = [
@@ -339,9 +339,9 @@ def relative(
         described = describe(params, leaves)
         W, u = _tree.widen(params), _tree.widen(inner(params, grads))
         if together:
-            weights = _tree.global_norm(_tree.select(are_weights(described), W))
+            total = _tree.global_norm(_tree.select(are_weights(described), W))
             length = _tree.global_norm(u)
-            return jax.tree.map(lambda u: weights * _over_norm(u, length), u)
+            return jax.tree.map(lambda u: total * _over_norm(u, length), u)
         return jax.tree.map(
             lambda leaf, W, u: per_layer(of_leaf, leaf)(W, u), described, W, u
         )
@@ -479,7 +479,7 @@ def step_for(
       Array(0.8, dtype=float32)
     """
     z = _masked(params, grads, perturbation, perturb_mask, leaves)
-    chosen = are_weights(describe(params, leaves))
+    chosen = weights(params, leaves)
     W = _tree.global_norm(_tree.select(chosen, _tree.widen(params)))
     return share * _over_norm(W, _tree.global_norm(_tree.select(chosen, z)))
 
@@ -506,7 +506,7 @@ def which_move(
     """Return Python bools like params: the mask, or what the direction is of."""
     default = None
     if isinstance(direction, _OfWeights):
-        default = lambda params: are_weights(describe(params, leaves))  # noqa: E731
+        default = functools.partial(weights, overrides=leaves)
     return _tree.resolve_mask(
         "perturb_mask", perturb_mask, params, needed_for, default=default
     )
@@ -525,12 +525,11 @@ def resolve(
         perturbation = relative()
     if isinstance(perturbation, _OfWeights):
         return dataclasses.replace(perturbation, leaves=leaves)
-    for name, factory in (("relative", relative), ("rounding", rounding)):
-        if perturbation is factory or perturbation == "rounding" == name:
-            argument = "" if name == "relative" else "bits"
+    for factory, call in ((relative, "relative()"), (rounding, "rounding(bits)")):
+        if perturbation in (factory, factory.__name__):
             raise ValueError(
-                f"perturbation={name} is a function that makes a direction: pass "
-                f"hero_jax.perturbation.{name}({argument})."
+                f"perturbation={factory.__name__} is a function that makes a "
+                f"direction: pass hero_jax.perturbation.{call}."
             )
     if perturbation in ("hutchinson", hutchinson):
         raise ValueError(

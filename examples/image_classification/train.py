@@ -224,16 +224,11 @@ def make_value_and_grad(
 
 def make_perturb_mask(config: Config) -> Any:
     """Return what `config.moved` says: which leaves; None is up to the direction."""
-    if config.moved == "weights":
-        return lambda params: hero_jax.leaves.are_weights(
-            hero_jax.leaves.describe(params)
-        )
     if config.moved == "others":
         return lambda params: jax.tree.map(
-            operator.not_,
-            hero_jax.leaves.are_weights(hero_jax.leaves.describe(params)),
+            operator.not_, hero_jax.leaves.weights(params)
         )
-    return {"all": True, None: None}[config.moved]
+    return {"all": True, "weights": hero_jax.leaves.weights, None: None}[config.moved]
 
 
 def make_hvp_loss(

@@ -18,14 +18,15 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from examples.experiments.common.command_line import folder, make_parser
 from examples.experiments.sweep import grid as grids
 from examples.experiments.sweep.grid import Row, Run, settings_of
 from examples.experiments.sweep.search import Options, search
 from examples.image_classification import devices, input_pipeline, results
+from examples.image_classification.array_pipeline import ArrayPipeline
 from examples.image_classification.config import Config
+from examples.image_classification.logbook import say
 from examples.image_classification.stopping import Stop, command
 from examples.image_classification.train import Settings
 
@@ -36,26 +37,31 @@ from .tasks import FOLDER, FROM, METHODS, SEEDS, TASKS, best, read
 def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
     """Do what is missing of a task."""
     record, of_digits = read(options.results, task), read(options.results, FROM)
-    place = options.dataset if TASKS[task].dataset == "cifar10" else None
-    how = Options(quiet=options.quiet, dataset_path=place)
+    record["environment"] = results.environment()
+    record["config"] = dataclasses.asdict(TASKS[task])
 
-    def do(part: str, name: str, config: Config, runs: Any, pipeline: Any) -> None:
+    def do(part: str, name: str, config: Config, runs: Sequence[Run]) -> None:
         def keep(rows: Sequence[Row]) -> None:
             record[part][name] = [*rows]
-            whole = {"environment": results.environment(), **record}
-            whole["config"] = dataclasses.asdict(TASKS[task])
-            results.write_json(options.results / f"{task}.json", whole)
+            results.write_json(options.results / f"{task}.json", record)
 
-        if not options.quiet:
-            print(f"{task}: {part}, {name}", flush=True)
         rows = record[part].get(name, [])
+        done = {grids.run_of(row) for row in rows}
+        missing = [run for run in runs if run not in done]
+        if not missing:
+            return
+        say(f"{task}: {part}, {name}", options.quiet)
         if isinstance(config, tabular.Table):
-            runs = runs.of_method(config.method).runs() if part == "search" else runs
-            done = {grids.run_of(row) for row in rows}
-            if missing := [run for run in runs if run not in done]:
-                keep([*rows, *tabular.train(config, missing)])
-        else:
-            search(config, runs, how, rows, keep, stop, pipeline)
+            keep([*rows, *tabular.train(config, missing)])
+            return
+        place = options.dataset if config.dataset == "cifar10" else None
+        pipeline = input_pipeline.create(
+            dataclasses.replace(config, dataset=place or config.dataset),
+            devices=devices.choose(),
+        )
+        assert isinstance(pipeline, ArrayPipeline)
+        how = Options(quiet=options.quiet)
+        search(config, missing, how, rows, keep, stop, pipeline)
 
     for name in options.methods:
         method = METHODS[name]
@@ -64,7 +70,8 @@ def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
         settings: dict[str, Row | None] = {"test": Settings.of(config)._asdict()}
         if method.grid:
             held_out = dataclasses.replace(config, test_size=None)
-            do("search", name, held_out, method.search(config), None)
+            grid = method.search(config).of_method(config.method)
+            do("search", name, held_out, grid.runs())
         if method.grid or method.like:
             settings["test"] = best(record, method.like or name, task)
             if task != FROM:
@@ -76,15 +83,7 @@ def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
                 names = ("learning_rate", "weight_decay")
                 setting |= {x: getattr(config, x) for x in names}
             runs = [Run(settings_of(setting), seed) for seed in SEEDS]
-            tested = {grids.run_of(row) for row in record[part].get(name, [])}
-            if not {*runs} <= tested:
-                pipeline = None
-                if not isinstance(whole, tabular.Table):
-                    pipeline = input_pipeline.create(
-                        dataclasses.replace(whole, dataset=place or whole.dataset),
-                        devices=devices.choose(),
-                    )
-                do(part, name, whole, runs, pipeline)
+            do(part, name, whole, runs)
 
 
 @command

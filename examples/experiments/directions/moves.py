@@ -3,13 +3,13 @@
     python -m examples.experiments.directions.moves  # two minutes on 2 cores
 
 Networks at their initial weights, for one batch of 64 random images and labels. Medians
-over the tensors of a kind; beside them the share of `||z||^2` of the kernels, and
-how long the penalty's part of the gradient is, relative to all of it.
+over the tensors of a kind; beside them the kernels' share of `||z||^2`, and how long
+the penalty's part of the gradient is, relative to all of it.
 """
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,22 +26,33 @@ from .tasks import FOLDER
 SIZES = {"resnet20": 32, "resnet8": 16}
 
 
-class Step(NamedTuple):
-    """A direction, how far along it, and the penalty."""
-
-    direction: Any
-    h: float
-    gamma: float
-    reduction: str = "sum"
-
-
-STEPS = {
-    "layerwise, h = 1": Step("layerwise", 1.0, 0.1),
-    "released code (adaptive, mean)": Step("adaptive", 0.5, 5.0, "mean"),
-    "normalized (SAM), h = 0.05": Step("normalized", 0.05, 0.0),
-    "relative, h = 0.02": Step("relative", 0.02, 0.5, "norm"),
-    "rounding to 4 bits, h = 1": Step(perturbation.rounding(4), 1.0, 0.5, "norm"),
+STEPS: dict[str, dict[str, Any]] = {
+    "layerwise, h = 1": {"perturbation": "layerwise", "h": 1.0, "gamma": 0.1},
+    "released code (adaptive, mean)": {
+        "perturbation": "adaptive",
+        "reduction": "mean",
+        "h": 0.5,
+        "gamma": 5.0,
+    },
+    "normalized (SAM), h = 0.05": {
+        "perturbation": "normalized",
+        "h": 0.05,
+        "gamma": 0.0,
+    },
+    "relative, h = 0.02": {
+        "perturbation": "relative",
+        "reduction": "norm",
+        "h": 0.02,
+        "gamma": 0.5,
+    },
+    "rounding to 4 bits, h = 1": {
+        "perturbation": perturbation.rounding(bits=4),
+        "reduction": "norm",
+        "h": 1.0,
+        "gamma": 0.5,
+    },
 }
+"""Arguments of `hero_value_and_grad`."""
 
 
 def measure(name: str, seed: int) -> dict[str, dict[str, float]]:
@@ -66,32 +77,26 @@ def measure(name: str, seed: int) -> dict[str, dict[str, float]]:
     def norms(tree: Any) -> np.ndarray:
         return np.array([np.linalg.norm(x) for x in jax.tree.leaves(tree)])
 
+    lengths = norms(params)
+
     def medians(step: np.ndarray) -> dict[str, float]:
-        of_tensor = step[norms(params) > 0] / norms(params)[norms(params) > 0]
-        of_kind = kinds[norms(params) > 0]
-        medians = {
-            kind: float(np.median(of_tensor[of_kind == kind]))
-            for kind in ("kernel", "normalization")
-        }
-        share = (step[kinds == "kernel"] ** 2).sum() / (step**2).sum()
-        return medians | {"kernels": float(share)}
+        shares = {}
+        for kind in ("kernel", "normalization"):
+            of_kind = (kinds == kind) & (lengths > 0)  # biases begin as zeros
+            shares[kind] = float(np.median(step[of_kind] / lengths[of_kind]))
+        part = (step[kinds == "kernel"] ** 2).sum() / (step**2).sum()
+        return shares | {"kernels": float(part)}
 
     rows = {}
-    for title, (direction, h, gamma, reduction) in STEPS.items():
-        hero = hero_jax.hero_value_and_grad(
-            *(loss_fn,),
-            h=h,
-            gamma=gamma,
-            perturbation=direction,
-            reduction=reduction,
-            return_metrics=True,
-        )
+    for title, step in STEPS.items():
+        hero = hero_jax.hero_value_and_grad(loss_fn, **step, return_metrics=True)
         _, grads, metrics = jax.jit(hero)(params)
-        moved = perturbation.share_moved(params, g, h=h, perturbation=direction)
-        rows[title] = medians(norms(moved) * norms(params))
-        rows[title]["penalty"] = float(
-            metrics.penalty_grad_norm / optax.tree.norm(grads)
+        moved = perturbation.share_moved(
+            params, g, h=step["h"], perturbation=step["perturbation"]
         )
+        rows[title] = medians(norms(moved) * lengths)
+        share = metrics.penalty_grad_norm / optax.tree.norm(grads)
+        rows[title]["penalty"] = float(share)
     rounded = quant.dequantize(quant.quantize(params, bits=4))
     rows["rounding to 4 bits itself"] = medians(
         norms(jax.tree.map(lambda a, b: a - b, params, rounded))

@@ -74,7 +74,8 @@ def plot(records: dict[str, dict[str, Any]]) -> Figure:
         for panel, direction in zip(line, DRAWN, strict=True):
             for method, color in COLORS.items():
                 rows = record["search"].get(f"{method}, {direction}", [])
-                for gamma in sorted({row["gamma"] for row in rows}):
+                gammas = sorted({row["gamma"] for row in rows})
+                for gamma, style in zip(gammas, ("-", "--"), strict=False):
                     chosen = [row for row in rows if row["gamma"] == gamma]
                     panel.plot(
                         [row["h"] for row in chosen],
@@ -82,7 +83,7 @@ def plot(records: dict[str, dict[str, Any]]) -> Figure:
                         marker="o",
                         markersize=3,
                         color=color,
-                        linestyle="--" if gamma == 1.0 or gamma == 0.05 else "-",
+                        linestyle=style,
                         label=f"{method}, gamma {gamma:g}" if gamma else method,
                     )
             for row in record["test"].get("SGD", [])[:1]:

@@ -1,6 +1,7 @@
 """A dense network on scikit-learn's tables; many runs at once, by `vmap`."""
 
 import dataclasses
+import types
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,10 +17,9 @@ from examples.experiments.sweep.grid import Row, Run
 from examples.image_classification.config import Config
 from examples.image_classification.label_noise import symmetric_noise
 from examples.image_classification.train import (
-    DIRECTIONS,
     Settings,
-    make_perturb_mask,
-    warmed_up,
+    make_optimizer,
+    make_value_and_grad,
 )
 
 
@@ -81,10 +81,10 @@ def logits_of(params: Any, x: chex.Array) -> chex.Array:
     return x @ last["kernel"] + last["bias"]
 
 
-def loss_fn(params: Any, x: chex.Array, y: chex.Array) -> chex.Array:
-    """Return the mean cross-entropy."""
+def loss_fn(params: Any, x: chex.Array, y: chex.Array) -> tuple[chex.Array, None]:
+    """Return the mean cross-entropy, and nothing else."""
     logits = logits_of(params, x)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), None
 
 
 def train(config: Table, runs: Sequence[Run]) -> list[Row]:
@@ -93,31 +93,15 @@ def train(config: Table, runs: Sequence[Run]) -> list[Row]:
     inputs, classes = data[0][0].shape[1], int(max(x[1].max() for x in data)) + 1
     per_epoch = len(data[0][0]) // config.batch_size
     steps = config.epochs * per_epoch
-    schedule = optax.cosine_decay_schedule(1.0, steps)
-
-    def value_and_grad(settings: Settings, step: chex.Array) -> Any:
-        if config.method == "sgd":
-            return jax.value_and_grad(loss_fn)
-        h = warmed_up(settings.h, config.h_warmup_epochs * per_epoch)
-        return hero_jax.hero_value_and_grad(
-            loss_fn,
-            h=h(step) if callable(h) else h,
-            gamma=settings.gamma if config.method == "hero" else 0.0,
-            perturbation=DIRECTIONS.get(config.perturbation, config.perturbation),
-            reduction=config.reduction,
-            perturb_mask=make_perturb_mask(config),
-        )
+    one_device = types.SimpleNamespace(axis_name=None)
+    pipeline: Any = types.SimpleNamespace(steps=per_epoch, devices=one_device)
 
     def run(settings: Settings, seed: chex.Array, *data: chex.Array) -> Any:
         x, y, x_test, y_test = data
         key = jax.random.key(seed)
         params = init(key, (inputs, WIDTH, WIDTH, classes))
-        tx = optax.chain(
-            optax.add_decayed_weights(settings.weight_decay),
-            optax.sgd(
-                lambda k: settings.learning_rate * schedule(k), momentum=config.momentum
-            ),
-        )
+        tx, _ = make_optimizer(config, steps, settings)
+        value_and_grad = make_value_and_grad(config, loss_fn, pipeline, settings)
 
         def step(state: Any, k: chex.Array) -> Any:
             params, opt_state = state
@@ -125,7 +109,7 @@ def train(config: Table, runs: Sequence[Run]) -> list[Row]:
             order = jax.random.permutation(jax.random.fold_in(key, epoch), len(y))
             size = config.batch_size
             chosen = jax.lax.dynamic_slice_in_dim(order, batch * size, size)
-            loss, grads = value_and_grad(settings, k)(params, x[chosen], y[chosen])
+            (loss, _), grads, _ = value_and_grad(k, params, x[chosen], y[chosen])
             updates, opt_state = tx.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), loss
 
