@@ -65,8 +65,11 @@ def test_every_method_tries_as_many_settings():
 
 
 def test_the_best_setting_of_the_search_is_tested_and_that_of_the_digits_too(
-    trained, tmp_path
+    trained, tmp_path, monkeypatch
 ):
+    """More images to test on than are held out in a search."""
+    more = dataclasses.replace(tasks.DIGITS, test_size=300)
+    monkeypatch.setitem(tasks.TASKS, "digits", more)
     records = run(tmp_path, "digits_noise40", "digits", methods=[*METHODS, MORE])
     for name in METHODS[1:]:
         for task, part, h in [
@@ -102,11 +105,14 @@ def test_a_search_that_is_not_over_has_no_best_setting(trained, tmp_path):
 def test_what_is_there_is_not_trained_again(trained, tmp_path):
     first = run(tmp_path, "digits_noise40", methods=METHODS[:2])
     before = len(trained)
+    path = tmp_path / "digits_noise40.json"
+    path.write_text(path.read_text().replace('"date": "', '"date": "then, not '))
     both = run(tmp_path, "digits_noise40")
     assert {config.method for config, _ in trained[before:]} == {"hero"}
     for part in ("search", "test"):
         for name, rows in first["digits_noise40"][part].items():
             assert both["digits_noise40"][part][name] == rows
+    assert "then" not in both["digits_noise40"]["environment"]["date"]
 
 
 @pytest.mark.parametrize(
