@@ -1,6 +1,6 @@
 """What a step of HERO moves: the share of its norm by which a tensor moves, by kind.
 
-    python -m examples.experiments.directions.moves  # two minutes on 2 cores
+    python -m examples.experiments.directions.moves  # four minutes on 2 cores
 
 Networks at their initial weights, for one batch of 64 random images and labels. Medians
 over the tensors of a kind; beside them the kernels' share of `||z||^2`, and how long
