@@ -12,11 +12,12 @@ from examples.experiments.common.statistics import cell, summary
 from examples.experiments.sweep.grid import Row, settings_of
 from examples.image_classification import results
 
-from .tasks import BITS, TASKS, read
+from .tasks import BITS, FROM, TASKS, read
 
+Record = dict[str, Any]
 PRECISIONS = ("32", *map(str, BITS))
-DRAWN = ("layerwise", "relative", "rounding")
-COLORS = {"first-order": "#D55E00", "HERO": "#0072B2"}
+TITLES = ("float", *(f"{bits} bit" for bits in BITS))
+PLAIN, TUNED = "SGD", "SGD, tuned"
 
 
 def score(row: Row) -> float:
@@ -24,95 +25,151 @@ def score(row: Row) -> float:
     return float(np.mean([*(row["accuracy_by_bits"] or {"": 0.0}).values()]))
 
 
-def table(record: dict[str, Any], part: str) -> str:
+def accuracies(rows: Sequence[Row]) -> np.ndarray:
+    """Return accuracies in percent `[seeds, precisions]`; NaN if a run diverged."""
+    nothing = dict.fromkeys(PRECISIONS, math.nan)
+    by_bits = [row["accuracy_by_bits"] or nothing for row in rows]
+    return 100 * np.array([[x[bits] for bits in PRECISIONS] for x in by_bits])
+
+
+def cells(values: np.ndarray) -> list[str]:
+    """Format means and standard errors over the first axis."""
+    if np.isnan(values).any():
+        return ["diverged"] * values.shape[1]
+    return [cell(summary(x), 1) for x in values.T]
+
+
+def table(record: Record, part: str) -> str:
     """Return the test accuracies of a task in percent, and the settings."""
-    titles = ["float", *(f"{bits} bit" for bits in BITS)]
-    lines = [["method", "h", "gamma", *titles]]
+    lines = [["method", "h", "gamma", *TITLES]]
     for name, rows in record[part].items():
         settings = settings_of(rows[0])
-        numbers = ["", ""]
-        if not name.startswith("SGD"):
-            numbers = [f"{settings.h:g}", f"{settings.gamma:g}"]
-        accuracies = [row["accuracy_by_bits"] for row in rows]
-        cells = ["diverged"] * len(titles)
-        if None not in accuracies:
-            of_bits = [summary([100 * x[b] for x in accuracies]) for b in PRECISIONS]
-            cells = [cell(x, 1) for x in of_bits]
-        lines.append([name, *numbers, *cells])
+        numbers = [f"{settings.h:g}", f"{settings.gamma:g}"]
+        if name.startswith(PLAIN):
+            numbers = ["", ""]
+        lines.append([name, *numbers, *cells(accuracies(rows))])
     return results.markdown(lines)
 
 
-def width(rows: Sequence[Row], images: int) -> float:
+def differences(record: Record) -> str:
+    """Return by how many points methods differ, seed by seed."""
+    tested = record["test"]
+    pairs = [(name, TUNED) for name in tested if not name.startswith(PLAIN)]
+    pairs += [
+        (name, name.replace("HERO", "first-order"))
+        for name in tested
+        if name.startswith("HERO")
+    ]
+    lines = [["method", "minus", *TITLES]]
+    for name, other in pairs:
+        if other in tested:
+            gain = accuracies(tested[name]) - accuracies(tested[other])
+            lines.append([name, other, *cells(gain)])
+    return results.markdown(lines)
+
+
+def curve(rows: Sequence[Row], gamma: float) -> dict[float, list[float]]:
+    """Return the scores of each h, of all seeds."""
+    scores: dict[float, list[float]] = {}
+    for row in sorted(rows, key=lambda row: float(row["h"])):
+        if row["h"] and row["gamma"] == gamma:
+            scores.setdefault(row["h"], []).append(score(row))
+    return scores
+
+
+def width(scores: dict[float, list[float]], images: int) -> float:
     """Return over how many octaves h is within a standard error of the best score.
 
-    That of an accuracy over so many images held out.
+    Over seeds; of one seed, that of an accuracy over so many images held out.
     """
-    scores = {row["h"]: score(row) for row in rows if row["h"]}
-    most = max(scores.values())
-    least = most - math.sqrt(most * (1 - most) / images)
-    good = [h for h, value in scores.items() if value >= least]
+    means = {h: float(np.mean(x)) for h, x in scores.items()}
+    best = max(means, key=lambda h: means[h])
+    error = summary(scores[best])["stderr"]
+    if error is None:
+        error = math.sqrt(means[best] * (1 - means[best]) / images)
+    good = [h for h, value in means.items() if value >= means[best] - error]
     return math.log2(max(good) / min(good))
 
 
-def widths(record: dict[str, Any]) -> str:
+def widths(record: Record) -> str:
     """Return the widths of all methods, of each gamma by itself."""
-    lines = [["method", "gamma", "best score", "octaves of h"]]
+    lines = [["method", "gamma", "best h", "score", "octaves of h"]]
     for name, rows in record["search"].items():
         for gamma in sorted({row["gamma"] for row in rows if row["h"]}):
-            of_gamma = [row for row in rows if row["gamma"] == gamma]
-            octaves = width(of_gamma, record["config"]["validation_size"])
-            most = 100 * max(map(score, of_gamma))
-            lines.append([name, f"{gamma:g}", f"{most:.1f}", f"{octaves:.1f}"])
+            scores = curve(rows, gamma)
+            octaves = width(scores, record["config"]["validation_size"])
+            h = max(scores, key=lambda h: float(np.mean(scores[h])))
+            most = f"{100 * np.mean(scores[h]):.1f}"
+            lines.append([name, f"{gamma:g}", f"{h:g}", most, f"{octaves:.1f}"])
     return results.markdown(lines)
 
 
-def plot(records: dict[str, dict[str, Any]]) -> Figure:
-    """Draw the score of every step that was tried: a row of panels for each task."""
-    figure = Figure(figsize=(9.0, 2.6 * len(records)), layout="constrained")
-    panels = figure.subplots(len(records), len(DRAWN), squeeze=False, sharey="row")
-    for line, (task, record) in zip(panels, records.items(), strict=True):
-        for panel, direction in zip(line, DRAWN, strict=True):
-            for method, color in COLORS.items():
-                rows = record["search"].get(f"{method}, {direction}", [])
-                gammas = sorted({row["gamma"] for row in rows})
-                for gamma, style in zip(gammas, ("-", "--"), strict=False):
-                    chosen = [row for row in rows if row["gamma"] == gamma]
-                    panel.plot(
-                        [row["h"] for row in chosen],
-                        [100 * score(row) for row in chosen],
-                        marker="o",
-                        markersize=3,
-                        color=color,
-                        linestyle=style,
-                        label=f"{method}, gamma {gamma:g}" if gamma else method,
-                    )
-            for row in record["test"].get("SGD", [])[:1]:
-                panel.axhline(100 * score(row), color="#555555", linestyle=":")
-            panel.set(xscale="log", title=f"{task}: {direction}", xlabel="h")
-            panel.grid(alpha=0.3)
-            if panel.get_legend_handles_labels()[0]:
-                panel.legend(fontsize="x-small")
-        line[0].set_ylabel("mean accuracy in %")
+def transfers(records: dict[str, Record]) -> str:
+    """Return what the settings of the digits gain on the other tasks.
+
+    In points of the score over SGD: with the task's own search, and with the settings
+    of the digits, whose share of it comes last.
+    """
+    lines = [["task", "method", "own search", "carried over", "share"]]
+    for task, record in records.items():
+        if task == FROM or PLAIN not in record["test"]:
+            continue
+        plain = np.array([*map(score, record["test"][PLAIN])])
+        for name, rows in record["transfer"].items():
+            gains = [
+                summary(100 * (np.array([*map(score, x)]) - plain))
+                for x in (record["test"][name], rows)
+            ]
+            share = f"{gains[1]['mean'] / gains[0]['mean']:.0%}"
+            if gains[0]["mean"] < 2 * gains[0]["stderr"]:
+                share = "nothing to gain"
+            lines.append([task, name, *(cell(x, 1) for x in gains), share])
+    return results.markdown(lines)
+
+
+def plot(records: dict[str, Record]) -> Figure:
+    """Draw the score on images held out against h along `relative`, of every task."""
+    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for panel, kind in zip(panels, ("first-order", "HERO"), strict=True):
+        name = f"{kind}, relative"
+        for k, (task, record) in enumerate(records.items()):
+            rows = record["search"].get(name, [])
+            if not rows:
+                continue
+            gamma = 0.5 if kind == "HERO" else 0.0
+            scores = curve(rows, gamma)
+            panel.plot(
+                [*scores],
+                [100 * np.mean(x) for x in scores.values()],
+                "o-",
+                markersize=3,
+                color=f"C{k}",
+                label=task.replace("_", " "),
+            )
+        title = "HERO, gamma = 0.5" if kind == "HERO" else "first-order part"
+        panel.set(xscale="log", title=title)
+        panel.set_xlabel("h: share of its norm by which each kernel moves")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("mean accuracy over the precisions in %")
+    panels[0].legend(fontsize="x-small")
     return figure
 
 
 def write(folder: Path) -> None:
     """Write `report.md` and `directions.png` of all records that are in a folder."""
     records = {task: read(folder, task) for task in TASKS}
-    records = {task: x for task, x in records.items() if x["test"] or x["search"]}
+    records = {task: x for task, x in records.items() if x["test"]}
     parts = ["# Directions"]
+    if any(record["transfer"] for record in records.values()):
+        parts += ["## What carries over", transfers(records)]
     for task, record in records.items():
         parts += [f"## {task}", "Its own search:", table(record, "test")]
+        parts += ["In points, seed by seed:", differences(record)]
         if record["transfer"]:
             parts += ["The settings of the digits:", table(record, "transfer")]
-        if any(row["h"] for rows in record["search"].values() for row in rows):
-            parts += ["How wide:", widths(record)]
+        if record["search"]:
+            parts += ["How wide, on images held out:", widths(record)]
     results.write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    drawn = {
-        task: record
-        for task, record in records.items()
-        if any(name.endswith(DRAWN) for name in record["search"])
-    }
-    if drawn:
-        results.write_figure(folder / "directions.png", plot(drawn))
+    results.write_figure(folder / "directions.png", plot(records))
     print("\n\n".join(parts))

@@ -41,7 +41,7 @@ from . import search
 from .corpus import Corpus, load_topics, split
 from .figures import plot
 from .model import Transformer
-from .training import METHODS, OPTIMIZERS, PRECISIONS, Task
+from .training import METHODS, OPTIMIZERS, PRECISIONS, Direction, Task
 
 Results = dict[str, dict[str, Any]]
 """Of every optimizer and method."""
@@ -69,6 +69,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def make_task(corpus: Corpus, steps: int, *, test: bool) -> Task:
+    """Return what is trained, judged on the test or the validation text."""
+    batch_size, *sizes = SIZES.values()
+    model = Transformer(len(corpus.vocabulary), *sizes)
+    held_out = corpus.test if test else corpus.validation
+    return Task(model, corpus.train, held_out, steps, batch_size)
+
+
 def run(task: Task, optimizers: Sequence[str], seeds: Sequence[int]) -> Results:
     """Train by every optimizer and method; return numbers for JSON.
 
@@ -83,7 +91,8 @@ def run(task: Task, optimizers: Sequence[str], seeds: Sequence[int]) -> Results:
             settings = search.winner(trials, optimizer, method)
             start = time.perf_counter()
             cases = [(settings, seed) for seed in seeds]
-            runs = [*task.attempts(optimizer, method, trials["perturbation"], cases)]
+            direction = Direction(trials["perturbation"])
+            runs = [*task.attempts(optimizer, method, direction, cases)]
             if None in runs:
                 raise FloatingPointError(
                     f"{optimizer}, {method}: the loss of seed "
@@ -135,10 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     text["characters"] = sum(parts.values())
     text |= {"vocabulary": len(corpus.vocabulary)} | parts
     print(f"Python's help topics: {text}")
-    batch_size, *sizes = SIZES.values()
-    model = Transformer(len(corpus.vocabulary), *sizes)
-    judge = corpus.validation if options.search else corpus.test
-    task = Task(model, corpus.train, judge, options.steps, batch_size)
+    task = make_task(corpus, options.steps, test=not options.search)
     record = {"environment": environment(), "text": text, "steps": options.steps}
     record |= SIZES
     if options.search:

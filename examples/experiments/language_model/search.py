@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .training import Settings, Task
+from .training import Direction, Settings, Task
 
 SEED = 100
 
@@ -48,7 +48,7 @@ def search(task: Task, optimizers: Sequence[str]) -> dict[str, Any]:
         optimizer: str, method: str, direction: str, settings: Sequence[Settings]
     ) -> Trials:
         cases = [(chosen, SEED) for chosen in settings]
-        results = task.attempts(optimizer, method, direction, cases)
+        results = task.attempts(optimizer, method, Direction(direction), cases)
         return [
             {
                 "settings": chosen._asdict(),

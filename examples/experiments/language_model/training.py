@@ -43,6 +43,15 @@ class Settings(NamedTuple):
     gamma: chex.Numeric = 0.0
 
 
+class Direction(NamedTuple):
+    """Along what the weights are moved, and how."""
+
+    perturbation: str
+    reduction: str = "sum"
+    warmup: float = 0.0
+    """Share of the steps in which h rises from zero."""
+
+
 def sgd(rate: Any, decay: chex.Numeric) -> optax.GradientTransformation:
     """Build SGD with momentum and decoupled weight decay."""
     return optax.chain(
@@ -83,7 +92,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_program(
-    loss_fn: Any, optimizer: str, method: str, num_steps: int, perturbation: str
+    loss_fn: Any, optimizer: str, method: str, num_steps: int, direction: Direction
 ) -> tuple[Any, Any]:
     """Build what trains by one optimizer and method, whatever the settings.
 
@@ -104,21 +113,25 @@ def make_program(
 
     @jax.jit
     def init(params: chex.ArrayTree, settings: Settings) -> Any:
-        return params, make_optimizer(settings).init(params)
+        return params, make_optimizer(settings).init(params), jnp.int32(0)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: Any, tokens: chex.Array, settings: Settings) -> Any:
-        params, opt_state = state
+        params, opt_state, count = state
         value_and_grad: Any = jax.value_and_grad(loss_fn)
         if method != "plain":  # all that the methods differ in
-            gamma = settings.gamma if method == "HERO" else 0.0
+            rise = max(1.0, direction.warmup * num_steps)
             value_and_grad = hero_jax.hero_value_and_grad(
-                loss_fn, h=settings.h, gamma=gamma, perturbation=perturbation
+                loss_fn,
+                h=settings.h * jnp.minimum(1.0, (count + 1) / rise),
+                gamma=settings.gamma if method == "HERO" else 0.0,
+                perturbation=direction.perturbation,
+                reduction=direction.reduction,
             )
         loss, grads = value_and_grad(params, tokens)
         tx = make_optimizer(settings)
         updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), loss
+        return (optax.apply_updates(params, updates), opt_state, count + 1), loss
 
     return init, step
 
@@ -137,7 +150,7 @@ class Task:
         self,
         optimizer: str,
         method: str,
-        perturbation: str,
+        direction: Direction,
         cases: Sequence[tuple[Settings, int]],
     ) -> Iterator[dict[str, float] | None]:
         """Train from scratch with each settings and seed.
@@ -147,7 +160,7 @@ class Task:
           matrices, embeddings included; None where the loss was not finite.
         """
         loss_fn = make_loss(self.model)
-        program = make_program(loss_fn, optimizer, method, self.num_steps, perturbation)
+        program = make_program(loss_fn, optimizer, method, self.num_steps, direction)
         evaluate = jax.jit(loss_fn)
         held_out = corpus.windows(self.held_out, self.model.context)
         total = len(cases) * self.num_steps
@@ -181,7 +194,7 @@ class Task:
             bar.update()
 
         params: chex.ArrayTree
-        params, _ = take_steps(
+        params, *_ = take_steps(
             lambda state, tokens: step(state, tokens, numbers),
             init(init_params(model, seed), numbers),
             batches(),

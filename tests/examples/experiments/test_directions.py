@@ -12,6 +12,7 @@ from examples.experiments.directions import moves, report, tabular, tasks
 from examples.experiments.sweep.grid import Run
 from examples.image_classification.train import Settings
 
+(SEARCH_SEED,), SEEDS = tasks.seeds_of(tasks.DIGITS)
 METHODS = ["SGD", "first-order, relative", "HERO, relative"]
 MORE = "first-order, relative, 2 times the epochs"
 
@@ -54,14 +55,23 @@ def test_every_method_tries_as_many_settings():
     for name, method in tasks.METHODS.items():
         if method.grid:
             config = method.config(tasks.DIGITS)
-            runs = method.search(config).of_method(config.method).runs()
+            runs = method.search(config).runs()
             assert method.tuned or {x.settings.learning_rate for x in runs} == {0.2}
             assert len(runs) == tasks.BUDGET, name
-            assert {x.seed for x in runs} == {tasks.SEARCH_SEED}
-            assert tasks.SEARCH_SEED not in tasks.SEEDS
+            of_cifar = method.search(tasks.SMALL_CIFAR).runs()
+            assert len(of_cifar) == tasks.BUDGET // (1 if method.tuned else 2), name
+            assert {*of_cifar} <= {*runs}
+            assert len({*method.search(tasks.TABLE).runs()}) == 5 * len(runs)
         if method.like:
             like = tasks.METHODS[method.like]
             assert method.fields == like.fields
+
+
+@pytest.mark.parametrize("task", tasks.TASKS.values())
+def test_no_seed_is_of_both_search_and_test(task):
+    searched, tested = tasks.seeds_of(task)
+    assert not {*searched} & {*tested}
+    assert len({*tested}) >= 3
 
 
 def test_the_best_setting_of_the_search_is_tested_and_that_of_the_digits_too(
@@ -78,15 +88,15 @@ def test_the_best_setting_of_the_search_is_tested_and_that_of_the_digits_too(
             ("digits", "transfer", 0.04),
         ]:
             rows = records[task][part][name]
-            assert [row["seed"] for row in rows] == list(tasks.SEEDS)
+            assert [row["seed"] for row in rows] == list(SEEDS)
             assert {row["h"] for row in rows} == {h}
             assert {row["learning_rate"] for row in rows} == {0.2}
     assert not records["digits_noise40"]["transfer"]
     assert not records["digits"]["search"].keys() & {"SGD", MORE}
     doubled = [config for config, run in trained if config.epochs == 40]
-    assert len(doubled) == 3 * len(tasks.SEEDS)
+    assert len(doubled) == 3 * len(SEEDS)
     assert all(
-        (config.validation_size is None) == (run.seed != tasks.SEARCH_SEED)
+        (config.validation_size is None) == (run.seed != SEARCH_SEED)
         for config, run in trained
     )
     assert "| first-order, relative" in (tmp_path / "report.md").read_text()
@@ -122,12 +132,16 @@ def test_what_is_there_is_not_trained_again(trained, tmp_path):
 def test_width_counts_what_is_within_a_standard_error(scores, octaves):
     """With 100 images that is 5 points at 50 %."""
     rows = [
-        {"h": 2.0**k, "accuracy_by_bits": {"32": x, "4": x}}
+        {"h": 2.0**k, "gamma": 0.0, "accuracy_by_bits": {"32": x, "4": x}}
         for k, x in enumerate(scores)
     ]
-    assert report.width([{"h": 0.0}, *rows], 100) == octaves
+    plain = rows[0] | {"h": 0.0}
+    assert report.width(report.curve([plain, *rows], 0.0), 100) == octaves
     rows[-1]["accuracy_by_bits"] = None  # diverged
-    assert report.width(rows, 100) == octaves
+    assert report.width(report.curve(rows, 0.0), 100) == octaves
+    # Of two seeds that differ by 0.002 the error is 0.001; the images do not matter.
+    two = {h: [x[0] - 0.001, x[0] + 0.001] for h, x in report.curve(rows, 0.0).items()}
+    assert report.width(two, 1) == (1.0 if scores[:3].count(0.5) == 2 else 0.0)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from examples.experiments.language_model import corpus, search, training
 from examples.experiments.language_model.model import Transformer, make_loss
 from examples.experiments.language_model.training import (
     METHODS,
+    Direction,
     Settings,
     Task,
 )
@@ -214,7 +215,9 @@ def test_first_step_is_the_optimizers_with_the_gradient_by_hand(optimizer, metho
         g,
     )
     before = jax.tree.map(np.asarray, params)
-    init, step = training.make_program(toy_loss, optimizer, method, 20, "layerwise")
+    init, step = training.make_program(
+        toy_loss, optimizer, method, 20, Direction("layerwise")
+    )
     state, loss = step(init(params, settings), x, settings)
     assert loss == pytest.approx(toy_loss(before, x))
     update = jax.tree.map(lambda a, b: np.asarray(a) - b, state[0], before)
@@ -257,13 +260,13 @@ def test_main_writes_what_training_by_hand_gives(tmp_path, capsys, monkeypatch):
     trials = json.loads(language_model.SEARCH.read_text())["found"]
     settings = search.winner(trials, "Lion", "first-order")
     init, step = training.make_program(
-        make_loss(model), "Lion", "first-order", 3, "adaptive"
+        make_loss(model), "Lion", "first-order", 3, Direction("adaptive")
     )
     state = init(training.init_params(model, 2), settings)
     rng = np.random.default_rng(2)
     for _ in range(3):
         state, _ = step(state, corpus.batch(parts.train, 16, 4, rng), settings)
-    params, _ = state
+    params, *_ = state
     windows = corpus.windows(parts.test, 16)
     rounded = quant.dequantize(quant.quantize(params, bits=3, axis=-1))
     assert np.unique(rounded["Embed_0"]["embedding"][:, 0]).size <= 8
@@ -286,7 +289,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch):
     monkeypatch.setattr(search, "winner", lambda *_: Settings(0.3))
     task = Task(TINY, np.arange(11), np.arange(11), num_steps=5, batch_size=2)
     cases = [(Settings(rate), 0) for rate in (0.3, 0.1)]
-    first, second = task.attempts("SGD", "plain", "adaptive", cases)
+    first, second = task.attempts("SGD", "plain", Direction("adaptive"), cases)
     assert first is None
     assert second["3 bit, tensor"] > 0.0
     with pytest.raises(FloatingPointError, match="SGD, plain: the loss of seed 7"):
@@ -324,7 +327,9 @@ def test_search_finds_the_best_on_the_validation_text(tmp_path, monkeypatch):
         decay = abs(settings.weight_decay - (0.075 if optimizer == "AdamW" else 0.0))
         return 3.0 + rate + wrong + abs(settings.gamma - 0.1) + decay
 
-    def attempts(self, optimizer, method, perturbation, cases):
+    def attempts(self, optimizer, method, direction, cases):
+        perturbation = direction.perturbation
+        assert direction == Direction(perturbation)
         parts = corpus.split(topics)
         np.testing.assert_array_equal(self.text, parts.train)
         np.testing.assert_array_equal(self.held_out, parts.validation)
