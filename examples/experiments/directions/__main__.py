@@ -9,9 +9,10 @@ images that are held out, from one seed (of tables five), judged by the mean acc
 float and at 8, 4, 3 and 2 bits. The learning rate and weight decay of all are those
 that suit SGD on clean labels; only "SGD, tuned" searches its own. The best setting is
 trained from three other seeds (of tables ten) and tested on the test images. The
-settings that were best on the digits with label noise are tested on every other task as
-well, untouched: that is whether they carry over. All runs of a task are in `TASK.json`
-in the folder of results; the same command goes on with what is missing.
+settings that were best on the digits, with and without label noise together, are tested
+on every other task as well, untouched: that is whether they carry over. All runs of a
+task are in `TASK.json` in the folder of results; the same command goes on with what is
+missing.
 """
 
 import argparse
@@ -31,12 +32,13 @@ from examples.image_classification.stopping import Stop, command
 from examples.image_classification.train import Settings
 
 from . import report, tabular
-from .tasks import FOLDER, FROM, METHODS, TASKS, best, read, seeds_of
+from .tasks import DIGITS_TASKS, FOLDER, METHODS, TASKS, best, read, seeds_of
 
 
 def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
     """Do what is missing of a task."""
-    record, of_digits = read(options.results, task), read(options.results, FROM)
+    record = read(options.results, task)
+    of_digits = [read(options.results, name) for name in DIGITS_TASKS]
     record["environment"] = results.environment()
     record["config"] = dataclasses.asdict(TASKS[task])
 
@@ -76,9 +78,9 @@ def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
             held_out = dataclasses.replace(config, test_size=None)
             do("search", name, held_out, method.search(config).runs())
         if method.grid or method.like:
-            settings["test"] = best(record, method.like or name, task)
-            if task != FROM:
-                settings["transfer"] = best(of_digits, method.like or name, FROM)
+            settings["test"] = best(method.like or name, task, record)
+        if method.grid and task not in DIGITS_TASKS:
+            settings["transfer"] = best(name, DIGITS_TASKS[0], *of_digits)
         for part, setting in settings.items():
             if setting is None:
                 continue

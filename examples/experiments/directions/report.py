@@ -12,7 +12,7 @@ from examples.experiments.common.statistics import cell, summary
 from examples.experiments.sweep.grid import Row, settings_of
 from examples.image_classification import results
 
-from .tasks import BITS, FROM, TASKS, read
+from .tasks import BITS, DIGITS_TASKS, TASKS, read
 
 Record = dict[str, Any]
 PRECISIONS = ("32", *map(str, BITS))
@@ -112,7 +112,7 @@ def transfers(records: dict[str, Record]) -> str:
     """
     lines = [["task", "method", "own search", "carried over", "share"]]
     for task, record in records.items():
-        if task == FROM or PLAIN not in record["test"]:
+        if task in DIGITS_TASKS or PLAIN not in record["test"]:
             continue
         plain = np.array([*map(score, record["test"][PLAIN])])
         for name, rows in record["transfer"].items():

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from examples.experiments.sweep import grid as grids
 from examples.experiments.sweep.grid import Grid, Row
@@ -13,8 +16,8 @@ from . import tabular
 
 FOLDER = Path(__file__).parents[2] / "results" / "directions"
 BITS = (8, 4, 3, 2)
-FROM = "digits_noise40"
-"""The task whose settings are tried on all others."""
+DIGITS_TASKS = ("digits", "digits_noise40")
+"""The tasks whose settings, best of both, are tried on all others."""
 
 # Learning rates and weight decays are those of all methods but "SGD, tuned", which
 # finds these best for the digits where labels are right.
@@ -191,8 +194,23 @@ def read(folder: Path, task: str) -> dict[str, Any]:
     return record
 
 
-def best(record: dict[str, Any], name: str, task: str) -> Row | None:
-    """Return the setting that was best on the images held out; None before the end."""
+def best(name: str, task: str, *records: dict[str, Any]) -> Row | None:
+    """Return the setting with the best score on the images held out.
+
+    Of several records, by the mean score over them; None before a search is over.
+    """
     grid = METHODS[name].search(TASKS[task])
-    summaries = grids.summarize(grid, record["search"].get(name, []))
-    return grids.best(summaries) if len(summaries) == len(grid.settings()) else None
+    searched = [
+        grids.summarize(grid, record["search"].get(name, [])) for record in records
+    ]
+    if any(len(summaries) < len(grid.settings()) for summaries in searched):
+        return None
+
+    def mean(k: int) -> float:
+        scores = [summaries[k]["score"] for summaries in searched]
+        return (
+            -math.inf if None in scores else float(np.mean([x["mean"] for x in scores]))
+        )
+
+    top = max(range(len(searched[0])), key=mean)
+    return None if mean(top) == -math.inf else searched[0][top]
