@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 import hero_jax
 from hero_jax import family
 from hero_jax.parts import averaged, in_parts
+from tests import paper
 from tests.problems import dense_hero, mlp_batch, mlp_loss, mlp_params
 
 DEVICES = 8
@@ -30,15 +31,11 @@ MASKS = {
     },
 }
 METHODS = {
-    "hero": lambda loss, **kw: hero_jax.hero_value_and_grad(
-        loss, h=0.3, gamma=0.7, **kw
-    ),
-    "first-order": lambda loss, **kw: hero_jax.hero_value_and_grad(
+    "hero": lambda loss, **kw: paper.hero_value_and_grad(loss, h=0.3, gamma=0.7, **kw),
+    "first-order": lambda loss, **kw: paper.hero_value_and_grad(
         loss, h=0.3, gamma=0.0, **kw
     ),
-    "plain": lambda loss, **kw: hero_jax.hero_value_and_grad(
-        loss, h=0.0, gamma=0.0, **kw
-    ),
+    "plain": lambda loss, **kw: paper.hero_value_and_grad(loss, h=0.0, gamma=0.0, **kw),
     "GRAD-L1": lambda loss, **kw: family.grad_l1_value_and_grad(
         loss, strength=0.3, **kw
     ),
@@ -164,7 +161,7 @@ def settings(direction, reduction, masks, params):
 def test_hero_is_that_of_the_whole_batch(direction, reduction, masks):
     params, batch = mlp_params(), mlp_batch(size=EXAMPLES)
     kwargs = settings(direction, reduction, masks, params)
-    make = lambda **kw: hero_jax.hero_value_and_grad(
+    make = lambda **kw: paper.hero_value_and_grad(
         mlp_loss, h=0.3, gamma=0.7, return_metrics=True, **kwargs, **kw
     )
     expected, metrics = dense_hero(
@@ -234,7 +231,7 @@ def test_the_mean_and_not_the_sum(map_name):
     """L = a (w - x)^2 / 2 per example, a = 2: every term of Eq. 13 in closed form."""
     w, x = 3.0, np.arange(EXAMPLES) / 10.0
     loss = lambda w, x, a: jnp.mean(a * (w - x) ** 2) / 2
-    make = hero_jax.hero_value_and_grad(
+    make = paper.hero_value_and_grad(
         loss,
         h=0.3,
         gamma=0.7,
@@ -254,7 +251,7 @@ SCHEDULE = lambda count: 0.3 / (1.0 + count)
 
 
 def chain(axis_name=None):
-    return optax.chain(hero_jax.hero(SCHEDULE, 0.05, axis_name=axis_name), *LINKS)
+    return optax.chain(paper.hero(SCHEDULE, 0.05, axis_name=axis_name), *LINKS)
 
 
 def train(tx, own=lambda params: params):
@@ -376,7 +373,7 @@ def test_a_product_over_a_part_of_each_device(map_name, hvp):
     params, batch = mlp_params(), mlp_batch(size=2 * DEVICES)
 
     def make(gamma, **kwargs):
-        return hero_jax.hero_value_and_grad(
+        return paper.hero_value_and_grad(
             mlp_loss, h=0.3, gamma=gamma, hvp=hvp, hvp_loss_fn=every_second, **kwargs
         )
 
@@ -406,9 +403,9 @@ def test_a_link_averages_the_gradient_of_its_product():
             whole(params), tx.init(params), params, grad_fn=whole, hvp_grad_fn=part
         )[0]
 
-    alone = functools.partial(update, tx=hero_jax.hero(h=0.3, gamma=0.7))
+    alone = functools.partial(update, tx=paper.hero(h=0.3, gamma=0.7))
     expected = jax.jit(alone)(params, *batch)
-    tx = hero_jax.hero(h=0.3, gamma=0.7, axis_name="data")
+    tx = paper.hero(h=0.3, gamma=0.7, axis_name="data")
     close(pmapped(functools.partial(update, tx=tx))(params, *batch), expected)
 
 
@@ -420,9 +417,7 @@ def test_a_product_over_a_part_of_sharded_arrays(kind):
         pytest.skip("JAX does not know how a part of a sharded array lies")
     params, batch = mlp_params(), mlp_batch(size=2 * DEVICES)
     run = jax.jit(
-        hero_jax.hero_value_and_grad(
-            mlp_loss, h=0.3, gamma=0.7, hvp_loss_fn=every_second
-        )
+        paper.hero_value_and_grad(mlp_loss, h=0.3, gamma=0.7, hvp_loss_fn=every_second)
     )
     grid = jax.make_mesh((DEVICES,), ("data",), axis_types=(getattr(AxisType, kind),))
     with set_mesh(grid):
@@ -488,7 +483,7 @@ def test_a_link_averages_half_precision_in_full():
     loss = lambda w, x, y: jnp.mean(jnp.asarray(w, jnp.float32) * x * y)
     x = np.float32([256.0, *[1.0] * (DEVICES - 1)])
     mean = jnp.bfloat16((256.0 + DEVICES - 1) / DEVICES)
-    link = hero_jax.hero(0.3, 0.1, penalty_mask=True, axis_name="data")
+    link = paper.hero(0.3, 0.1, penalty_mask=True, axis_name="data")
 
     def update(w, x, y):
         grad_fn = jax.grad(loss)
@@ -783,7 +778,7 @@ def test_shard_map_refuses_weights_and_gradients_that_mislead():
         shard_mapped(lambda p, x, y: make(varying(p), x, y))(params, *batch)
     with pytest.raises(ValueError, match=r"grads must be those of each device's own"):
         shard_mapped(train(chain("data")))(params, *batch)
-    link = hero_jax.hero(0.1, 0.1, axis_name="data")
+    link = paper.hero(0.1, 0.1, axis_name="data")
     update = lambda w: link.update(w, link.init(w), w, grad_fn=lambda U: U)[0]
     apart = jax.shard_map(update, mesh=mesh(), in_specs=P("data"), out_specs=P())
     with pytest.raises(ValueError, match=r"params must be the same on all devices of"):

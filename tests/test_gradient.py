@@ -12,6 +12,7 @@ import pytest
 
 import hero_jax
 from hero_jax import family
+from tests import paper
 from tests.problems import (
     DIRECTIONS,
     dense_hero,
@@ -59,7 +60,7 @@ def test_equals_dense_hessian(direction, reduction, masks):
     perturbed, penalized = MASKS[masks]
     h, gamma = 0.3, 0.7
     (value, gradient, metrics) = jax.jit(
-        hero_jax.hero_value_and_grad(
+        paper.hero_value_and_grad(
             mlp_loss,
             h=h,
             gamma=gamma,
@@ -106,7 +107,7 @@ def test_product_equals_reverse_over_reverse(direction, reduction):
     expected = jax.tree.map(
         lambda a, b: a + 0.7 * b, grad_fn(U, *batch), jax.jit(jax.grad(G))(U)
     )
-    value_and_grad = hero_jax.hero_value_and_grad(
+    value_and_grad = paper.hero_value_and_grad(
         mlp_loss, h=0.3, gamma=0.7, perturbation=direction, reduction=reduction
     )
     _, gradient = jax.jit(value_and_grad)(params, *batch)
@@ -119,7 +120,7 @@ def test_several_directions_are_averaged():
     params, batch = mlp_params(), mlp_batch()
 
     def results(perturbation):
-        value_and_grad = hero_jax.hero_value_and_grad(
+        value_and_grad = paper.hero_value_and_grad(
             mlp_loss, h=0.3, gamma=0.7, perturbation=perturbation, return_metrics=True
         )
         return value_and_grad(params, *batch)
@@ -144,7 +145,7 @@ def test_random_probes_estimate_the_sum_of_squared_eigenvalues():
     @jax.jit
     def penalties(keys):
         def of(key):
-            _, _, metrics = hero_jax.hero_value_and_grad(
+            _, _, metrics = paper.hero_value_and_grad(
                 mlp_loss,
                 h=h,
                 gamma=0.0,
@@ -172,7 +173,7 @@ def test_closed_form_on_a_quadratic(direction):
     h, gamma = 0.4, 0.3
     z = numpy_direction(direction, W, A @ W, [slice(None)])
     expected = A @ (W + h * z) + 2 * gamma * h * A @ A @ z
-    value, gradient = hero_jax.hero_value_and_grad(
+    value, gradient = paper.hero_value_and_grad(
         lambda w: w @ A @ w / 2,
         h=h,
         gamma=gamma,
@@ -186,8 +187,8 @@ def test_closed_form_on_a_quadratic(direction):
 @pytest.mark.parametrize(
     "value_and_grad",
     [
-        hero_jax.hero_value_and_grad(mlp_loss, h=0.0, gamma=0.0),
-        hero_jax.hero_value_and_grad(mlp_loss, h=0.0, gamma=0.5),
+        paper.hero_value_and_grad(mlp_loss, h=0.0, gamma=0.0),
+        paper.hero_value_and_grad(mlp_loss, h=0.0, gamma=0.5),
         family.grad_l1_value_and_grad(mlp_loss, strength=0.0),
         family.gnp_value_and_grad(mlp_loss, strength=0.0),
     ],
@@ -204,7 +205,7 @@ def test_switched_off_is_the_base_gradient_bit_for_bit(value_and_grad):
 def test_traced_zero_is_the_base_gradient_too():
     params, batch = mlp_params(), mlp_batch()
     hero = jax.jit(
-        lambda h, gamma: hero_jax.hero_value_and_grad(
+        lambda h, gamma: paper.hero_value_and_grad(
             mlp_loss, h=h, gamma=gamma, return_metrics=True
         )(params, *batch)
     )
@@ -222,14 +223,12 @@ def test_gamma_zero_is_the_gradient_at_the_perturbed_weights():
     U = jax.tree.map(
         lambda w, d: w + 0.3 * d, params, hero_jax.perturbation.layerwise(params, g)
     )
-    _, gradient = hero_jax.hero_value_and_grad(mlp_loss, h=0.3, gamma=0.0)(
-        params, *batch
-    )
+    _, gradient = paper.hero_value_and_grad(mlp_loss, h=0.3, gamma=0.0)(params, *batch)
     float64_close(gradient, jax.grad(mlp_loss)(U, *batch))
 
 
 def test_perturbation_may_return_any_real_number_type():
-    run = lambda z: hero_jax.hero_value_and_grad(
+    run = lambda z: paper.hero_value_and_grad(
         lambda w: w**2, h=0.5, gamma=0.0, perturbation=lambda params, grads: z
     )(jnp.asarray(2.0))[1]
     for z in (1.0, np.float64(1.0), jnp.bfloat16(1.0)):
@@ -242,7 +241,7 @@ def test_perturbation_may_return_any_real_number_type():
 
 def test_perturbation_can_be_any_function():
     W = jnp.array([[1.0, 2.0]])
-    _, gradient = hero_jax.hero_value_and_grad(
+    _, gradient = paper.hero_value_and_grad(
         lambda w: jnp.sum(w**2),
         h=0.5,
         gamma=0.0,
@@ -253,7 +252,7 @@ def test_perturbation_can_be_any_function():
 
 def test_a_masked_leaf_stays_put_whatever_the_perturbation_returns():
     params = {"moves": jnp.ones((2, 2)), "stays": jnp.ones((2, 2))}
-    _, gradient = hero_jax.hero_value_and_grad(
+    _, gradient = paper.hero_value_and_grad(
         lambda p: jnp.sum(p["moves"] ** 2) + jnp.sum(p["stays"] ** 2),
         h=0.5,
         gamma=0.0,
@@ -277,7 +276,7 @@ def test_arguments_reach_the_loss_unchanged():
 
     params, (x, y) = mlp_params(), mlp_batch()
     kwargs = {"h": 0.3, "gamma": 0.7, "has_aux": True}
-    (value, aux), gradient = hero_jax.hero_value_and_grad(loss, 1, **kwargs)(
+    (value, aux), gradient = paper.hero_value_and_grad(loss, 1, **kwargs)(
         x, params, {"y": y}, scale=3.0, name="kept"
     )
     scaled = lambda p: 3.0 * mlp_loss(p, x, y)
@@ -286,7 +285,7 @@ def test_arguments_reach_the_loss_unchanged():
     float64_close((value, aux["value"]), (scaled(params), scaled(params)))
     chex.assert_trees_all_equal(aux["x"], x)
 
-    _, both = hero_jax.hero_value_and_grad(loss, (0, 1), **kwargs)(
+    _, both = paper.hero_value_and_grad(loss, (0, 1), **kwargs)(
         x, params, {"y": y}, scale=3.0, name="kept"
     )
     of_both = lambda xp: 3.0 * mlp_loss(xp[1], xp[0], y)
@@ -305,8 +304,8 @@ class NormalizedNet(nn.Module):
 @pytest.mark.parametrize(
     "transform",
     [
-        lambda f: hero_jax.hero_value_and_grad(f, h=1.0, gamma=0.5, has_aux=True),
-        lambda f: hero_jax.hero_value_and_grad(f, h=1.0, gamma=0.0, has_aux=True),
+        lambda f: paper.hero_value_and_grad(f, h=1.0, gamma=0.5, has_aux=True),
+        lambda f: paper.hero_value_and_grad(f, h=1.0, gamma=0.0, has_aux=True),
         lambda f: family.grad_l1_value_and_grad(f, strength=0.5, has_aux=True),
         lambda f: family.gnp_value_and_grad(f, strength=1.0, radius=1.0, has_aux=True),
         lambda f: family.gsam_value_and_grad(f, h=1.0, alpha=0.5, has_aux=True),
@@ -342,7 +341,7 @@ def test_dropout_mask_is_the_same_in_all_passes():
         return jnp.sum(jnp.where(jax.random.bernoulli(key, 0.5, W.shape), W, 0.0))
 
     W = jax.random.normal(jax.random.key(0), (20, 20))
-    _, _, metrics = hero_jax.hero_value_and_grad(
+    _, _, metrics = paper.hero_value_and_grad(
         loss, h=1.0, gamma=1.0, return_metrics=True
     )(W, jax.random.key(1))
     assert float(metrics.grad_norm) > 0.0
@@ -357,7 +356,7 @@ def test_vmap_over_h_gamma_and_params():
     hs, gammas = jnp.array([0.0, 0.2, 0.5]), jnp.array([0.3, 0.0, 0.1])
 
     def run(params, h, gamma):
-        return hero_jax.hero_value_and_grad(mlp_loss, h=h, gamma=gamma)(params, *batch)
+        return paper.hero_value_and_grad(mlp_loss, h=h, gamma=gamma)(params, *batch)
 
     together = jax.jit(jax.vmap(run))(stacked, hs, gammas)
     one_by_one = [run(p, h, c) for p, h, c in zip(many, hs, gammas, strict=True)]
@@ -372,7 +371,7 @@ def test_switched_off_takes_one_gradient():
         traces.append(None)
         return jnp.sum(w**2)
 
-    value, _, metrics = hero_jax.hero_value_and_grad(
+    value, _, metrics = paper.hero_value_and_grad(
         loss, h=0.0, gamma=0.5, return_metrics=True
     )(jnp.ones((2, 2)))
     assert len(traces) == 1
@@ -389,7 +388,7 @@ def test_compiles_once():
         traces.append(None)
         return mlp_loss(params, *batch)
 
-    step = jax.jit(hero_jax.hero_value_and_grad(loss, h=0.3, gamma=0.7))
+    step = jax.jit(paper.hero_value_and_grad(loss, h=0.3, gamma=0.7))
     (_, gradient) = step(params, *batch)
     traced = len(traces)
     step(gradient, *batch)
@@ -404,8 +403,8 @@ def test_compiles_once():
 def test_dtypes_are_kept(dtype):
     params, batch = mlp_params(dtype=dtype), mlp_batch(dtype=dtype)
     for value_and_grad in (
-        hero_jax.hero_value_and_grad(mlp_loss, h=0.1, gamma=0.1),
-        hero_jax.hero_value_and_grad(mlp_loss, h=0.1, gamma=0.0),
+        paper.hero_value_and_grad(mlp_loss, h=0.1, gamma=0.1),
+        paper.hero_value_and_grad(mlp_loss, h=0.1, gamma=0.0),
         family.grad_l1_value_and_grad(mlp_loss, strength=0.1),
         family.gnp_value_and_grad(mlp_loss, strength=0.1),
         family.gnp_value_and_grad(mlp_loss, strength=0.1, radius=0.1),
@@ -426,7 +425,7 @@ def test_mixed_dtypes_are_kept_under_x64():
     loss = lambda p: sum(jnp.sum(x.astype(float) ** 3) for x in p.values())
     h = jnp.asarray(0.1, jnp.float64)
     _, gradient = jax.jit(
-        lambda h: hero_jax.hero_value_and_grad(loss, h=h, gamma=h)(params)
+        lambda h: paper.hero_value_and_grad(loss, h=h, gamma=h)(params)
     )(h)
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
 
@@ -441,9 +440,9 @@ def test_needs_no_implicit_dtype_promotion(direction):
         "c": jnp.ones((2, 2), jnp.float64),
     }
     loss = lambda p: sum(jnp.sum(x.astype(jnp.float64) ** 3) for x in p.values())
-    tx = hero_jax.hero(h=0.1, gamma=0.1, perturbation=direction)
+    tx = paper.hero(h=0.1, gamma=0.1, perturbation=direction)
     with jax.numpy_dtype_promotion("strict"):
-        _, gradient, metrics = hero_jax.hero_value_and_grad(
+        _, gradient, metrics = paper.hero_value_and_grad(
             loss, h=0.1, gamma=0.1, perturbation=direction, return_metrics=True
         )(params)
         grad_fn = jax.grad(loss)
@@ -455,7 +454,7 @@ def test_needs_no_implicit_dtype_promotion(direction):
 def test_small_perturbation_of_half_precision_weights_is_not_rounded_away():
     """A step of 1e-3 per entry is below half an ulp of 1.0 in bfloat16 (4e-3)."""
     W = jnp.ones((4, 4), jnp.bfloat16)
-    _, _, metrics = hero_jax.hero_value_and_grad(
+    _, _, metrics = paper.hero_value_and_grad(
         lambda w: jnp.sum(w.astype(jnp.float32) ** 2) / 2,
         h=4e-3,
         gamma=0.0,
@@ -477,7 +476,7 @@ def test_penalty_of_half_precision_weights_is_free_of_their_rounding(direction):
         out = jnp.tanh(x @ w)
         return jnp.mean(out**2), {"out": out, "w": w, "key": jax.random.key(0), "n": 1}
 
-    run = hero_jax.hero_value_and_grad(
+    run = paper.hero_value_and_grad(
         loss, h=1e-2, gamma=1.0, perturbation=direction, has_aux=True,
         return_metrics=True,
     )  # fmt: skip
@@ -498,7 +497,7 @@ def test_loss_that_cannot_take_float32_weights_says_so():
 
     W = jnp.ones((4, 4, 1, 1), jnp.bfloat16)
     with pytest.raises(TypeError, match=r"same dtypes") as caught:
-        hero_jax.hero_value_and_grad(loss, h=0.1, gamma=0.1)(W)
+        paper.hero_value_and_grad(loss, h=0.1, gamma=0.1)(W)
     notes = " ".join(caught.value.__notes__)
     assert "called with float32 weights in place of half-precision ones" in notes
 
@@ -525,7 +524,7 @@ FINITE_CASES = {
 @pytest.mark.parametrize("case", FINITE_CASES)
 def test_degenerate_inputs_give_finite_results(case, direction, reduction):
     params, loss = FINITE_CASES[case]
-    result = hero_jax.hero_value_and_grad(
+    result = paper.hero_value_and_grad(
         loss,
         h=0.5,
         gamma=0.1,
@@ -560,7 +559,7 @@ def test_non_finite_gradients_are_visible(where):
         return poison(p["w"]).sum() + jnp.sum(p["v"] ** 2)
 
     for gamma in (0.0, 0.1):
-        _, gradient = hero_jax.hero_value_and_grad(
+        _, gradient = paper.hero_value_and_grad(
             loss, h=0.5, gamma=gamma, perturb_mask=hidden, penalty_mask=hidden
         )(params)
         assert not all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
@@ -572,14 +571,14 @@ def square(w):
 
 def hero_link(gamma, **options):
     """Return `params -> updates` of the link."""
-    tx = hero_jax.hero(h=0.5, gamma=gamma, **options)
+    tx = paper.hero(h=0.5, gamma=gamma, **options)
     grad_fn = jax.grad(square)
     return lambda w: tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)[0]
 
 
 def hero_function(gamma, **options):
     """Return `params -> gradient` of the function."""
-    f = hero_jax.hero_value_and_grad(square, h=0.5, gamma=gamma, **options)
+    f = paper.hero_value_and_grad(square, h=0.5, gamma=gamma, **options)
     return lambda w: f(w)[1]
 
 
@@ -618,7 +617,7 @@ def test_what_is_switched_off_needs_nothing_to_act_on():
     assert float(hero_function(0)(w)[0]) == float(hero_function(0.0)(w)[0]) == 9.0
     assert float(hero_link(0.0)(w)[0]) == 9.0
     for value_and_grad in (
-        hero_jax.hero_value_and_grad(square, h=0.0, gamma=0.1, perturb_mask=nothing),
+        paper.hero_value_and_grad(square, h=0.0, gamma=0.1, perturb_mask=nothing),
         family.gsam_value_and_grad(square, h=0.0, alpha=0.0, perturb_mask=nothing),
         family.gnp_value_and_grad(square, strength=0.0, penalty_mask=nothing),
     ):
@@ -628,7 +627,7 @@ def test_what_is_switched_off_needs_nothing_to_act_on():
 @pytest.mark.parametrize(
     ("method", "options", "mask"),
     [
-        (hero_jax.hero_value_and_grad, {"h": 0.5, "gamma": 0.0}, "perturb_mask"),
+        (paper.hero_value_and_grad, {"h": 0.5, "gamma": 0.0}, "perturb_mask"),
         (family.gsam_value_and_grad, {"h": 0.5, "alpha": 0.1}, "perturb_mask"),
         (family.gnp_value_and_grad, {"strength": 0.1}, "penalty_mask"),
         (family.grad_l1_value_and_grad, {"strength": 0.1}, "penalty_mask"),
@@ -646,7 +645,7 @@ def test_a_mask_function_is_called_with_the_whole_tree():
     loss = lambda p: square(p["dense"]["kernel"])
 
     def run(mask):
-        hero_jax.hero_value_and_grad(loss, h=0.5, gamma=0.1, penalty_mask=mask)(params)
+        paper.hero_value_and_grad(loss, h=0.5, gamma=0.1, penalty_mask=mask)(params)
 
     by_path = r"penalty_mask\(params\).*whole tree.*x\.ndim >= 2.*tree_map_with_path"
     for mask, got in (
@@ -683,7 +682,7 @@ def test_gamma_has_the_unit_of_one_over_the_loss(direction, hvp):
 
     @jax.jit
     def by_function(scale):
-        scaled = hero_jax.hero_value_and_grad(
+        scaled = paper.hero_value_and_grad(
             lambda p: scale * loss(p), h=0.3, gamma=0.7 / scale, **options
         )
         return jax.tree.map(lambda x: x / scale, scaled(params)[1])
@@ -694,7 +693,7 @@ def test_gamma_has_the_unit_of_one_over_the_loss(direction, hvp):
         grad_fn = lambda p: jax.tree.map(
             lambda x: x / scale, jax.grad(lambda p: scale * loss(p))(p)
         )
-        tx = hero_jax.hero(h=0.3, gamma=0.7, **options)
+        tx = paper.hero(h=0.3, gamma=0.7, **options)
         return tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)[0]
 
     tolerance = 1e-10 if hvp == "exact" else 1e-4  # a difference errs by its step
@@ -717,9 +716,7 @@ def test_a_scaled_loss_does_not_overflow_in_float16():
         return of
 
     def run(dtype, scale):
-        hero = hero_jax.hero_value_and_grad(
-            loss(dtype, scale), h=0.3, gamma=0.01 / scale
-        )
+        hero = paper.hero_value_and_grad(loss(dtype, scale), h=0.3, gamma=0.01 / scale)
         return jax.tree.map(lambda x: x / scale, hero(params)[1])
 
     found, expected = run(jnp.float16, scale), run(jnp.float32, 1.0)
@@ -772,7 +769,7 @@ def test_a_loss_without_forward_mode_has_a_way_round(case):
     loss, w = WITHOUT_FORWARD_MODE[case], jnp.array([[1.0, -2.0], [0.5, 1.5]])
     step = {"hvp": hero_jax.FiniteDifference(1e-6)}
     methods = [
-        (lambda loss, **kw: hero_jax.hero_value_and_grad(loss, h=0.3, gamma=0.1, **kw),
+        (lambda loss, **kw: paper.hero_value_and_grad(loss, h=0.3, gamma=0.1, **kw),
          "Pass hvp=hero_jax.FiniteDifference()", step),
         (lambda loss, **kw: family.gnp_value_and_grad(loss, strength=0.1, **kw),
          "Pass radius=", {"radius": 1e-6}),
@@ -832,7 +829,7 @@ def test_the_auxiliary_output_may_be_anything(dtype):
         return mlp_loss(params, *batch), {**anything, "array": batch[0]}
 
     for value_and_grad in (
-        hero_jax.hero_value_and_grad(loss, h=0.1, gamma=0.1, has_aux=True),
+        paper.hero_value_and_grad(loss, h=0.1, gamma=0.1, has_aux=True),
         family.gnp_value_and_grad(loss, strength=0.1, radius=0.1, has_aux=True),
         family.grad_l1_value_and_grad(loss, strength=0.1, has_aux=True),
         family.gsam_value_and_grad(loss, h=0.1, alpha=0.1, has_aux=True),
@@ -878,9 +875,9 @@ def test_misuse_is_named_when_the_transform_is_built(factory, case):
         pytest.skip("hero takes schedules")
     arguments, error, message = MISUSES[case]
     build = (
-        hero_jax.hero
+        paper.hero
         if factory == "hero"
-        else lambda **kw: hero_jax.hero_value_and_grad(loss_of_anything, **kw)
+        else lambda **kw: paper.hero_value_and_grad(loss_of_anything, **kw)
     )
     with pytest.raises(error, match=message):
         build(**{**VALID, **arguments})
@@ -890,12 +887,12 @@ def test_misuse_is_named_when_the_gradient_is_taken():
     two = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
 
     def call(params, **kwargs):
-        return hero_jax.hero_value_and_grad(loss_of_anything, **{**VALID, **kwargs})(
+        return paper.hero_value_and_grad(loss_of_anything, **{**VALID, **kwargs})(
             params
         )
 
     with pytest.raises(TypeError, match=r"loss_fn must be a callable .* got int: 3"):
-        hero_jax.hero_value_and_grad(3, **VALID)
+        paper.hero_value_and_grad(3, **VALID)
     with pytest.raises(TypeError, match=r"real floating-point.*complex64 at \['a'\]"):
         call({"a": jnp.ones(2, jnp.complex64)})
     with pytest.raises(TypeError, match=r"real floating-point.*int32 at \['a'\]"):
@@ -903,7 +900,7 @@ def test_misuse_is_named_when_the_gradient_is_taken():
     with pytest.raises(TypeError, match=r"real floating-point.* got str at \['a'\]"):
         call({"a": "float32"})
     with pytest.raises(TypeError, match=r"argnums=0 .* got 0 positional"):
-        hero_jax.hero_value_and_grad(loss_of_anything, **VALID)(p=two)
+        paper.hero_value_and_grad(loss_of_anything, **VALID)(p=two)
     for name in ("perturb_mask", "penalty_mask"):
         with pytest.raises(ValueError, match=rf"{name} must have the tree structure"):
             call(two, **{name: {"a": True, "c": False}})

@@ -1,5 +1,7 @@
 """Losses of NNX modules against the same losses of plain trees."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,13 @@ import pytest
 
 import hero_jax
 from hero_jax import family, parts
+from tests import paper
 from tests.problems import dense_hero
 
 nnx = pytest.importorskip("flax.nnx")
 import hero_jax.nnx  # noqa: E402
+
+nnx_hero = functools.partial(hero_jax.nnx.hero_value_and_grad, **paper.AS_IN_THE_PAPER)
 
 
 class Net(nnx.Module):
@@ -72,7 +77,7 @@ def test_equals_dense_hessian():
         direction="adaptive",
         reduction="sum",
     )
-    value_and_grad = hero_jax.nnx.hero_value_and_grad(
+    value_and_grad = nnx_hero(
         lambda model, x, y: (loss_fn(model, x, y), "aux"),
         h=0.3,
         gamma=0.7,
@@ -91,7 +96,7 @@ def test_equals_dense_hessian():
 
 
 FAMILY = {
-    "HERO": lambda f, **kw: hero_jax.nnx.hero_value_and_grad(f, h=3.0, gamma=0.5, **kw),
+    "HERO": lambda f, **kw: nnx_hero(f, h=3.0, gamma=0.5, **kw),
     "GRAD-L1": lambda f, **kw: hero_jax.nnx.over_modules(family.grad_l1_value_and_grad)(
         f, strength=0.5, **kw
     ),
@@ -141,7 +146,7 @@ def test_dropout_is_the_same_in_all_passes():
             self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
 
     model = Linear()
-    _, _, metrics = hero_jax.nnx.hero_value_and_grad(
+    _, _, metrics = nnx_hero(
         lambda model: jnp.sum(model.dropout(model.w[...])),
         h=1.0,
         gamma=1.0,
@@ -160,7 +165,7 @@ def test_trains_with_an_optimizer_and_is_compiled_once():
         traces.append(None)
         return loss_fn(model, x, y)
 
-    value_and_grad = hero_jax.nnx.hero_value_and_grad(counted, h=1.0, gamma=0.1)
+    value_and_grad = nnx_hero(counted, h=1.0, gamma=0.1)
 
     @nnx.jit
     def step(model, optimizer, x, y):
@@ -187,7 +192,7 @@ def test_modules_among_the_other_arguments_keep_their_clean_state():
         target = others["teacher"](x)
         return jnp.mean((model(x + noise) - target) ** 2) * others["scale"]
 
-    value_and_grad = hero_jax.nnx.hero_value_and_grad(loss, 1, h=1.0, gamma=0.1)
+    value_and_grad = nnx_hero(loss, 1, h=1.0, gamma=0.1)
     found, grads = value_and_grad(
         x, model, {"teacher": teacher, "scale": 2.0}, rngs=rngs
     )
@@ -213,12 +218,12 @@ def test_tied_weights_count_once():
     model, x = Tied(), jnp.ones((2, 3))
     params = tree_of(nnx.state(model, nnx.Param))["first"]
     linear = lambda p, x: x @ p["kernel"] + p["bias"]
-    expected = hero_jax.hero_value_and_grad(
+    expected = paper.hero_value_and_grad(
         lambda p: jnp.mean(linear(p, jnp.tanh(linear(p, x))) ** 2), h=1.0, gamma=0.5
     )(params)
-    loss, grads = hero_jax.nnx.hero_value_and_grad(
-        lambda model: jnp.mean(model(x) ** 2), h=1.0, gamma=0.5
-    )(model)
+    loss, grads = nnx_hero(lambda model: jnp.mean(model(x) ** 2), h=1.0, gamma=0.5)(
+        model
+    )
     # Two orders of the same sums in float32.
     chex.assert_trees_all_close(
         (loss, tree_of(grads)["first"]), expected, rtol=1e-4, atol=1e-6
@@ -228,20 +233,16 @@ def test_tied_weights_count_once():
 def test_wrt_and_masks_select_leaves():
     model, (x, y) = Plain(), batch()
     first = lambda path, _: path[0] == "first"
-    _, grads = hero_jax.nnx.hero_value_and_grad(
-        loss_fn, h=1.0, gamma=0.5, wrt=nnx.All(nnx.Param, first)
-    )(model, x, y)
-    assert [*grads] == ["first"]
-    kernels = nnx.All(nnx.Param, lambda path, _: path[-1] == "kernel")
-    _, grads = hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.5, wrt=kernels)(
+    _, grads = nnx_hero(loss_fn, h=1.0, gamma=0.5, wrt=nnx.All(nnx.Param, first))(
         model, x, y
     )
+    assert [*grads] == ["first"]
+    kernels = nnx.All(nnx.Param, lambda path, _: path[-1] == "kernel")
+    _, grads = nnx_hero(loss_fn, h=1.0, gamma=0.5, wrt=kernels)(model, x, y)
     assert [*grads["first"]] == [*grads["last"]] == ["kernel"]
     # Leaves that are neither perturbed nor penalized may as well be constants.
     only = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
-    _, masked = hero_jax.nnx.hero_value_and_grad(
-        loss_fn, h=1.0, gamma=0.5, perturb_mask=only
-    )(model, x, y)
+    _, masked = nnx_hero(loss_fn, h=1.0, gamma=0.5, perturb_mask=only)(model, x, y)
     expected = {name: {"kernel": layer["kernel"]} for name, layer in masked.items()}
     chex.assert_trees_all_close(
         tree_of(grads), tree_of(nnx.State(expected)), rtol=1e-5, atol=1e-7
@@ -254,7 +255,7 @@ def test_parts_of_a_batch_leave_the_mean_of_their_state(sizes):
     """Those of parts of parts, too."""
     x, y = batch()
     model = Net()
-    step = hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.1)
+    step = nnx_hero(loss_fn, h=1.0, gamma=0.1)
     for size in sizes:
         step = parts.in_parts(step, size, batch_argnums=(1, 2))
     step(model, x, y)
@@ -271,7 +272,7 @@ def test_parts_of_a_batch_leave_the_mean_of_their_state(sizes):
 
 def test_weights_in_half_precision():
     model, (x, y) = Plain(dtype=jnp.bfloat16), batch()
-    _, grads = hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.5)(model, x, y)
+    _, grads = nnx_hero(loss_fn, h=1.0, gamma=0.5)(model, x, y)
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, nnx.state(model, nnx.Param))
 
 
@@ -316,14 +317,14 @@ class Changing(nnx.Module):
 @pytest.mark.parametrize("way", ["counter", "mode", "deletion", "late variable"])
 def test_changes_that_variables_cannot_carry_out_are_refused(way):
     """Lost in silence, a counter would stay at zero."""
-    value_and_grad = hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.0)
+    value_and_grad = nnx_hero(loss_fn, h=1.0, gamma=0.0)
     with pytest.raises(ValueError, match=r"must change variables of the modules only"):
         value_and_grad(Changing(way), *batch())
 
 
 def test_new_variables_stay():
     (x, y), model = batch(), Changing("new variable")
-    hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.0)(model, x, y)
+    nnx_hero(loss_fn, h=1.0, gamma=0.0)(model, x, y)
     np.testing.assert_allclose(model.new[...], x.mean(), rtol=1e-6)
 
 
@@ -337,14 +338,12 @@ def test_a_module_is_no_tree_of_weights():
         with pytest.raises(
             TypeError, match=r"weights alone.*'BatchStat'.*hero_jax.nnx"
         ):
-            hero_jax.hero_value_and_grad(loss_fn, h=1.0, gamma=0.1)(tree, x, y)
+            paper.hero_value_and_grad(loss_fn, h=1.0, gamma=0.1)(tree, x, y)
 
 
 def test_what_the_loss_returns_is_checked():
     model, (x, y) = Plain(), batch()
-    make = lambda loss, **kw: hero_jax.nnx.hero_value_and_grad(
-        loss, h=1.0, gamma=0.1, **kw
-    )
+    make = lambda loss, **kw: nnx_hero(loss, h=1.0, gamma=0.1, **kw)
     pair = lambda model, x, y: (loss_fn(model, x, y), x)
     with pytest.raises(TypeError, match=r"got a tuple of 2.*has_aux=True"):
         make(pair)(model, x, y)
@@ -357,9 +356,7 @@ def test_what_the_loss_returns_is_checked():
 def test_gamma_with_nothing_to_penalize_is_refused():
     model, (x, y) = Plain(), batch()
     options = {"wrt": nnx.PathContains("bias"), "perturbation": "normalized"}
-    make = lambda **kw: hero_jax.nnx.hero_value_and_grad(
-        loss_fn, h=1.0, **options, **kw
-    )
+    make = lambda **kw: nnx_hero(loss_fn, h=1.0, **options, **kw)
     with pytest.raises(ValueError, match=r"gamma must have leaves.*penalty_mask=True"):
         make(gamma=0.1)(model, x, y)
     first_order, penalized = (
@@ -371,9 +368,7 @@ def test_gamma_with_nothing_to_penalize_is_refused():
 
 def test_errors():
     model, (x, y) = Plain(), batch()
-    make = lambda *args, **kw: hero_jax.nnx.hero_value_and_grad(
-        loss_fn, *args, h=1.0, gamma=0.1, **kw
-    )
+    make = lambda *args, **kw: nnx_hero(loss_fn, *args, h=1.0, gamma=0.1, **kw)
     with pytest.raises(TypeError, match=r"argument 0 must be an nnx.Module, got dict"):
         make()({"kernel": x}, x, y)
     with pytest.raises(
@@ -391,9 +386,9 @@ def test_errors():
     with pytest.raises(ValueError, match=r"none of this Plain.*PathContains"):
         make(wrt="kernel")(model, x, y)
     with pytest.raises(ValueError, match=r"h must be finite and >= 0"):
-        hero_jax.nnx.hero_value_and_grad(loss_fn, h=-1.0, gamma=0.1)
+        nnx_hero(loss_fn, h=-1.0, gamma=0.1)
     with pytest.raises(TypeError, match=r"loss_fn must be a callable"):
-        hero_jax.nnx.hero_value_and_grad(None, h=1.0, gamma=0.1)
+        nnx_hero(None, h=1.0, gamma=0.1)
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'rho'"):
         make(rho=0.1)
     with pytest.raises(TypeError, match=r"must be an nnx.Module, got list.*nnx.List"):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-import hero_jax
 from hero_jax import _tree, curvature, landscape, mixed_precision, quant
+from tests import paper
 
 nn = pytest.importorskip("flax.linen")
 
@@ -144,7 +144,7 @@ def test_gradient(perturbation, reduction):
     loss_fn, params = problem()
     options = {"h": 0.5, "gamma": 10.0, "reduction": reduction}
     options |= {"perturbation": perturbation, "return_metrics": True}
-    gradient = lambda loss_fn: jax.jit(hero_jax.hero_value_and_grad(loss_fn, **options))
+    gradient = lambda loss_fn: jax.jit(paper.hero_value_and_grad(loss_fn, **options))
     found = gradient(loss_fn)(params)
     expected = gradient(loss_unrolled(loss_fn))(unrolled(params))
     assert_equal(unrolled(found[1]), expected[1], 1e-11)
@@ -234,10 +234,10 @@ def test_what_is_known_of_leaves_reaches_every_room(reduction):
     hero = {"h": 0.5, "gamma": 1.0, "reduction": reduction}
 
     def by_function(W, **options):
-        return hero_jax.hero_value_and_grad(loss, **hero, **options)(W)[1]
+        return paper.hero_value_and_grad(loss, **hero, **options)(W)[1]
 
     def by_link(W, **options):
-        tx = hero_jax.hero(**hero, **options)
+        tx = paper.hero(**hero, **options)
         grad_fn = jax.grad(loss)
         return tx.update(grad_fn(W), tx.init(W), W, grad_fn=grad_fn)[0]
 

@@ -12,6 +12,7 @@ import pytest
 import hero_jax
 from hero_jax import FiniteDifference
 from hero_jax.parts import in_parts
+from tests import paper
 from tests.problems import dense_hero, mlp_batch, mlp_loss, mlp_params, quadratic
 
 SETTINGS = {"h": 0.3, "gamma": 0.7}
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 def gradient(params, batch, **options):
     options = {**SETTINGS, **options}
-    value_and_grad = hero_jax.hero_value_and_grad(mlp_loss, **options)
+    value_and_grad = paper.hero_value_and_grad(mlp_loss, **options)
     return jax.jit(value_and_grad)(params, *batch)[1]
 
 
@@ -71,7 +72,7 @@ def test_a_difference_is_exact_on_a_quadratic_whatever_the_step():
     loss = lambda W: W.ravel() @ A @ W.ravel() / 2
 
     def run(**options):
-        return hero_jax.hero_value_and_grad(loss, **SETTINGS, **options)(W)[1]
+        return paper.hero_value_and_grad(loss, **SETTINGS, **options)(W)[1]
 
     for step in (3e-3, 0.5):
         result = run(hvp=FiniteDifference(step))
@@ -92,9 +93,9 @@ def test_a_step_is_measured_by_the_norms_of_what_moves():
 
     loss.defvjp(lambda w: (loss(w), w), backward)
     params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([100.0])}
-    hero_jax.hero_value_and_grad(
-        loss, h=0.1, gamma=1.0, hvp=FiniteDifference(step=0.01)
-    )(params)
+    paper.hero_value_and_grad(loss, h=0.1, gamma=1.0, hvp=FiniteDifference(step=0.01))(
+        params
+    )
     _, U, ahead = seen
     moved = jnp.linalg.norm(ahead["a"] - U["a"])
     np.testing.assert_allclose(moved, 0.01 * jnp.linalg.norm(U["a"]), rtol=1e-10)
@@ -104,7 +105,7 @@ def test_a_step_is_measured_by_the_norms_of_what_moves():
 def test_a_difference_of_nothing_is_nothing():
     linear = lambda w: jnp.sum(w)
     for w in (jnp.ones((2, 2)), jnp.zeros((2, 2))):
-        _, result = hero_jax.hero_value_and_grad(
+        _, result = paper.hero_value_and_grad(
             linear, **SETTINGS, hvp=FiniteDifference()
         )(w)
         np.testing.assert_array_equal(result, 1.0)
@@ -119,7 +120,7 @@ def test_a_difference_takes_three_gradients():
 
     for hvp, count in (("exact", 2), (FiniteDifference(), 3)):
         traces.clear()
-        hero_jax.hero_value_and_grad(loss, **SETTINGS, hvp=hvp)(jnp.ones((2, 2)))
+        paper.hero_value_and_grad(loss, **SETTINGS, hvp=hvp)(jnp.ones((2, 2)))
         assert len(traces) == count
 
 
@@ -158,12 +159,12 @@ def test_a_product_of_another_loss_leaves_the_metrics_alone():
     ]
     # The difference of gradients is that of all examples, the Hessian is not.
     assert distance(*product) > 0.01
-    *_, metrics = hero_jax.hero_value_and_grad(
+    *_, metrics = paper.hero_value_and_grad(
         mlp_loss, **SETTINGS, hvp_loss_fn=every(2), return_metrics=True
     )(params, *batch)
-    *_, expected = hero_jax.hero_value_and_grad(
-        mlp_loss, **SETTINGS, return_metrics=True
-    )(params, *batch)
+    *_, expected = paper.hero_value_and_grad(mlp_loss, **SETTINGS, return_metrics=True)(
+        params, *batch
+    )
     length = optax.tree.norm(product[0])
     np.testing.assert_allclose(metrics.penalty_grad_norm, length, rtol=1e-10)
     same = {"penalty_grad_norm": None}
@@ -192,7 +193,7 @@ def test_parts_of_each_perturbation():
     chunks = [jax.tree.map(lambda x, k=k: x[k : k + 4], batch) for k in (0, 4)]
     expected = [gradient(params, chunk, hvp_loss_fn=every(2)) for chunk in chunks]
     mean = jax.tree.map(lambda *x: sum(x) / 2, *expected)
-    make = hero_jax.hero_value_and_grad(mlp_loss, **SETTINGS, hvp_loss_fn=every(2))
+    make = paper.hero_value_and_grad(mlp_loss, **SETTINGS, hvp_loss_fn=every(2))
     _, actual = in_parts(make, 4, batch_argnums=(1, 2))(params, *batch)
     chex.assert_trees_all_close(actual, mean, rtol=1e-10)
 
@@ -212,7 +213,7 @@ def test_layers_that_are_not_penalized_cost_less():
         return jnp.mean(x**2)
 
     def flops(**options):
-        step = jax.jit(hero_jax.hero_value_and_grad(loss, **SETTINGS, **options))
+        step = jax.jit(paper.hero_value_and_grad(loss, **SETTINGS, **options))
         return (
             step.lower(layers, jnp.ones((32, width))).compile().cost_analysis()["flops"]
         )
@@ -229,7 +230,7 @@ def test_every_kth_penalty_has_the_mean_of_all():
     grad_fn = lambda p: jax.grad(mlp_loss)(p, *batch)
 
     def updates(gamma, count):
-        tx = hero_jax.hero(h=0.3, gamma=gamma)
+        tx = paper.hero(h=0.3, gamma=gamma)
         state = tx.init(params)._replace(count=jnp.int32(count))
         return jax.jit(
             lambda state: tx.update(grad_fn(params), state, params, grad_fn=grad_fn)[0]
@@ -255,7 +256,7 @@ def test_a_link_takes_another_gradient_for_its_product():
     params, batch = mlp_params(), mlp_batch(size=8)
     spaced = jax.tree.map(lambda x: x[::2], batch)
     whole, part = (lambda p, b=b: jax.grad(mlp_loss)(p, *b) for b in (batch, spaced))
-    tx = hero_jax.hero(**SETTINGS)
+    tx = paper.hero(**SETTINGS)
     updates, _ = tx.update(
         whole(params), tx.init(params), params, grad_fn=whole, hvp_grad_fn=part
     )
@@ -323,8 +324,8 @@ def program_of(tx):
 
 def test_a_link_leaves_the_product_out_where_its_schedule_is_zero():
     schedule = hero_jax.schedules.every(2, 0.1)
-    assert "cond[" in program_of(hero_jax.hero(h=0.3, gamma=schedule))
-    assert "cond[" not in program_of(hero_jax.hero(h=0.3, gamma=0.1))
+    assert "cond[" in program_of(paper.hero(h=0.3, gamma=schedule))
+    assert "cond[" not in program_of(paper.hero(h=0.3, gamma=0.1))
 
 
 @pytest.mark.slow
@@ -332,7 +333,7 @@ def test_a_link_takes_differences():
     params, batch = mlp_params(), mlp_batch()
     grad_fn = lambda p: jax.grad(mlp_loss)(p, *batch)
     options = {"hvp": FiniteDifference(step=0.1)}
-    tx = hero_jax.hero(**SETTINGS, **options)
+    tx = paper.hero(**SETTINGS, **options)
     updates, _ = tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
     expected = gradient(params, batch, **options)
     chex.assert_trees_all_close(updates, expected, rtol=1e-10)
@@ -344,7 +345,7 @@ def test_branches_may_differ_in_their_dtypes():
     params = {"w": jnp.ones((2, 2), jnp.float32)}
     whole = lambda p: jax.tree.map(lambda x: (4 * x**3).astype(jnp.bfloat16), p)
     part = lambda p: jax.tree.map(lambda x: 4 * x**3, p)
-    tx = hero_jax.hero(h=0.3, gamma=hero_jax.schedules.every(2, 0.1))
+    tx = paper.hero(h=0.3, gamma=hero_jax.schedules.every(2, 0.1))
     updates, _ = jax.jit(
         lambda g, state: tx.update(g, state, params, grad_fn=whole, hvp_grad_fn=part)
     )(whole(params), tx.init(params))

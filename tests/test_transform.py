@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import hero_jax
+from tests import paper
 from tests.problems import mlp_batch, mlp_loss, mlp_params
 
 VARIANTS = {
@@ -53,7 +54,7 @@ def initial(dtype=jnp.float32):
 
 
 def optimizer(variant):
-    return optimizer_of(hero_jax.hero(**variant))
+    return optimizer_of(paper.hero(**variant))
 
 
 def optimizer_of(hero):
@@ -108,7 +109,7 @@ def reference(variant, steps=6):
             name: value(t) if name in ("h", "gamma") and callable(value) else value
             for name, value in variant.items()
         }
-        return hero_jax.hero_value_and_grad(mlp_loss, **at_t)(params, *BATCH)[1]
+        return paper.hero_value_and_grad(mlp_loss, **at_t)(params, *BATCH)[1]
 
     for t in range(steps):
         updates, state = tx.update(gradient(params, t), state, params)
@@ -173,7 +174,7 @@ def _of_hero(path, _):
     [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow), jnp.float32],
 )
 def test_updates_keep_the_dtype_of_the_gradients(name, dtype):
-    tx, params = hero_jax.hero(**VARIANTS[name]), initial(dtype)
+    tx, params = paper.hero(**VARIANTS[name]), initial(dtype)
     grads = jax.eval_shape(GRAD_FN, params)
     updates, state = jax.jit(
         lambda p: tx.update(GRAD_FN(p), tx.init(p), p, grad_fn=GRAD_FN)
@@ -186,7 +187,7 @@ def test_updates_keep_the_dtype_of_the_gradients(name, dtype):
 @pytest.mark.usefixtures("x64")
 @main_variants
 def test_state_is_stable_when_gradients_are_narrower_than_the_weights(name):
-    tx, params = hero_jax.hero(**VARIANTS[name]), initial(jnp.float64)
+    tx, params = paper.hero(**VARIANTS[name]), initial(jnp.float64)
     grad_fn = lambda p: jax.tree.map(lambda x: x.astype(jnp.float32), GRAD_FN(p))
     _, state = jax.eval_shape(
         lambda p: tx.update(grad_fn(p), tx.init(p), p, grad_fn=grad_fn), params
@@ -223,7 +224,7 @@ def test_vmap_over_h_and_gamma():
     params, grads = initial(), GRAD_FN(initial())
 
     def update(h, gamma):
-        tx = hero_jax.hero(h=h, gamma=gamma)
+        tx = paper.hero(h=h, gamma=gamma)
         return tx.update(grads, tx.init(params), params, grad_fn=GRAD_FN)[0]
 
     hs, gammas = jnp.array([0.0, 0.2, 0.5]), jnp.array([0.3, 0.0, 0.1])
@@ -242,7 +243,7 @@ def test_other_extra_arguments_are_accepted(name):
 
 
 def test_off_passes_the_gradient_through_bit_for_bit():
-    tx, params = hero_jax.hero(h=0.0, gamma=0.0), initial()
+    tx, params = paper.hero(h=0.0, gamma=0.0), initial()
     grads = GRAD_FN(params)
     updates, _ = tx.update(grads, tx.init(params), params, grad_fn=GRAD_FN)
     chex.assert_trees_all_equal(updates, grads)
@@ -250,9 +251,9 @@ def test_off_passes_the_gradient_through_bit_for_bit():
 
 def test_metrics_are_those_of_the_function():
     params = initial()
-    tx = hero_jax.hero(h=0.5, gamma=0.1)
+    tx = paper.hero(h=0.5, gamma=0.1)
     _, state = tx.update(GRAD_FN(params), tx.init(params), params, grad_fn=GRAD_FN)
-    _, _, metrics = hero_jax.hero_value_and_grad(
+    _, _, metrics = paper.hero_value_and_grad(
         mlp_loss, h=0.5, gamma=0.1, return_metrics=True
     )(params, *BATCH)
     assert state.metrics.perturbed_loss is None
@@ -300,7 +301,7 @@ READING_THE_OLD_STATE = {
 def test_a_fresh_state_can_be_donated(wrapper, inner):
     """And the states after it: those of a step, compiled or not."""
     variant = VARIANTS["layerwise"]
-    tx = READING_THE_OLD_STATE[wrapper](inner(hero_jax.hero(**variant)))
+    tx = READING_THE_OLD_STATE[wrapper](inner(paper.hero(**variant)))
 
     def step(state):
         params = initial()
@@ -323,7 +324,7 @@ class TestWrappers:
 
     def test_named_chain(self):
         tx = optax.named_chain(
-            ("hero", hero_jax.hero(**self.variant)),
+            ("hero", paper.hero(**self.variant)),
             ("decay", optax.add_decayed_weights(1e-2)),
             ("sgd", optax.sgd(0.05, momentum=0.9)),
         )
@@ -333,7 +334,7 @@ class TestWrappers:
 
     @pytest.mark.slow
     def test_inject_hyperparams(self):
-        factory = optax.inject_hyperparams(hero_jax.hero)
+        factory = optax.inject_hyperparams(paper.hero)
         variant = {**VARIANTS["scheduled"], "perturbation": "adaptive"}
         tx = optax.chain(
             factory(**variant),
@@ -354,36 +355,36 @@ class TestWrappers:
         gradient.defjvp(lambda w, dw: (w[0], dw[0] * jnp.nan))
         schedule = optax.piecewise_constant_schedule(0.0, {0: 1.0})
         for gamma, is_computed in ((schedule, False), (0.1, True)):
-            tx = optax.inject_hyperparams(hero_jax.hero)(h=0.5, gamma=gamma)
+            tx = optax.inject_hyperparams(paper.hero)(h=0.5, gamma=gamma)
             w = jnp.ones((2, 2))
             update = jax.jit(functools.partial(tx.update, grad_fn=gradient))
             updates, _ = update(w, tx.init(w), w)
             assert bool(jnp.isnan(updates).all()) == is_computed
 
     def test_inject_hyperparams_changed_by_hand(self):
-        tx = optax.inject_hyperparams(hero_jax.hero)(h=0.5, gamma=0.1)
+        tx = optax.inject_hyperparams(paper.hero)(h=0.5, gamma=0.1)
         params = initial()
         state = tx.init(params)
         state.hyperparams["gamma"] = jnp.array(0.7)
         grads = GRAD_FN(params)
         updates, _ = tx.update(grads, state, params, grad_fn=GRAD_FN)
-        other = hero_jax.hero(h=0.5, gamma=0.7)
+        other = paper.hero(h=0.5, gamma=0.7)
         expected, _ = other.update(grads, other.init(params), params, grad_fn=GRAD_FN)
         close(updates, expected)
 
     def test_inject_hyperparams_with_a_function_for_direction(self):
         direction = hero_jax.perturbation.adaptive
         arguments = {"h": 0.5, "gamma": 0.1, "perturbation": direction}
-        static = optax.inject_hyperparams(hero_jax.hero, static_args="perturbation")
+        static = optax.inject_hyperparams(paper.hero, static_args="perturbation")
         params = initial()
         grads = GRAD_FN(params)
-        tx, plain = static(**arguments), hero_jax.hero(**arguments)
+        tx, plain = static(**arguments), paper.hero(**arguments)
         close(
             tx.update(grads, tx.init(params), params, grad_fn=GRAD_FN)[0],
             plain.update(grads, plain.init(params), params, grad_fn=GRAD_FN)[0],
         )
         with pytest.raises(TypeError, match=r"static_args"):
-            optax.inject_hyperparams(hero_jax.hero)(**arguments).init(params)
+            optax.inject_hyperparams(paper.hero)(**arguments).init(params)
 
     def test_apply_if_finite_behind_hero_skips_the_step(self):
         """The gradient at W is finite, that at U is not: only HERO can see it."""
@@ -396,9 +397,7 @@ class TestWrappers:
         inner = optax.chain(
             optax.add_decayed_weights(1e-2), optax.sgd(0.05, momentum=0.9)
         )
-        tx = optax.chain(
-            hero_jax.hero(h=0.5, gamma=0.1), optax.apply_if_finite(inner, 5)
-        )
+        tx = optax.chain(paper.hero(h=0.5, gamma=0.1), optax.apply_if_finite(inner, 5))
         params, state = run(tx, W, steps=3, grad_fn=grad_fn)
         chex.assert_trees_all_equal(params, W)
         assert int(state[1].total_notfinite) == 3
@@ -409,7 +408,7 @@ class TestWrappers:
             return jnp.where(p["w"][0, 0] > 1.0, jnp.nan, 1.0) * jnp.sum(p["w"] ** 2)
 
         guarded = optax.apply_if_finite(inner, 5)
-        _, grads = hero_jax.hero_value_and_grad(loss, h=0.5, gamma=0.1)(W)
+        _, grads = paper.hero_value_and_grad(loss, h=0.5, gamma=0.1)(W)
         updates, state = guarded.update(grads, guarded.init(W), W)
         assert int(state.total_notfinite) == 1
         chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, W))
@@ -423,7 +422,7 @@ class TestWrappers:
         inner = optax.sgd(0.05)
         accumulate = optax.MultiSteps(inner, every_k_schedule=2)
         tx = optax.chain(
-            hero_jax.hero(**self.variant), accumulate.gradient_transformation()
+            paper.hero(**self.variant), accumulate.gradient_transformation()
         )
         params = initial()
         state = tx.init(params)
@@ -432,7 +431,7 @@ class TestWrappers:
             grad_fn = jax.grad(lambda p, batch=batch: mlp_loss(p, *batch))
             updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
             moved = optax.apply_updates(moved, updates)
-            value_and_grad = hero_jax.hero_value_and_grad(mlp_loss, **self.variant)
+            value_and_grad = paper.hero_value_and_grad(mlp_loss, **self.variant)
             gradients.append(value_and_grad(params, *batch)[1])
         expected = jax.tree.map(
             lambda p, a, b: p - 0.05 * (a + b) / 2, params, *gradients
@@ -460,7 +459,7 @@ class TestWrappers:
         """With a grad_fn of that part: HERO on it, the plain gradient elsewhere."""
         params = initial()
         label = {"hidden": "hero", "out": "plain"}
-        hero = hero_jax.hero(**self.variant)
+        hero = paper.hero(**self.variant)
         if wrapper == "masked":
             tx = optax.masked(hero, {"hidden": True, "out": False})
         else:
@@ -475,7 +474,7 @@ class TestWrappers:
         grads = GRAD_FN(params)
         updates, _ = tx.update(grads, tx.init(params), params, grad_fn=grad_of_part)
         loss_of_part = lambda hidden: mlp_loss({**params, "hidden": hidden}, *BATCH)
-        _, expected = hero_jax.hero_value_and_grad(loss_of_part, **self.variant)(
+        _, expected = paper.hero_value_and_grad(loss_of_part, **self.variant)(
             params["hidden"]
         )
         close(updates["hidden"], expected)
@@ -496,7 +495,7 @@ class TestWrappers:
 class TestMisuse:
     """Every error names the argument and what is allowed."""
 
-    tx = hero_jax.hero(h=0.5, gamma=0.1)
+    tx = paper.hero(h=0.5, gamma=0.1)
 
     def update(self, grads=None, params=None, **kwargs):
         params = initial() if params is None else params
@@ -533,7 +532,7 @@ class TestMisuse:
         ],
     )
     def test_what_a_schedule_returns(self, value, error, message):
-        tx, params = hero_jax.hero(h=lambda count: value, gamma=0.1), initial()
+        tx, params = paper.hero(h=lambda count: value, gamma=0.1), initial()
         with pytest.raises(error, match=message):
             tx.update(GRAD_FN(params), tx.init(params), params, grad_fn=GRAD_FN)
 
@@ -569,6 +568,6 @@ def test_two_links_count_separately():
         seen.append(int(count))
         return 0.5
 
-    run(hero_jax.hero(h=schedule, gamma=0.0), initial(), steps=3, jit=False)
+    run(paper.hero(h=schedule, gamma=0.0), initial(), steps=3, jit=False)
     assert seen == [0, 1, 2]
     np.testing.assert_array_equal(seen, np.arange(3))
