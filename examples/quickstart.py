@@ -45,12 +45,13 @@ def loss_fn(params: Any, batch_stats: Any, images: Any, labels: Any) -> Any:
     return losses.mean(), new["batch_stats"]
 
 
+EQ_11: Any = {"perturbation": "layerwise", "reduction": "sum", "has_aux": True}
 GRADIENTS = {  # all that HERO changes is what takes the place of jax.value_and_grad
     "SGD": jax.value_and_grad(loss_fn, has_aux=True),
     "SGD, tuned": jax.value_and_grad(loss_fn, has_aux=True),
     "GRAD-L1": family.grad_l1_value_and_grad(loss_fn, strength=5e-3, has_aux=True),
-    "first-order": hero_value_and_grad(loss_fn, h=12.0, gamma=0.0, has_aux=True),
-    "HERO": hero_value_and_grad(loss_fn, h=15.0, gamma=0.1, has_aux=True),
+    "first-order": hero_value_and_grad(loss_fn, h=12.0, gamma=0.0, **EQ_11),
+    "HERO": hero_value_and_grad(loss_fn, h=15.0, gamma=0.1, **EQ_11),
 }
 
 

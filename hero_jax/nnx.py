@@ -9,7 +9,7 @@ r"""HERO for Flax NNX: modules in place of trees of weights.
 >>> optimizer = nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)
 >>> def loss_fn(model, x, y):
 ...     return jnp.mean((model(x) - y) ** 2)
->>> value_and_grad = hero_jax.nnx.hero_value_and_grad(loss_fn, h=1.0, gamma=0.1)
+>>> value_and_grad = hero_jax.nnx.hero_value_and_grad(loss_fn)
 >>> @nnx.jit
 ... def step(model, optimizer, x, y):
 ...     loss, grads = value_and_grad(model, x, y)  # in place of nnx.value_and_grad
@@ -55,8 +55,6 @@ def hero_value_and_grad(
     loss_fn: Callable[..., Any],
     argnums: int = 0,
     *,
-    h: chex.Numeric,
-    gamma: chex.Numeric,
     wrt: Any = nnx.Param,
     **options: Any,
 ) -> Callable[..., Any]:
@@ -67,8 +65,6 @@ def hero_value_and_grad(
         `has_aux=True`.
       argnums: position of the model among the arguments; one only. Several models go
         into one, an `nnx.List`.
-      h: length of the step in units of z, at least 0; a number or a traced scalar.
-      gamma: strength of the penalty, at least 0; likewise.
       wrt: the variables that are weights, a filter as that of `nnx.Optimizer`.
       **options: as in :func:`hero_jax.hero_value_and_grad`. Masks are trees like
         `nnx.state(model, wrt)`, or functions of it.
@@ -88,7 +84,7 @@ def hero_value_and_grad(
       >>> import hero_jax.nnx
       >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
       >>> value_and_grad = hero_jax.nnx.hero_value_and_grad(
-      ...     lambda model, x: jnp.mean(model(x) ** 2), h=1.0, gamma=0.1
+      ...     lambda model, x: jnp.mean(model(x) ** 2)
       ... )
       >>> loss, grads = value_and_grad(model, jnp.ones((3, 2)))
       >>> grads["kernel"].shape
@@ -98,7 +94,7 @@ def hero_value_and_grad(
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13.
     """
     method = over_modules(gradient.hero_value_and_grad)
-    return method(loss_fn, argnums, wrt=wrt, h=h, gamma=gamma, **options)
+    return method(loss_fn, argnums, wrt=wrt, **options)
 
 
 def over_modules(

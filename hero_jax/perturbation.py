@@ -9,14 +9,14 @@ gradient with NaN or infinity gives NaN: it is never hidden.
 
 How long `z` is decides what `h` means. Over a network of N tensors with n_i entries,
 
+- :func:`relative`, the default, gives a step of `||W^i||` in tensor i,
+- :func:`rounding` gives half a bin of the quantizer to every weight,
 - :func:`layerwise` gives a step of about `rms(W^i) / sqrt(n_i)` in tensor i,
 - :func:`adaptive` gives a whole step of about `max |W|` at most,
 - :func:`normalized` gives a whole step of exactly 1,
-- :func:`relative` gives a step of `||W^i||` in tensor i,
-- :func:`rounding` gives half a bin of the quantizer to every weight,
 
 so an `h` tuned for one of them means nothing for another: :func:`step_for` tells what h
-a direction needs to move the weights by a given share of their norm. The last two move
+a direction needs to move the weights by a given share of their norm. The first two move
 the weights that get quantized, kernels and embeddings, unless `perturb_mask` says
 otherwise; under the others nearly all of the step may go to the smallest tensors. Two
 more are those that the paper comes from: :func:`hutchinson`, random (Eq. 9), and
@@ -41,7 +41,7 @@ import optax
 
 from hero_jax import _checks, _tree, quant
 from hero_jax._typing import Directions, Grads, Mask, Params, Perturbation
-from hero_jax.leaves import Overrides, are_weights, describe, per_layer, weights
+from hero_jax.leaves import Overrides, describe, per_layer, weights
 from hero_jax.quant import _options
 
 __all__ = [
@@ -77,6 +77,53 @@ def _by_name(direction: Callable[..., Params]) -> Callable[..., Params]:
 
     _BY_NAME[name] = checked
     return checked
+
+
+@_by_name
+def relative(params: Params, grads: Grads, leaves: Overrides | None = None) -> Params:
+    r"""Move each kernel by a share of its own norm: the default.
+
+    .. math::
+
+        z^i = \|W^i\|_2 \, \frac{u^i}{\|u^i\|_2}, \qquad u^i = (W^i)^2 g^i
+
+    with the square taken elementwise. h is the share: with h = 0.05 every kernel moves
+    by 5 % of its norm, whatever its size. That is what the paper's words promise, "to
+    match the weight value range in each layer", and its Eq. 11, of the same u, does not
+    do: there the share falls with the size of the tensor. Rounding to b bits moves a
+    kernel by about `2^(1 - b)` of its norm.
+
+    HERO moves kernels and embeddings with it; other leaves only by a `perturb_mask`.
+    A stack of layers, as under `nn.scan`, is as many tensors.
+
+    Args:
+      params: weights `W`, a tree of real arrays.
+      grads: gradient `g` at `W`, same structure and shapes.
+      leaves: which leading axes are layers, where :mod:`hero_jax.leaves` does not see
+        it.
+
+    Returns:
+      `z`, same structure and shapes, float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import hero_jax
+      >>> W, g = jnp.array([[3.0, 4.0]]), jnp.array([[0.0, 2.0]])
+      >>> hero_jax.perturbation.relative(W, g)
+      Array([[0., 5.]], dtype=float32)
+    """
+
+    def direction(W: chex.Array, g: chex.Array) -> chex.Array:
+        w = _over_norm(W, _tree.norm(W))
+        u = w**2 * _over_norm(g, _tree.norm(g))
+        return _tree.norm(W) * _over_norm(u, _tree.norm(u))
+
+    return jax.tree.map(
+        lambda leaf, W, g: per_layer(direction, leaf)(W, g),
+        describe(params, leaves),
+        _tree.widen(params),
+        _tree.widen(grads),
+    )
 
 
 @_by_name
@@ -296,59 +343,6 @@ class _OfWeights:
         return self.z(params, grads, self.leaves)
 
 
-def relative(
-    direction: str | Perturbation = "layerwise", *, together: bool = False
-) -> Perturbation:
-    r"""Return a direction that moves each tensor by a share of its own norm.
-
-    .. math::
-
-        z^i = \|W^i\|_2 \, \frac{u^i}{\|u^i\|_2}
-
-    along the u of another direction, so that h is the share: with h = 0.05 every kernel
-    moves by 5 % of its norm, whatever its size. That is what the paper's words promise,
-    "to match the weight value range in each layer", and its Eq. 11 does not do: there
-    the share falls with the size of the tensor. Rounding to b bits moves a kernel by
-    about `2^(1 - b)` of its norm.
-
-    Kernels and embeddings move; other leaves only by a `perturb_mask`. Each layer of a
-    stack moves by itself.
-
-    Args:
-      direction: whose u: "layerwise" (default) and "adaptive" are `(W^i)^2 g^i`,
-        "normalized" is `g^i`; or a function `(params, grads) -> u`.
-      together: h is a share of the norm of all kernels and embeddings together, `z =
-        ||W|| u / ||u||`, which u shares out among the tensors.
-
-    Returns:
-      A direction, `(params, grads) -> z`; "relative" by name is `relative()`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import hero_jax
-      >>> W, g = jnp.array([[3.0, 4.0]]), jnp.array([[0.0, 2.0]])
-      >>> hero_jax.perturbation.relative()(W, g)
-      Array([[0., 5.]], dtype=float32)
-    """
-    inner = resolve(direction)
-
-    def of_leaf(W: chex.Array, u: chex.Array) -> chex.Array:
-        return _tree.norm(W) * _over_norm(u, _tree.norm(u))
-
-    def z(params: Params, grads: Grads, leaves: Overrides | None) -> Params:
-        described = describe(params, leaves)
-        W, u = _tree.widen(params), _tree.widen(inner(params, grads))
-        if together:
-            total = _tree.global_norm(_tree.select(are_weights(described), W))
-            length = _tree.global_norm(u)
-            return jax.tree.map(lambda u: total * _over_norm(u, length), u)
-        return jax.tree.map(
-            lambda leaf, W, u: per_layer(of_leaf, leaf)(W, u), described, W, u
-        )
-
-    return _OfWeights(z)
-
-
 def rounding(bits: int, axis: Any = None) -> Perturbation:
     r"""Return the direction in which rounding to so many bits does the most harm.
 
@@ -406,7 +400,7 @@ def share_moved(
     grads: Grads,
     *,
     h: chex.Numeric,
-    perturbation: str | Perturbation = "layerwise",
+    perturbation: str | Perturbation,
     perturb_mask: Mask | None = None,
     leaves: Overrides | None = None,
 ) -> chex.ArrayTree:
@@ -433,7 +427,7 @@ def share_moved(
       >>> import jax.numpy as jnp
       >>> import hero_jax
       >>> W = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
-      >>> hero_jax.perturbation.share_moved(W, W, h=1.0)
+      >>> hero_jax.perturbation.share_moved(W, W, h=1.0, perturbation="layerwise")
       {'bias': Array(0.25, dtype=float32), 'kernel': Array(0.0625, dtype=float32)}
     """
     z = _masked(params, grads, perturbation, perturb_mask, leaves)
@@ -449,7 +443,7 @@ def step_for(
     params: Params,
     grads: Grads,
     *,
-    perturbation: str | Perturbation = "layerwise",
+    perturbation: str | Perturbation,
     perturb_mask: Mask | None = None,
     leaves: Overrides | None = None,
 ) -> chex.Array:
@@ -475,7 +469,7 @@ def step_for(
       >>> import jax.numpy as jnp
       >>> import hero_jax
       >>> W = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
-      >>> hero_jax.perturbation.step_for(0.05, W, W)
+      >>> hero_jax.perturbation.step_for(0.05, W, W, perturbation="layerwise")
       Array(0.8, dtype=float32)
     """
     z = _masked(params, grads, perturbation, perturb_mask, leaves)
@@ -521,16 +515,15 @@ def resolve(
     """
     if leaves is not None and perturbation in ("layerwise", layerwise):
         return functools.partial(layerwise, leaves=leaves)
-    if perturbation == "relative":
-        perturbation = relative()
+    if perturbation in ("relative", relative):
+        perturbation = _OfWeights(relative)
     if isinstance(perturbation, _OfWeights):
         return dataclasses.replace(perturbation, leaves=leaves)
-    for factory, call in ((relative, "relative()"), (rounding, "rounding(bits)")):
-        if perturbation in (factory, factory.__name__):
-            raise ValueError(
-                f"perturbation={factory.__name__} is a function that makes a "
-                f"direction: pass hero_jax.perturbation.{call}."
-            )
+    if perturbation in ("rounding", rounding):
+        raise ValueError(
+            "perturbation=rounding is a function that makes a direction: pass "
+            "hero_jax.perturbation.rounding(bits)."
+        )
     if perturbation in ("hutchinson", hutchinson):
         raise ValueError(
             "perturbation=hutchinson lacks a key: pass "
@@ -575,7 +568,7 @@ def along(
     return _tree.select(perturbed, _tree.cast_like(z, _tree.widen(W)))
 
 
-NAMES = (*sorted(_BY_NAME), "relative")
+NAMES = tuple(sorted(_BY_NAME))
 """Directions that go by a name."""
 
 

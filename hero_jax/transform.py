@@ -32,11 +32,11 @@ class HeroState(NamedTuple):
 
 
 def hero(
-    h: chex.Numeric | optax.Schedule,
-    gamma: chex.Numeric | optax.Schedule,
+    h: chex.Numeric | optax.Schedule = 0.05,
+    gamma: chex.Numeric | optax.Schedule = 0.5,
     *,
-    perturbation: Directions = "layerwise",
-    reduction: str = "sum",
+    perturbation: Directions = "relative",
+    reduction: str = "norm",
     perturb_mask: Mask | None = None,
     penalty_mask: Mask | None = None,
     leaves: Overrides | None = None,
@@ -47,8 +47,7 @@ def hero(
 
     .. math::
 
-        g \;\to\; \nabla L(U) + \gamma \nabla_U \sum_i \| \nabla_i L(U) - g^i \|_2^2,
-        \qquad U = W + h z(W, g)
+        g \;\to\; \nabla L(U) + \gamma \nabla_U G(U), \qquad U = W + h z(W, g)
 
     `update` needs the weights and a function that gives the gradient of the same
     mini-batch loss at other weights: `tx.update(grads, state, params, grad_fn=...)`.
@@ -87,13 +86,11 @@ def hero(
     Args:
       h: length of the step in units of z, at least 0; a number, a traced scalar or a
         schedule of the step count.
-      gamma: strength of the penalty, at least 0; likewise. For S times the loss
-        `gamma / S` does the same.
-        Where it is a schedule or traced, the product with the Hessian is left out of a
-        step at which it is zero.
+      gamma: strength of the penalty, at least 0; likewise. Where it is a schedule or
+        traced, the product with the Hessian is left out of a step at which it is zero.
       perturbation: direction, as in :func:`hero_jax.hero_value_and_grad`.
-      reduction: "sum" (the paper) or "mean" (released code), as there.
-      perturb_mask: which leaves are perturbed, as there. Default: all.
+      reduction: of the penalty, "norm", "sum" or "mean", as there.
+      perturb_mask: which leaves are perturbed, as there.
       penalty_mask: which leaves enter the penalty, as there. Default: kernels and
         embeddings.
       leaves: what :mod:`hero_jax.leaves` does not see in paths and shapes.
@@ -120,7 +117,7 @@ def hero(
       >>> import optax
       >>> import hero_jax
       >>> tx = optax.chain(
-      ...     hero_jax.hero(h=0.5, gamma=0.1),
+      ...     hero_jax.hero(),
       ...     optax.add_decayed_weights(1e-4),
       ...     optax.sgd(0.1, momentum=0.9),
       ... )
@@ -129,8 +126,8 @@ def hero(
       >>> state = tx.init(params)
       >>> updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
       >>> params = optax.apply_updates(params, updates)
-      >>> optax.tree.get(state, "metrics").hessian_norm  # H = 2 I, ||z|| = 1 / 2
-      Array(1., dtype=float32)
+      >>> optax.tree.get(state, "metrics").hessian_norm.round(2)  # H = 2 I, z = W
+      Array(4., dtype=float32)
 
     References:
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13.

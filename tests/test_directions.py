@@ -30,19 +30,13 @@ def written_out(name, W, g, kernels):
         if name == "rounding":
             z[i] = 0.5 * (W[i].max() - W[i].min()) / 7 * np.sign(g[i])
             continue
-        u = W[i] ** 2 * g[i] if name == "relative" else g[i]
+        u = W[i] ** 2 * g[i]
         z[i] = np.linalg.norm(W[i]) * u / np.linalg.norm(u)
-        if name == "together":
-            z[i] = g[i]
-    if name == "together":
-        z *= np.linalg.norm(np.concatenate([W[i] for i in kernels])) / np.linalg.norm(z)
     return z
 
 
 DIRECTIONS = {
-    "relative": "relative",
-    "along the gradient": perturbation.relative("normalized"),
-    "together": perturbation.relative("normalized", together=True),
+    "relative": perturbation.relative,
     "rounding": perturbation.rounding(bits=3),
 }
 
@@ -101,7 +95,7 @@ def test_the_penalty_of_norms_bounds_the_second_order_term():
         reduction="norm",
         return_metrics=True,
     )(params)
-    step = 0.3 * perturbation.relative()(params, g)["w"]
+    step = 0.3 * perturbation.relative(params, g)["w"]
     second_order = metrics.perturbed_loss - value - jnp.sum(g["w"] * step)
     assert 0 < second_order <= 0.5 * metrics.penalty
 
@@ -144,13 +138,13 @@ def test_rounding_moves_what_is_quantized_alone():
     z = perturbation.rounding(4)(W, W)
     assert not z["bias"].any()
     assert not z["dead"].any()
-    assert not np.any(perturbation.relative()(W, W)["dead"])
+    assert not np.any(perturbation.relative(W, W)["dead"])
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["relative", "rounding"])
 def test_each_layer_of_a_stack_moves_by_itself(name):
-    direction = perturbation.relative() if name == "relative" else DIRECTIONS[name]
+    direction = DIRECTIONS[name]
     draw = lambda seed: jnp.asarray(np.random.default_rng(seed).normal(size=(2, 4, 3)))
     one = lambda x, k: {"kernel": x[k], "bias": jnp.zeros(3)}
     stack = lambda x: {"kernel": x, "bias": jnp.zeros((2, 3))}
@@ -198,7 +192,7 @@ def test_zero_gradients_and_zero_weights_are_finite(reduction):
 
 
 def test_a_factory_that_was_not_called_is_named():
-    for wrong in ("rounding", perturbation.rounding, perturbation.relative):
+    for wrong in ("rounding", perturbation.rounding):
         with pytest.raises(ValueError, match=r"hero_jax\.perturbation\.r\w+\("):
             hero_jax.hero_value_and_grad(mlp_loss, h=1.0, gamma=0.1, perturbation=wrong)
     with pytest.raises(ValueError, match="perturb_mask"):

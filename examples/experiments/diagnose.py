@@ -15,7 +15,6 @@ import jax
 import optax
 from matplotlib.figure import Figure
 
-import hero_jax
 from examples.experiments.common import command_line, digits
 from examples.experiments.common.digits import Data, Method, TrainState
 from examples.image_classification import results
@@ -38,9 +37,9 @@ def readings(h: float, state: TrainState, data: Data) -> dict[str, Any]:
     """Return what `TITLES` names, on the training set."""
     arguments = state.params, state.batch_stats, data.train_images, data.train_labels
     options: Any = {"h": h, "has_aux": True, "return_metrics": True}
-    hero = hero_jax.hero_value_and_grad(digits.loss_fn, gamma=GAMMA, **options)
+    hero = digits.hero_value_and_grad(digits.loss_fn, gamma=GAMMA, **options)
     (loss, _), whole, metrics = hero(*arguments)
-    without = hero_jax.hero_value_and_grad(digits.loss_fn, gamma=0.0, **options)
+    without = digits.hero_value_and_grad(digits.loss_fn, gamma=0.0, **options)
     _, first_order, _ = without(*arguments)
     penalty = jax.tree.map(lambda a, b: a - b, whole, first_order)
     return {
@@ -57,7 +56,7 @@ def run(name: str, h: float, options: argparse.Namespace) -> dict[str, Any]:
     """Train from seed 0; return the readings of every epoch and the accuracies."""
     data = digits.load_data(options.label_noise, seed=0)
     steps = options.epochs * (len(data.train_labels) // digits.BATCH_SIZE)
-    method = Method(hero_jax.hero_value_and_grad, {"h": h, "gamma": GAMMA})
+    method = Method(digits.hero_value_and_grad, {"h": h, "gamma": GAMMA})
     program, read = digits.make_program(method, steps), jax.jit(readings)
     history: list[dict[str, Any]] = []
     with digits.progress_bar(f"{name}, h = {h:g}", steps, options.quiet) as progress:

@@ -22,7 +22,12 @@ from matplotlib.figure import Figure
 
 import hero_jax
 from examples.experiments.common import comparison
-from examples.experiments.common.digits import BITS, METHODS, Method
+from examples.experiments.common.digits import (
+    BITS,
+    METHODS,
+    Method,
+    hero_value_and_grad,
+)
 
 SEARCH_SEEDS = (100, 101, 102)
 
@@ -39,11 +44,11 @@ TRIALS: dict[str, list[Method]] = {
         )
     ],
     "first-order": [
-        Method(hero_jax.hero_value_and_grad, {"h": h, "gamma": 0.0})
+        Method(hero_value_and_grad, {"h": h, "gamma": 0.0})
         for h in (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 12.0, 15.0, 20.0, 25.0, 30.0)
     ],
     "HERO": [
-        Method(hero_jax.hero_value_and_grad, {"h": h, "gamma": gamma})
+        Method(hero_value_and_grad, {"h": h, "gamma": gamma})
         for h, gamma in itertools.product((2.0, 5.0, 10.0, 15.0), (0.1, 0.5, 1.0))
     ],
 }

@@ -56,7 +56,7 @@ def random_z_value_and_grad(
 
     def value_and_grad(params: chex.ArrayTree, *args: Any) -> Any:
         keys = jax.random.split(args[-1], probes)
-        gradient = hero_jax.hero_value_and_grad(
+        gradient = quickstart.hero_value_and_grad(
             loss_fn,
             h=h,
             gamma=gamma,
@@ -90,7 +90,7 @@ def straight_through_value_and_grad(
 
 def _hero(perturbation: str, **constants: Any) -> Callable[..., Any]:
     return functools.partial(
-        hero_jax.hero_value_and_grad, perturbation=perturbation, **constants
+        quickstart.hero_value_and_grad, perturbation=perturbation, **constants
     )
 
 

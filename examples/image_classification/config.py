@@ -15,8 +15,6 @@ Direction = Literal[
     "adaptive",
     "normalized",
     "relative",
-    "relative_gradient",
-    "relative_together",
     "rounding",
 ]
 DType = Literal["float32", "bfloat16"]
@@ -56,11 +54,12 @@ class Config:
       method: how the loss becomes a gradient.
       h: length of HERO's and first_order's step, in units of z.
       gamma: strength of HERO's penalty.
-      perturbation: direction z; "layerwise" is the paper's Eq. 11, "relative_gradient"
-        is relative along the gradient, and "rounding" is that of 4 bits.
+      perturbation: direction z; with "relative" h is the share of its norm by which a
+        kernel moves, "layerwise" is the paper's Eq. 11, "rounding" that of 4 bits.
       moved: along z: "all", the "weights" that get quantized, or the "others"; None
         leaves it to the direction.
-      reduction: of a tensor's squared differences in the penalty.
+      reduction: how the penalty sums up the differences of gradients; "sum" is the
+        paper's text.
       hvp: HERO's product with the Hessian, or a difference of gradients in its place,
         which is cheaper and remembers no layers, but errs for networks with rectifiers.
       hvp_examples: take the product over so many images of a micro-batch only; all of
@@ -110,11 +109,11 @@ class Config:
     model: Model = "resnet20"
     dtype: DType = "float32"
     method: Method = "hero"
-    h: float = 2.0
-    gamma: float = 0.1
-    perturbation: Direction = "layerwise"
+    h: float = 0.05
+    gamma: float = 0.5
+    perturbation: Direction = "relative"
     moved: Moved | None = None
-    reduction: Reduction = "sum"
+    reduction: Reduction = "norm"
     hvp: Product = "exact"
     hvp_examples: int | None = None
     penalty_every: int = 1

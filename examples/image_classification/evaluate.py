@@ -93,6 +93,7 @@ def make_measure(
         make_loss(model),
         h=config.curvature_h,
         gamma=0.0,
+        perturbation="layerwise",
         has_aux=True,
         return_metrics=True,
         axis_name=devices.axis_name,

@@ -2,7 +2,8 @@
 
 The names are DATASET_MODEL_METHOD[_noiseNN], such as "cifar10_resnet20_hero_noise40"
 with 40 % of the labels redrawn. "hero" and "first_order" have our h, gamma, direction
-and reduction (docs/choosing.md says why); "released" and "released_first_order" have
+and reduction (docs/choosing.md says why), with an h that grows over the first tenth of
+training; "released" and "released_first_order" have
 those of the authors' code, with the h of the paper. The strength of GRAD-L1 is a guess:
 the paper searched it, without saying what came out.
 
@@ -24,8 +25,8 @@ _MODELS = {"cifar10": _SMALL, "cifar100": _SMALL, "imagenet2012": ("resnet18",)}
 _NOISES = (0, 20, 40, 60, 80)
 _RELEASED = {"perturbation": "adaptive", "reduction": "mean", "gamma": 5.0}
 _METHODS: dict[str, dict[str, Any]] = {
-    "hero": {"method": "hero"},
-    "first_order": {"method": "first_order"},
+    "hero": {"method": "hero", "h_warmup_epochs": 20},
+    "first_order": {"method": "first_order", "h_warmup_epochs": 20},
     "grad_l1": {"method": "grad_l1"},
     "sgd": {"method": "sgd"},
     "released": _RELEASED | {"method": "hero"},
@@ -50,6 +51,8 @@ def _configs() -> dict[str, Config]:
                     fields |= settings | {"label_noise": noise / 100}
                     if dataset == "imagenet2012":
                         fields |= _IMAGENET
+                        if "h_warmup_epochs" in fields:
+                            fields["h_warmup_epochs"] = 10
                     if method.startswith("released"):
                         fields["h"] = 0.5 if dataset == "cifar10" else 1.0
                     end = f"_noise{noise}" if noise else ""

@@ -24,8 +24,6 @@ OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm", "penalty")
 """What a step returns beside the new state, as one float32 array."""
 
 DIRECTIONS: dict[str, Any] = {
-    "relative_together": hero_jax.perturbation.relative("normalized", together=True),
-    "relative_gradient": hero_jax.perturbation.relative("normalized"),
     "rounding": hero_jax.perturbation.rounding(bits=4),
 }
 """Directions that the library knows by no name."""

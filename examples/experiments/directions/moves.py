@@ -27,7 +27,12 @@ SIZES = {"resnet20": 32, "resnet8": 16}
 
 
 STEPS: dict[str, dict[str, Any]] = {
-    "layerwise, h = 1": {"perturbation": "layerwise", "h": 1.0, "gamma": 0.1},
+    "layerwise, h = 1": {
+        "perturbation": "layerwise",
+        "reduction": "sum",
+        "h": 1.0,
+        "gamma": 0.1,
+    },
     "released code (adaptive, mean)": {
         "perturbation": "adaptive",
         "reduction": "mean",

@@ -86,6 +86,7 @@ def make_product(loss_fn: Any, difference: bool = False, part: int = 1) -> Any:
     def product(step: Any, *args: Any) -> Any:
         hvp = hero_jax.FiniteDifference(step) if difference else "exact"
         options: Any = {"h": 5.0, "has_aux": True, "hvp": hvp}
+        options |= {"perturbation": "layerwise", "reduction": "sum"}
         if part > 1:
             options["hvp_loss_fn"] = of_part
 

@@ -36,16 +36,15 @@ class Grid:
 
     Attributes:
       h: lengths of HERO's and first_order's step, in units of z; 0 is SGD.
-      gamma: strengths of HERO's penalty; the default is the paper's grid, and 0, which
-        is first_order.
+      gamma: strengths of HERO's penalty; 0 is first_order.
       learning_rate: at the start; on the command line, the config's if not given.
       weight_decay: added to the gradient, times the weights; likewise.
       strength: of GRAD-L1's penalty; 0 is SGD.
       seeds: of weights, order, augmentation and label noise.
     """
 
-    h: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
-    gamma: tuple[float, ...] = (0.0, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+    h: tuple[float, ...] = (0.0, 0.0125, 0.025, 0.05, 0.1, 0.2)
+    gamma: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
     learning_rate: tuple[float, ...] = (Config.learning_rate,)
     weight_decay: tuple[float, ...] = (Config.weight_decay,)
     strength: tuple[float, ...] = (0.0, 0.0001, 0.001, 0.01)

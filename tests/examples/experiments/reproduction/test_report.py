@@ -134,7 +134,8 @@ def test_every_number_of_the_paper_has_a_row_at_full_scale():
     configs = {row.name: row.config for row in rows}
     released = configs.pop("cifar10_resnet20_released")
     ours = configs["cifar10_resnet20_hero"]
-    assert dataclasses.replace(ours, h=0.5, gamma=5.0, **entries.RELEASED) == released
+    theirs = {"h": 0.5, "gamma": 5.0, "h_warmup_epochs": 0.0} | entries.RELEASED
+    assert dataclasses.replace(ours, **theirs) == released
     keys = [(x.dataset, x.model, x.method, x.label_noise) for x in configs.values()]
     assert len({*keys}) == len(keys)
     assert {x for x in keys if paper.accuracy(*x)} == {*numbers_of_the_paper()}
