@@ -87,8 +87,8 @@ def relative(params: Params, grads: Grads, leaves: Overrides | None = None) -> P
 
         z^i = \|W^i\|_2 \, \frac{u^i}{\|u^i\|_2}, \qquad u^i = (W^i)^2 g^i
 
-    with the square taken elementwise. h is the share: with h = 0.05 every kernel moves
-    by 5 % of its norm, whatever its size. That is what the paper's words promise, "to
+    with the square taken elementwise. h is the share: with h = 0.04 every kernel moves
+    by 4 % of its norm, whatever its size. That is what the paper's words promise, "to
     match the weight value range in each layer", and its Eq. 11, of the same u, does not
     do: there the share falls with the size of the tensor. Rounding to b bits moves a
     kernel by about `2^(1 - b)` of its norm.

@@ -32,8 +32,8 @@ class HeroState(NamedTuple):
 
 
 def hero(
-    h: chex.Numeric | optax.Schedule = 0.05,
-    gamma: chex.Numeric | optax.Schedule = 0.5,
+    h: chex.Numeric | optax.Schedule = 0.04,
+    gamma: chex.Numeric | optax.Schedule = 0.0,
     *,
     perturbation: Directions = "relative",
     reduction: str = "norm",

@@ -109,7 +109,7 @@ class Config:
     model: Model = "resnet20"
     dtype: DType = "float32"
     method: Method = "hero"
-    h: float = 0.05
+    h: float = 0.02
     gamma: float = 0.5
     perturbation: Direction = "relative"
     moved: Moved | None = None

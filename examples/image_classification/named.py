@@ -26,7 +26,7 @@ _NOISES = (0, 20, 40, 60, 80)
 _RELEASED = {"perturbation": "adaptive", "reduction": "mean", "gamma": 5.0}
 _METHODS: dict[str, dict[str, Any]] = {
     "hero": {"method": "hero", "h_warmup_epochs": 20},
-    "first_order": {"method": "first_order", "h_warmup_epochs": 20},
+    "first_order": {"method": "first_order", "h": 0.04, "h_warmup_epochs": 20},
     "grad_l1": {"method": "grad_l1"},
     "sgd": {"method": "sgd"},
     "released": _RELEASED | {"method": "hero"},
