@@ -173,6 +173,10 @@ METHODS: dict[str, Method] = {
     "first-order, relative, all warm-up": _first_order(
         "relative", 0.02, h_warmup_epochs=20
     ),
+    "first-order, as it comes": Method(
+        {"method": "first_order", "perturbation": "relative", "h_warmup_epochs": 0}
+        | {"h": 0.04}
+    ),
     "SGD, 4 times the epochs": Method({"method": "sgd"}, epochs=4),
 }
 METHODS |= {
