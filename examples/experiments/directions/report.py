@@ -12,7 +12,7 @@ from examples.experiments.common.statistics import cell, summary
 from examples.experiments.sweep.grid import Row, settings_of
 from examples.image_classification import results
 
-from .tasks import BITS, DIGITS_TASKS, TASKS, read
+from .tasks import BITS, DIGITS_TASKS, METHODS, TASKS, read
 
 Record = dict[str, Any]
 PRECISIONS = ("32", *map(str, BITS))
@@ -39,6 +39,26 @@ def cells(values: np.ndarray) -> list[str]:
     return [cell(summary(x), 1) for x in values.T]
 
 
+def overview(records: dict[str, Record], precision: str | None = None) -> str:
+    """Return the accuracies of all tasks, the mean over the precisions or of one."""
+    methods = dict.fromkeys(x for record in records.values() for x in record["test"])
+    lines = [["method", *(task.replace("_", " ") for task in records)]]
+    for name in METHODS:
+        if name not in methods or sum(name in x["test"] for x in records.values()) < 3:
+            continue
+        tested = []
+        for record in records.values():
+            rows, text = record["test"].get(name, []), ""
+            if rows:
+                values = accuracies(rows)
+                column = PRECISIONS.index(precision) if precision else slice(None)
+                mean = values[:, column].reshape(len(rows), -1).mean(1, keepdims=True)
+                (text,) = cells(mean)
+            tested.append(text)
+        lines.append([name, *tested])
+    return results.markdown(lines)
+
+
 def table(record: Record, part: str) -> str:
     """Return the test accuracies of a task in percent, and the settings."""
     lines = [["method", "h", "gamma", *TITLES]]
@@ -47,6 +67,8 @@ def table(record: Record, part: str) -> str:
         numbers = [f"{settings.h:g}", f"{settings.gamma:g}"]
         if name.startswith(PLAIN):
             numbers = ["", ""]
+        elif name.startswith("first-order"):
+            numbers[1] = "0"
         lines.append([name, *numbers, *cells(accuracies(rows))])
     return results.markdown(lines)
 
@@ -128,7 +150,10 @@ def transfers(records: dict[str, Record]) -> str:
 
 
 def plot(records: dict[str, Record]) -> Figure:
-    """Draw the score on images held out against h along `relative`, of every task."""
+    """Draw the score on images held out against h along `relative`, of every task.
+
+    Dotted is where one would begin.
+    """
     figure = Figure(figsize=(9.0, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for panel, kind in zip(panels, ("first-order", "HERO"), strict=True):
@@ -151,6 +176,8 @@ def plot(records: dict[str, Record]) -> Figure:
         panel.set(xscale="log", title=title)
         panel.set_xlabel("h: share of its norm by which each kernel moves")
         panel.grid(alpha=0.3)
+    for panel, h in zip(panels, (0.04, 0.02), strict=True):
+        panel.axvline(h, color="#999999", linestyle=":")
     panels[0].set_ylabel("mean accuracy over the precisions in %")
     panels[0].legend(fontsize="x-small")
     return figure
@@ -160,7 +187,8 @@ def write(folder: Path) -> None:
     """Write `report.md` and `directions.png` of all records that are in a folder."""
     records = {task: read(folder, task) for task in TASKS}
     records = {task: x for task, x in records.items() if x["test"]}
-    parts = ["# Directions"]
+    parts = ["# Directions", "Test accuracy in percent, the mean over the precisions:"]
+    parts += [overview(records), "At 3 bits:", overview(records, "3")]
     if any(record["transfer"] for record in records.values()):
         parts += ["## What carries over", transfers(records)]
     for task, record in records.items():
