@@ -1,8 +1,7 @@
 """Train a small network in five ways, HERO among them, then round its weights.
 
 1,000 of scikit-learn's digits to train on, 40 % of them with random labels, and 797 to
-test on. All methods start from the same weights, see the same batches, and take turns.
-It takes about a minute on two cores, after `pip install -e ".[examples]"`.
+test on; the same first weights and batches for all. About a minute on two cores.
 """
 
 import argparse
