@@ -746,8 +746,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             lambda: hero(lambda w: (w**2).mean())(jnp.ones(4)),
             ValueError,
             ("gamma must have leaves to act on", "penalty_mask=True", "gamma=0"),
-            "Pass `perturb_mask=True, penalty_mask=True`; biases and normalization go in, "
-            "too.",
+            "Pass `perturb_mask=True, penalty_mask=True`: biases and normalization, too.",
         ),
         Misuse(
             "params_train_state",
@@ -1454,7 +1453,8 @@ These run, and give other numbers than you want.
 - **`hero` in the chain and `hero_value_and_grad` as well.** The one perturbs what the
   other has made. Use one of them.
 - **`reduction="sum"` or `"mean"` for a loss that is a sum over the examples, or scaled
-  for float16.** The penalty grows with its square: for S times the loss take `gamma / S`.
+  for float16.** The penalty grows with its square: for S times the loss take
+  `gamma / S`.
 - **`h` or `gamma` that become negative or NaN inside of `jit`.** Only values that are
   known before tracing are checked.
 - **`batch_argnums` of images, not labels**, in a loss that broadcasts: a part of
