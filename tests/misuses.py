@@ -746,7 +746,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             lambda: hero(lambda w: (w**2).mean())(jnp.ones(4)),
             ValueError,
             ("gamma must have leaves to act on", "penalty_mask=True", "gamma=0"),
-            "Pass `perturb_mask=True, penalty_mask=True`: biases and normalization, too.",
+            "Pass `perturb_mask=True, penalty_mask=True`: it acts on biases, too.",
         ),
         Misuse(
             "params_train_state",
