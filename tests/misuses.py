@@ -477,7 +477,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "no_forward_mode",
             "Differentiated a loss with a `custom_vjp`, a callback or a neural ODE "
             "inside, for which JAX has no forward mode.",
-            lambda: hero(calling_itself())(jnp.ones((2, 2))),
+            lambda: hero(calling_itself(), gamma=0.5)(jnp.ones((2, 2))),
             TypeError,
             ("custom_vjp", "has no forward-mode rule", "hvp=hero_jax.FiniteDifference"),
             "Pass `hvp=hero_jax.FiniteDifference()`; to GNP and GRAD-L1 `radius`.",
@@ -745,8 +745,8 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "more dimensions move and are penalized.",
             lambda: hero(lambda w: (w**2).mean())(jnp.ones(4)),
             ValueError,
-            ("gamma must have leaves to act on", "penalty_mask=True", "gamma=0"),
-            "Pass `perturb_mask=True, penalty_mask=True`: it acts on biases, too.",
+            ("h must have leaves to act on", "perturb_mask=True", "h=0"),
+            "Pass `perturb_mask=True`, with the penalty `penalty_mask=True`, too.",
         ),
         Misuse(
             "params_train_state",
