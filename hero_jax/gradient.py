@@ -310,8 +310,8 @@ def hero_value_and_grad(
         others.
       penalty_mask: which leaves enter the penalty. Default: kernels and embeddings,
         that is, those of two or more dimensions without biases and normalization; where
-        there is none, as in one flat vector, pass `True` for all. The product is the
-        cheaper, the fewer of a network's first layers are penalized.
+        there is none, as in one flat vector, pass `True` for both masks. The product is
+        the cheaper, the fewer of a network's first layers are penalized.
       leaves: what :mod:`hero_jax.leaves` does not see in paths and shapes, such as
         `{"blocks/*": {"layer_axes": 1}}`. Each layer of a stack, as `nn.scan` makes
         them, has norms and means of its own.

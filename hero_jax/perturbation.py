@@ -307,8 +307,9 @@ def hutchinson(key: chex.PRNGKey, distribution: str = "normal") -> Perturbation:
       ... def step(W, key):
       ...     keys = jax.random.split(key, 8)
       ...     probes = [hero_jax.perturbation.hutchinson(k) for k in keys]
+      ...     options = {"perturbation": probes, "reduction": "sum"}
       ...     value_and_grad = hero_jax.hero_value_and_grad(
-      ...         lambda W: jnp.sum(W**2), h=1e-3, gamma=0.1, perturbation=probes
+      ...         lambda W: jnp.sum(W**2), h=1e-3, gamma=0.1, **options
       ...     )
       ...     return value_and_grad(W)
       >>> loss, grads = step(jnp.ones((3, 2)), jax.random.key(0))

@@ -23,7 +23,6 @@ from hero_jax import curvature, family, landscape, quant
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-LENGTHS: dict[str, Any] = {"h": 1.0, "gamma": 0.1}
 x, y = np.linspace(-1.0, 1.0, 32, dtype=np.float32).reshape(8, 4), np.arange(8) % 3
 params = {"kernel": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), "bias": jnp.zeros(3)}
 integers = {"kernel": jnp.ones((4, 3), jnp.int32), "bias": jnp.zeros(3)}
@@ -83,12 +82,12 @@ def grad_fn(params: Any) -> Any:
 
 def hero(loss_fn: Any = loss_fn, *args: Any, **options: Any) -> Callable[..., Any]:
     """Return the drop-in for `jax.value_and_grad`."""
-    return hero_jax.hero_value_and_grad(loss_fn, *args, **{**LENGTHS, **options})
+    return hero_jax.hero_value_and_grad(loss_fn, *args, **options)
 
 
 def cure(loss_fn: Any = loss_fn) -> Callable[..., Any]:
     """Return CURE's drop-in for `jax.value_and_grad`."""
-    return family.cure_value_and_grad(loss_fn, **LENGTHS)
+    return family.cure_value_and_grad(loss_fn, h=1.0, gamma=0.1)
 
 
 def nnx_net() -> Any:
@@ -117,7 +116,7 @@ def nnx_hero(loss_fn: Any = nnx_loss, **options: Any) -> Callable[..., Any]:
     """Return the drop-in for `nnx.value_and_grad`."""
     import hero_jax.nnx
 
-    return hero_jax.nnx.hero_value_and_grad(loss_fn, **LENGTHS, **options)
+    return hero_jax.nnx.hero_value_and_grad(loss_fn, **options)
 
 
 def nnx_core() -> Any:
@@ -130,7 +129,7 @@ def nnx_core() -> Any:
 
 def update(*args: Any, **kwargs: Any) -> Any:
     """Call the update of `hero`: without arguments, but for these, as it should be."""
-    tx = hero_jax.hero(**LENGTHS)
+    tx = hero_jax.hero()
     usual = (grad_fn(params), tx.init(params), params)
     return tx.update(*args, *usual[len(args) :], **kwargs)
 
@@ -142,7 +141,7 @@ def flax_train_state(tx: Any) -> Any:
 
 
 def train_state() -> Any:
-    tx = optax.chain(hero_jax.hero(**LENGTHS), optax.sgd(0.1))
+    tx = optax.chain(hero_jax.hero(), optax.sgd(0.1))
     return flax_train_state(tx).apply_gradients(grads=grad_fn(params))
 
 
@@ -321,9 +320,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         Misuse(
             "no_params",
             "Left `params` out of `tx.update`.",
-            lambda: update(
-                grad_fn(params), hero_jax.hero(**LENGTHS).init(params), None
-            ),
+            lambda: update(grad_fn(params), hero_jax.hero().init(params), None),
             ValueError,
             (
                 "hero needs the weights",
@@ -480,7 +477,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "no_forward_mode",
             "Differentiated a loss with a `custom_vjp`, a callback or a neural ODE "
             "inside, for which JAX has no forward mode.",
-            lambda: hero(calling_itself())(jnp.ones((2, 2))),
+            lambda: hero(calling_itself(), gamma=0.5)(jnp.ones((2, 2))),
             TypeError,
             ("custom_vjp", "has no forward-mode rule", "hvp=hero_jax.FiniteDifference"),
             "Pass `hvp=hero_jax.FiniteDifference()`; to GNP and GRAD-L1 `radius`.",
@@ -537,11 +534,11 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         ),
         Misuse(
             "h_by_position",
-            "Passed `h` by position: `hero_value_and_grad(loss_fn, 0.5, gamma=0.1)`.",
-            lambda: hero(loss_fn, 0.5),
+            "Passed `h` by position: `hero_value_and_grad(loss_fn, 0.1)`.",
+            lambda: hero(loss_fn, 0.1),
             TypeError,
-            ("argnums must name arguments by their positions", "got 0.5"),
-            "Name it: `h=0.5`. The second argument is `argnums`, as in JAX.",
+            ("argnums must name arguments by their positions", "got 0.1"),
+            "Name it: `h=0.1`. The second argument is `argnums`, as in JAX.",
         ),
         Misuse(
             "perturbation_unknown",
@@ -584,7 +581,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "Wrapped `hero` with a perturbation that is a function in "
             "`optax.inject_hyperparams`.",
             lambda: optax.inject_hyperparams(hero_jax.hero)(
-                perturbation=hero_jax.perturbation.adaptive, **LENGTHS
+                perturbation=hero_jax.perturbation.adaptive
             ).init(params),
             TypeError,
             (
@@ -600,7 +597,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             lambda: hero(reduction="avg"),
             ValueError,
             ("reduction must be one of ['mean', 'norm', 'sum'], got 'avg'",),
-            'Take `"sum"` (the paper), `"mean"` (the released code) or `"norm"`.',
+            'Take `"norm"`, `"sum"` (the paper) or `"mean"` (the released code).',
         ),
         Misuse(
             "hvp_unknown",
@@ -745,11 +742,11 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         Misuse(
             "nothing_to_penalize",
             "Flattened the weights to one vector: by default only leaves of two or "
-            "more dimensions are penalized.",
+            "more dimensions move and are penalized.",
             lambda: hero(lambda w: (w**2).mean())(jnp.ones(4)),
             ValueError,
-            ("gamma must have leaves to act on", "penalty_mask=True", "gamma=0"),
-            "Pass `penalty_mask=True`; biases and normalization are penalized, too.",
+            ("h must have leaves to act on", "perturb_mask=True", "h=0"),
+            "Pass `perturb_mask=True`, with the penalty `penalty_mask=True`, too.",
         ),
         Misuse(
             "params_train_state",
@@ -1455,9 +1452,9 @@ These run, and give other numbers than you want.
   difference of gradients is then noise, and the penalty drives the weights along it.
 - **`hero` in the chain and `hero_value_and_grad` as well.** The one perturbs what the
   other has made. Use one of them.
-- **A loss that is a sum over the examples, or scaled for float16.** The penalty grows
-  with its square: for S times the loss take `gamma / S`, as in
-  [Composition](composition.md#loss-scaling).
+- **`reduction="sum"` or `"mean"` for a loss that is a sum over the examples, or scaled
+  for float16.** The penalty grows with its square: for S times the loss take
+  `gamma / S`.
 - **`h` or `gamma` that become negative or NaN inside of `jit`.** Only values that are
   known before tracing are checked.
 - **`batch_argnums` of images, not labels**, in a loss that broadcasts: a part of

@@ -1,7 +1,7 @@
 """HERO's relatives: penalties on the gradient's norm, the surrogate gap, and inputs.
 
 Each takes a loss and returns a function that replaces `jax.value_and_grad`, like
-:func:`hero_jax.hero_value_and_grad`, which with `gamma=0` is SAM or ASAM.
+:func:`hero_jax.hero_value_and_grad`, which is SAM or ASAM by its `perturbation`.
 
 >>> import jax, jax.numpy as jnp
 >>> from hero_jax import family
