@@ -274,14 +274,13 @@ def hero_value_and_grad(
 
         \nabla L(U) + \gamma \nabla_U G(U), \qquad U = W + h z(W, g)
 
-    at about four times the cost of the plain gradient g. `gamma = 0` leaves out the
-    penalty G: sharpness-aware minimization with this direction, at twice the cost.
-    `h = 0` is the plain gradient. Weight decay and step rule are left to optax.
+    at about twice the cost of the plain gradient g, and four times with the penalty G.
+    `gamma = 0`, the default, leaves the penalty out: sharpness-aware minimization along
+    z. `h = 0` is the plain gradient. Weight decay and step rule are left to optax.
 
-    By default each kernel moves by 4 % of its norm, without the penalty, which seldom
-    paid for itself where we measured it; with it, begin with `h=0.02, gamma=0.5`. The
-    paper's text is `perturbation="layerwise", reduction="sum"`, with h and gamma to be
-    searched.
+    By default each kernel moves by 4 % of its norm. With the penalty, which seldom paid
+    for itself where we measured it, begin with `h=0.02, gamma=0.5`. The paper's text is
+    `perturbation="layerwise", reduction="sum"`, with h and gamma to be searched.
 
     Args:
       loss_fn: `(params, *args, **kwargs) -> loss`, or `-> (loss, aux)` with `has_aux`.
