@@ -142,9 +142,9 @@ def transfers(records: dict[str, Record]) -> str:
                 summary(100 * (np.array([*map(score, x)]) - plain))
                 for x in (record["test"][name], rows)
             ]
-            share = f"{gains[1]['mean'] / gains[0]['mean']:.0%}"
-            if gains[0]["mean"] < 2 * gains[0]["stderr"]:
-                share = "nothing to gain"
+            share = "nothing to gain"
+            if gains[0]["mean"] > 2 * gains[0]["stderr"]:
+                share = f"{gains[1]['mean'] / gains[0]['mean']:.0%}"
             lines.append([task, name, *(cell(x, 1) for x in gains), share])
     return results.markdown(lines)
 

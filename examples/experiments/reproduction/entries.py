@@ -53,10 +53,10 @@ CPU = Config(
 FIFTEEN_EPOCHS = Config(**EQ_11, h=2.0, gamma=0.1, epochs=15, bits=(8, 6, 5, 4, 3, 2))
 """Common to all runs at the scale "budget": the paper's recipe."""
 
-_OURS = {"perturbation": "relative", "reduction": "norm", "h_warmup_epochs": 1.5}
+_OURS = {"perturbation": "relative", "reduction": "norm", "gamma": 0.5}
 RECOMMENDED: dict[Method, dict[str, Any]] = {
-    "first_order": _OURS | {"h": 0.04},
-    "hero": _OURS | {"h": 0.02, "gamma": 0.5},
+    "first_order": _OURS | {"h": 0.04, "h_warmup_epochs": 1.5},
+    "hero": _OURS | {"h": 0.02, "h_warmup_epochs": 1.5},
 }
 """What we would begin with."""
 

@@ -12,10 +12,11 @@ from jax.flatten_util import ravel_pytree
 
 from examples.experiments.common import statistics
 from examples.experiments.language_model import __main__ as language_model
-from examples.experiments.language_model import corpus, search, training
+from examples.experiments.language_model import corpus, directions, search, training
 from examples.experiments.language_model.model import Transformer, make_loss
 from examples.experiments.language_model.training import (
     METHODS,
+    PRECISIONS,
     Direction,
     Settings,
     Task,
@@ -404,3 +405,60 @@ def test_the_document_says_what_the_results_say():
         for method, result in methods.items():
             used = search.winner(trials, optimizer, method)
             assert result["settings"] == used._asdict()
+
+
+@pytest.mark.usefixtures("x64")
+def test_h_rises_over_the_first_steps():
+    """5 of 20 steps: the first has a fifth of it, the fifth and later ones all."""
+    params, x = toy()
+    settings = Settings(learning_rate=0.0, h=0.7, gamma=0.3)
+    direction = Direction("layerwise", warmup=0.25)
+    init, step = training.make_program(toy_loss, "SGD", "HERO", 20, direction)
+    params_, opt_state, _ = init(params, settings)
+    for count, share in ((0, 0.2), (4, 1.0), (9, 1.0)):
+        fresh = jax.tree.map(jnp.copy, (params_, opt_state))
+        (_, (trace, *_), _), _ = step((*fresh, jnp.int32(count)), x, settings)
+        expected = gradient_by_hand("HERO", params, x, share * 0.7, 0.3)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12),
+            trace.trace,
+            expected,
+        )
+
+
+def test_directions_are_searched_on_one_text_and_tested_on_the_other():
+    """Of losses that are known: least at the third h, not finite at the last."""
+
+    class Known:
+        def __init__(self, text):
+            self.text = text
+
+        def attempts(self, optimizer, kind, direction, cases):
+            assert optimizer == "AdamW"
+            assert kind in METHODS
+            for settings, seed in cases:
+                assert (seed == search.SEED) == (self.text == "validation")
+                least = 0.1 if direction.perturbation == "layerwise" else 0.005
+                octaves = np.log2(max(float(settings.h), 1e-3) / least)
+                value = 3.0 + abs(octaves - 2) + float(self.text == "test")
+                yield None if octaves == 5 else dict.fromkeys(PRECISIONS, value)
+
+    record = directions.compare(Known("validation"), Known("test"))
+    carried = json.loads(directions.CARRIED.read_text())["transfer"]
+    for method, (direction, least, gamma) in directions.METHODS.items():
+        assert [row["settings"]["h"] for row in record["search"][method]] == [
+            least * 2**k for k in range(6)
+        ]
+        assert record["search"][method][-1]["score"] is None
+        rows = record["test"][method]
+        assert [row["seed"] for row in rows] == [0, 1, 2]
+        assert {row["settings"]["h"] for row in rows} == {4 * least}
+        assert {row["settings"]["gamma"] for row in rows} == {gamma}
+        settings = record["transfer"][method][0]["settings"]
+        assert settings["h"] == carried[method][0]["h"]
+        assert settings["gamma"] == carried[method][0]["gamma"]
+        assert direction.warmup == 0.1
+    table = directions.table(record)
+    assert table.count("as on the digits") == 3
+    assert "| first-order, as it comes" in table
+    assert record["test"]["plain"][0]["settings"]["h"] == 0.0
