@@ -67,8 +67,6 @@ def table(record: Record, part: str) -> str:
         numbers = [f"{settings.h:g}", f"{settings.gamma:g}"]
         if name.startswith(PLAIN):
             numbers = ["", ""]
-        elif name.startswith("first-order"):
-            numbers[1] = "0"
         lines.append([name, *numbers, *cells(accuracies(rows))])
     return results.markdown(lines)
 
@@ -84,7 +82,7 @@ def differences(record: Record) -> str:
     ]
     lines = [["method", "minus", *TITLES]]
     for name, other in pairs:
-        if other in tested:
+        if other in tested and len(tested[name]) == len(tested[other]):
             gain = accuracies(tested[name]) - accuracies(tested[other])
             lines.append([name, other, *cells(gain)])
     return results.markdown(lines)
@@ -138,6 +136,8 @@ def transfers(records: dict[str, Record]) -> str:
             continue
         plain = np.array([*map(score, record["test"][PLAIN])])
         for name, rows in record["transfer"].items():
+            if not len(rows) == len(record["test"][name]) == len(plain):
+                continue  # not over
             gains = [
                 summary(100 * (np.array([*map(score, x)]) - plain))
                 for x in (record["test"][name], rows)

@@ -61,7 +61,6 @@ TASKS: dict[str, Config] = {
     "mobilenet_noise40": dataclasses.replace(
         SMALL_CIFAR, label_noise=0.4, model="mobilenet_v2"
     ),
-    "mlp_digits": TABLE,
     "mlp_digits_noise40": dataclasses.replace(TABLE, label_noise=0.4),
     "mlp_breast_cancer_noise40": dataclasses.replace(
         TABLE, dataset="breast_cancer", label_noise=0.4, validation_size=70
@@ -94,8 +93,9 @@ class Method:
     epochs: int = 1
 
     def config(self, task: Config) -> Config:
-        """Return the config of its runs."""
-        config = dataclasses.replace(task, epochs=self.epochs * task.epochs)
+        """Return the config of its runs; what the method does not have is zero."""
+        zeros = dict.fromkeys(("h", "gamma", "strength"), 0.0)
+        config = dataclasses.replace(task, epochs=self.epochs * task.epochs, **zeros)
         return dataclasses.replace(config, **self.fields)
 
     def search(self, task: Config) -> Grid:
@@ -163,15 +163,11 @@ METHODS: dict[str, Method] = {
     "first-order, rounding": _first_order("rounding", 0.02),
     "HERO, rounding": _hero("rounding", 0.02, "norm", (0.5, 1.0)),
     "first-order, adaptive": _first_order("adaptive", 0.1),
-    "HERO, adaptive": _hero("adaptive", 0.1, "sum", (0.5, 0.05)),
     "first-order, layerwise, weights": _first_order("layerwise", 2.0, moved="weights"),
     "first-order, layerwise, others": _first_order("layerwise", 0.5, moved="others"),
     "first-order, relative, all": _first_order("relative", 0.005, moved="all"),
     "first-order, relative, no warm-up": _first_order(
         "relative", 0.005, h_warmup_epochs=0
-    ),
-    "first-order, relative, all warm-up": _first_order(
-        "relative", 0.02, h_warmup_epochs=20
     ),
     "first-order, as it comes": Method(
         {"method": "first_order", "perturbation": "relative", "h_warmup_epochs": 0}
