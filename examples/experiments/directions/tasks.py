@@ -94,7 +94,7 @@ class Method:
 
     def config(self, task: Config) -> Config:
         """Return the config of its runs; what the method does not have is zero."""
-        zeros = dict.fromkeys(("h", "gamma", "strength"), 0.0)
+        zeros: dict[str, Any] = dict.fromkeys(("h", "gamma", "strength"), 0.0)
         config = dataclasses.replace(task, epochs=self.epochs * task.epochs, **zeros)
         return dataclasses.replace(config, **self.fields)
 
