@@ -179,7 +179,8 @@ def plot(records: dict[str, Record]) -> Figure:
     for panel, h in zip(panels, (0.04, 0.02), strict=True):
         panel.axvline(h, color="#999999", linestyle=":")
     panels[0].set_ylabel("mean accuracy over the precisions in %")
-    panels[0].legend(fontsize="x-small")
+    if panels[0].lines[:-1]:
+        panels[0].legend(fontsize="x-small")
     return figure
 
 
