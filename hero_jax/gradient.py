@@ -18,6 +18,7 @@ penalty, `sum_i ||h z^i|| ||grad_i L(U) - g^i||`, takes one, too.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from hero_jax import _autodiff, _checks, _loss, _tree, perturbation
 from hero_jax._autodiff import FiniteDifference
 from hero_jax._typing import AxisName, Directions, Grads, Mask, Params, Perturbation
 from hero_jax.leaves import Leaf, Overrides, are_weights, describe, per_layer
+from hero_jax.perturbation import length
 
 __all__ = ["Metrics", "hero_value_and_grad"]
 
@@ -177,6 +179,15 @@ def hero_gradient(
         )
         for direction in settings.directions
     ]
+    both = [jax.tree.map(operator.and_, penalized, each) for each in moved]
+    if settings.reduction == "norm" and not (
+        off or no_penalty or any(jax.tree.leaves(both))
+    ):
+        raise ValueError(
+            'reduction="norm" weighs the penalty of a leaf by how far it moves, and no '
+            "penalized leaf moves: change perturb_mask or penalty_mask, or pass "
+            "gamma=0."
+        )
     if off:  # U = W: grad L(U) = g, and the penalty's gradient is zero
         zero = jax.tree.map(jnp.zeros_like, wide)
         return g, _metrics(h, wide, Step(zero, wide, zero, zero, jnp.float32(0), loss))
@@ -255,7 +266,7 @@ def hero_value_and_grad(
     loss_fn: Callable[..., Any],
     argnums: int | Sequence[int] = 0,
     *,
-    h: chex.Numeric = 0.04,
+    h: chex.Numeric | None = None,
     gamma: chex.Numeric = 0.0,
     perturbation: Directions = "relative",
     reduction: str = "norm",
@@ -290,7 +301,8 @@ def hero_value_and_grad(
         difference of gradients, would be rounded away.
       argnums: position of `params` among the arguments, or several of them.
       h: length of the step in units of z, at least 0; a number or a traced scalar.
-        Its useful range depends on `perturbation`: see :mod:`hero_jax.perturbation`.
+        Default: 0.04 along "relative". Other directions have none, since z is long or
+        short as the network is: see :mod:`hero_jax.perturbation`.
       gamma: strength of the penalty, at least 0; a number or a traced scalar. With
         "norm" it has no unit. With "sum" and "mean" its unit is 1 / loss: for S times
         the loss, such as a sum over S examples or a loss scaled for float16,
@@ -337,8 +349,9 @@ def hero_value_and_grad(
 
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
-      ValueError: an argument has a value that is not allowed, or no leaf is penalized
-        (or perturbed) by the default or a mask function although gamma (or h) is not 0.
+      ValueError: an argument has a value that is not allowed; h is missing; or no leaf
+        is penalized (or perturbed) by the default or a mask function although gamma (or
+        h) is not 0, or none is both with "norm".
 
     Example:
       >>> import jax.numpy as jnp
@@ -358,6 +371,7 @@ def hero_value_and_grad(
     References:
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13.
     """
+    h = length(h, perturbation)
     _checks.check_nonnegative("h", h)
     _checks.check_nonnegative("gamma", gamma)
     settings = Settings.of(

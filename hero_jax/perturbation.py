@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -90,11 +91,12 @@ def relative(params: Params, grads: Grads, leaves: Overrides | None = None) -> P
     with the square taken elementwise. h is the share: with h = 0.04 every kernel moves
     by 4 % of its norm, whatever its size. That is what the paper's words promise, "to
     match the weight value range in each layer", and its Eq. 11, of the same u, does not
-    do: there the share falls with the size of the tensor. Rounding to b bits moves a
-    kernel by about `2^(1 - b)` of its norm.
+    do: there the share falls with the size of the tensor. Rounding to 4 bits moves a
+    kernel by some 14 %.
 
-    HERO moves kernels and embeddings with it; other leaves only by a `perturb_mask`.
-    A stack of layers, as under `nn.scan`, is as many tensors.
+    HERO moves kernels and embeddings with it, and other leaves only by a
+    `perturb_mask`; wrapped in a function of yours, it moves all. A stack of layers, as
+    under `nn.scan`, is as many tensors.
 
     Args:
       params: weights `W`, a tree of real arrays.
@@ -409,9 +411,9 @@ def share_moved(
 
     .. math:: h \, \|z^i\|_2 / \|W^i\|_2
 
-    Rounding a kernel to 4 bits moves it by some 10 %. If the step moves kernels by a
-    thousandth of that and normalization scales by 3 %, as Eq. 11 does at h = 1, it is
-    no preparation for rounding.
+    Rounding a kernel to 4 bits moves it by some 14 %. If the step moves kernels by
+    0.03 % and normalization scales by 3 %, as Eq. 11 does at h = 1, it is no
+    preparation for rounding.
 
     Args:
       params: weights `W`.
@@ -431,10 +433,12 @@ def share_moved(
       >>> hero_jax.perturbation.share_moved(W, W, h=1.0, perturbation="layerwise")
       {'bias': Array(0.25, dtype=float32), 'kernel': Array(0.0625, dtype=float32)}
     """
-    z = _masked(params, grads, perturbation, perturb_mask, leaves)
+    z, _ = _masked(params, grads, perturbation, perturb_mask, leaves)
 
     def share(W: chex.Array, z: chex.Array) -> chex.Array:
-        return jnp.abs(h) * _over_norm(_tree.norm(z), _tree.norm(W))
+        norm = _tree.norm(W)
+        ratio = jnp.abs(h) * _over_norm(_tree.norm(z), norm)
+        return jnp.where(norm == 0.0, 0.0, ratio)
 
     return jax.tree.map(share, params, z)
 
@@ -452,8 +456,8 @@ def step_for(
 
     .. math:: h = \text{share} \cdot \|W\|_2 / \|z\|_2
 
-    over kernels and embeddings together, from one gradient: a place to begin a search
-    of h, for a direction and a network that are new.
+    over the kernels and embeddings that move, together, from one gradient: a place to
+    begin a search of h, for a direction and a network that are new.
 
     Args:
       share: how far, such as 0.05.
@@ -464,7 +468,10 @@ def step_for(
       leaves: as there.
 
     Returns:
-      h, a scalar.
+      h, a scalar; infinite where they do not move, as with a gradient of zero.
+
+    Raises:
+      ValueError: no kernel or embedding moves.
 
     Example:
       >>> import jax.numpy as jnp
@@ -473,10 +480,15 @@ def step_for(
       >>> hero_jax.perturbation.step_for(0.05, W, W, perturbation="layerwise")
       Array(0.8, dtype=float32)
     """
-    z = _masked(params, grads, perturbation, perturb_mask, leaves)
-    chosen = weights(params, leaves)
+    z, moved = _masked(params, grads, perturbation, perturb_mask, leaves)
+    chosen = jax.tree.map(operator.and_, moved, weights(params, leaves))
+    if not any(jax.tree.leaves(chosen)):
+        raise ValueError(
+            "step_for needs a kernel or an embedding that moves: params has none, or "
+            "perturb_mask leaves them out."
+        )
     W = _tree.global_norm(_tree.select(chosen, _tree.widen(params)))
-    return share * _over_norm(W, _tree.global_norm(_tree.select(chosen, z)))
+    return share * W / _tree.global_norm(_tree.select(chosen, z))
 
 
 def _masked(
@@ -485,10 +497,20 @@ def _masked(
     perturbation: str | Perturbation,
     perturb_mask: Mask | None,
     leaves: Overrides | None,
-) -> Params:
+) -> tuple[Params, chex.ArrayTree]:
     direction = resolve(perturbation, leaves)
     moved = which_move(direction, params, perturb_mask, leaves)
-    return along(direction, params, grads, moved)
+    return along(direction, params, grads, moved), moved
+
+
+def length(h: Any, perturbation: Directions) -> Any:
+    """Return h, or the default of the one direction that has one."""
+    if h is None and perturbation not in ("relative", relative):
+        raise ValueError(
+            'h must be given: only perturbation="relative" has a default. '
+            "hero_jax.perturbation.step_for tells where to begin."
+        )
+    return 0.04 if h is None else h
 
 
 def which_move(

@@ -15,6 +15,7 @@ from hero_jax._autodiff import FiniteDifference
 from hero_jax._typing import AxisName, Directions, GradFn, Grads, Mask, Params
 from hero_jax.gradient import Metrics, Settings, hero_gradient
 from hero_jax.leaves import Overrides
+from hero_jax.perturbation import length
 
 __all__ = ["HeroState", "hero"]
 
@@ -32,7 +33,7 @@ class HeroState(NamedTuple):
 
 
 def hero(
-    h: chex.Numeric | optax.Schedule = 0.04,
+    h: chex.Numeric | optax.Schedule | None = None,
     gamma: chex.Numeric | optax.Schedule = 0.0,
     *,
     perturbation: Directions = "relative",
@@ -85,7 +86,7 @@ def hero(
 
     Args:
       h: length of the step in units of z, at least 0; a number, a traced scalar or a
-        schedule of the step count.
+        schedule of the step count. Default: 0.04 along "relative", none along others.
       gamma: strength of the penalty, at least 0; likewise. Where it is a schedule or
         traced, the product with the Hessian is left out of a step at which it is zero.
       perturbation: direction, as in :func:`hero_jax.hero_value_and_grad`.
@@ -109,7 +110,7 @@ def hero(
         has another structure than the weights, there is no such axis, or the gradient
         is known to have been summed over it; from `update`: `params` or `grad_fn`
         is missing, `grad_fn` returns another structure than that of `params`, or no
-        leaf is penalized by the default although gamma is not 0.
+        leaf is penalized (or perturbed) by the default although gamma (or h) is not 0.
 
     Example:
       >>> import jax
@@ -132,6 +133,7 @@ def hero(
     References:
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13.
     """
+    h = length(h, perturbation)
     for name, value in (("h", h), ("gamma", gamma)):
         if not callable(value):
             _checks.check_nonnegative(name, value)

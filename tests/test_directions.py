@@ -178,9 +178,11 @@ def test_the_step_for_a_share_moves_the_kernels_by_it(name):
 
 @pytest.mark.parametrize("reduction", ["norm", "sum"])
 def test_zero_gradients_and_zero_weights_are_finite(reduction):
+    """One leaf has both, one only the zero weights, one only the zero gradient."""
     params = {"a": jnp.zeros((3, 2)), "b": jnp.ones((3, 2))}
+    params |= {"c": jnp.zeros((3, 2)), "d": jnp.ones((3, 2))}
     hero = hero_jax.hero_value_and_grad(
-        lambda params: jnp.sum(params["a"] * 0.0 + params["b"] ** 2),
+        lambda p: jnp.sum(p["a"] * 0.0 + p["b"] ** 2 + p["c"] + 0.0 * p["d"]),
         h=0.1,
         gamma=0.5,
         perturbation="relative",
@@ -189,6 +191,76 @@ def test_zero_gradients_and_zero_weights_are_finite(reduction):
     with jax.debug_nans(True):
         _, grads = jax.jit(hero)(params)
     assert not np.any(grads["a"])
+    np.testing.assert_array_equal(grads["c"], 1.0)
+    assert not np.any(grads["d"])
+    assert np.all(grads["b"] > 2.0)
+
+
+def test_what_does_not_move_has_no_share_and_no_step():
+    """Under SAM a bias of zeros moves, but not by a share of its norm."""
+    W = {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}
+    g = {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}
+    moved = perturbation.share_moved(W, g, h=1.0, perturbation="normalized")
+    assert moved["bias"] == 0.0
+    assert moved["kernel"] > 0.0
+    zeros = jax.tree.map(jnp.zeros_like, g)
+    assert np.isinf(perturbation.step_for(0.1, W, zeros, perturbation="relative"))
+    for params, mask in ((W, {"kernel": False, "bias": True}), (jnp.ones(3), True)):
+        with pytest.raises(ValueError, match="an embedding that moves"):
+            perturbation.step_for(
+                0.1, params, params, perturbation="relative", perturb_mask=mask
+            )
+
+
+def test_eq_11_moves_a_kernel_by_less_the_larger_it_is():
+    """By 1.73 / n of its norm, if weights and gradient are Gaussian."""
+    draw = lambda seed: jax.random.normal(jax.random.key(seed), (256, 128))
+    share = perturbation.share_moved(draw(0), draw(1), h=1.0, perturbation="layerwise")
+    assert float(share) == pytest.approx(3**0.5 / (256 * 128), rel=0.02)
+
+
+def test_the_default_is_relative_without_the_penalty():
+    params, batch = mlp_params(dtype=jnp.float32), mlp_batch(dtype=jnp.float32)
+    grad_fn = lambda params: jax.grad(mlp_loss)(params, *batch)
+    _, gradient = hero_jax.hero_value_and_grad(mlp_loss)(params, *batch)
+    z = perturbation.relative(params, grad_fn(params))
+    U = np.array(flat(params))
+    for i in chosen(params):
+        U[i] += 0.04 * flat(z)[i]
+    expected = flat(grad_fn(ravel_pytree(params)[1](jnp.asarray(U))))
+    np.testing.assert_allclose(flat(gradient), expected, rtol=1e-4, atol=1e-6)
+    tx = hero_jax.hero()
+    updates, _ = tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
+    np.testing.assert_allclose(flat(updates), flat(gradient), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda **kw: hero_jax.hero_value_and_grad(mlp_loss, **kw), hero_jax.hero]
+)
+@pytest.mark.parametrize(
+    "direction", ["layerwise", perturbation.rounding(4), ["relative", "adaptive"]]
+)
+def test_other_directions_have_no_default_step(make, direction):
+    with pytest.raises(ValueError, match="h must be given"):
+        make(perturbation=direction)
+    make(perturbation=direction, h=1.0)
+
+
+def test_a_penalty_of_norms_needs_a_leaf_that_moves():
+    """Of sums it does not."""
+    params, batch = mlp_params(dtype=jnp.float32), mlp_batch(dtype=jnp.float32)
+    options = {"gamma": 0.5}
+    others = [not keep for keep in KERNELS]
+    mask = jax.tree.unflatten(jax.tree.structure(params), others)
+    with pytest.raises(ValueError, match="no penalized leaf moves"):
+        hero_jax.hero_value_and_grad(mlp_loss, penalty_mask=mask, **options)(
+            params, *batch
+        )
+    hero = hero_jax.hero_value_and_grad(
+        mlp_loss, penalty_mask=mask, reduction="sum", return_metrics=True, **options
+    )
+    *_, metrics = hero(params, *batch)
+    assert metrics.penalty > 0.0
 
 
 def test_a_factory_that_was_not_called_is_named():

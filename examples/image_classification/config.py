@@ -30,7 +30,7 @@ Reduction = Literal["sum", "mean", "norm"]
 class Config:
     """All that determines the numbers of a run.
 
-    The defaults are the paper's recipe, but for h and gamma: see `docs/choosing.md`.
+    The defaults are the paper's recipe, but for HERO's: see `docs/choosing.md`.
 
     Attributes:
       dataset: "digits" (part of scikit-learn), a name of TensorFlow Datasets such as

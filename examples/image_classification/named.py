@@ -2,10 +2,10 @@
 
 The names are DATASET_MODEL_METHOD[_noiseNN], such as "cifar10_resnet20_hero_noise40"
 with 40 % of the labels redrawn. "hero" and "first_order" have our h, gamma, direction
-and reduction (docs/choosing.md says why), with an h that grows over the first tenth of
-training; "released" and "released_first_order" have
-those of the authors' code, with the h of the paper. The strength of GRAD-L1 is a guess:
-the paper searched it, without saying what came out.
+and reduction (docs/choosing.md says why), and h grows over the first tenth of training;
+"released" and "released_first_order" have those of the authors' code, with the h of the
+paper. The strength of GRAD-L1 is a guess: the paper searched it, without saying what
+came out.
 
 A TOML file, one's own or a sample in `configs`, has a name as well: its path, or
 "digits" for `configs/digits.toml`.

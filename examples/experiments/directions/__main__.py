@@ -47,13 +47,13 @@ def compute(task: str, options: argparse.Namespace, stop: Stop) -> None:
             record[part][name] = [*rows]
             results.write_json(options.results / f"{task}.json", record)
 
-        rows = record[part].get(name, [])
+        rows = [x for x in record[part].get(name, []) if grids.run_of(x) in runs]
         if not rows and part == "transfer":  # the same settings need no second run
             rows = [x for x in record["test"].get(name, []) if grids.run_of(x) in runs]
         done = {grids.run_of(row) for row in rows}
         missing = [run for run in runs if run not in done]
         if not missing:
-            if name not in record[part]:
+            if record[part].get(name) != rows:
                 keep(rows)
             return
         say(f"{task}: {part}, {name}", options.quiet)

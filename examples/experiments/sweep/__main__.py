@@ -1,7 +1,7 @@
 """Search the settings of a method on images held out, by one compiled program.
 
     python -m examples.experiments.sweep CONFIG [the options of a run]
-        --h 0.5 1 2 5 --gamma 0.01 0.1 1 --seeds 0 1 2 --validation-size 5000
+        --h 0.02 0.04 0.08 --gamma 0 0.5 --seeds 0 1 2 --validation-size 5000
 
 The settings are h and gamma of hero, h of first_order, --strength of grad_l1, and
 --learning-rate and --weight-decay of all methods. They are arguments of one program,

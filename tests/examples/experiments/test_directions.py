@@ -133,7 +133,11 @@ def test_what_is_there_is_not_trained_again(trained, tmp_path):
     first = run(tmp_path, "digits_noise40", methods=METHODS[:2])
     before = len(trained)
     path = tmp_path / "digits_noise40.json"
-    path.write_text(path.read_text().replace('"date": "', '"date": "then, not '))
+    text = path.read_text().replace('"date": "', '"date": "then, not ')
+    old = json.loads(text)
+    other = old["test"]["SGD"][0] | {"h": 5.0}  # of other settings than today's
+    old["test"]["SGD"].append(other)
+    path.write_text(json.dumps(old))
     both = run(tmp_path, "digits_noise40")
     assert {config.method for config, _ in trained[before:]} == {"hero"}
     for part in ("search", "test"):
