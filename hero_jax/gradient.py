@@ -371,12 +371,12 @@ def hero_value_and_grad(
     References:
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13.
     """
-    h = length(h, perturbation)
-    _checks.check_nonnegative("h", h)
-    _checks.check_nonnegative("gamma", gamma)
     settings = Settings.of(
         perturbation, reduction, perturb_mask, penalty_mask, leaves, hvp
     )
+    h = length(h, perturbation)
+    _checks.check_nonnegative("h", h)
+    _checks.check_nonnegative("gamma", gamma)
     bind = _loss.of_weights(loss_fn, argnums, has_aux, axis_name)
     bind_hvp = None
     if hvp_loss_fn is not None:

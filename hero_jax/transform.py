@@ -133,13 +133,13 @@ def hero(
     References:
       Yang et al., `HERO <https://arxiv.org/abs/2111.11986>`_, 2021, Eq. 11-13.
     """
+    settings = Settings.of(
+        perturbation, reduction, perturb_mask, penalty_mask, leaves, hvp
+    )
     h = length(h, perturbation)
     for name, value in (("h", h), ("gamma", gamma)):
         if not callable(value):
             _checks.check_nonnegative(name, value)
-    settings = Settings.of(
-        perturbation, reduction, perturb_mask, penalty_mask, leaves, hvp
-    )
 
     def init(params: Params) -> HeroState:
         _tree.check_params("params", params)
