@@ -571,7 +571,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         Misuse(
             "perturbation_of_another_structure",
             "Wrote a perturbation that returns something else than a tree like params.",
-            lambda: hero(perturbation=lambda W, g: W["kernel"])(params, x, y),
+            lambda: hero(h=1.0, perturbation=lambda W, g: W["kernel"])(params, x, y),
             ValueError,
             ("the perturbation's result must have the tree structure of params",),
             "Return a tree like `params`, with zeros where nothing moves.",
