@@ -39,8 +39,8 @@ def cells(values: np.ndarray) -> list[str]:
     return [cell(summary(x), 1) for x in values.T]
 
 
-def overview(records: dict[str, Record], precision: str | None = None) -> str:
-    """Return the accuracies of all tasks, the mean over the precisions or of one."""
+def overview(records: dict[str, Record], precision: str) -> str:
+    """Return the accuracies of all tasks in percent."""
     methods = dict.fromkeys(x for record in records.values() for x in record["test"])
     lines = [["method", *(task.replace("_", " ") for task in records)]]
     for name in METHODS:
@@ -50,10 +50,8 @@ def overview(records: dict[str, Record], precision: str | None = None) -> str:
         for record in records.values():
             rows, text = record["test"].get(name, []), ""
             if rows:
-                values = accuracies(rows)
-                column = PRECISIONS.index(precision) if precision else slice(None)
-                mean = values[:, column].reshape(len(rows), -1).mean(1, keepdims=True)
-                (text,) = cells(mean)
+                column = PRECISIONS.index(precision)
+                (text,) = cells(accuracies(rows)[:, [column]])
             tested.append(text)
         lines.append([name, *tested])
     return results.markdown(lines)
@@ -188,8 +186,8 @@ def write(folder: Path) -> None:
     """Write `report.md` and `directions.png` of all records that are in a folder."""
     records = {task: read(folder, task) for task in TASKS}
     records = {task: x for task, x in records.items() if x["test"]}
-    parts = ["# Directions", "Test accuracy in percent, the mean over the precisions:"]
-    parts += [overview(records), "At 3 bits:", overview(records, "3")]
+    parts = ["# Directions", "Test accuracy in percent, in float:"]
+    parts += [overview(records, "32"), "At 3 bits:", overview(records, "3")]
     if any(record["transfer"] for record in records.values()):
         parts += ["## What carries over", transfers(records)]
     for task, record in records.items():

@@ -188,6 +188,23 @@ def test_moves_are_those_of_the_formula():
     assert moves.table(record["networks"]["resnet20"]) in page.read_text()
 
 
+def test_the_page_has_the_tables_of_the_records():
+    records = {task: tasks.read(tasks.FOLDER, task) for task in tasks.TASKS}
+    records = {task: record for task, record in records.items() if record["test"]}
+    text = (tasks.FOLDER / "report.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "choosing.md").read_text()
+    for precision in ("32", "3"):
+        table = report.overview(records, precision)
+        assert table in page
+        assert table in text
+    assert report.transfers(records) in text
+    for task, record in records.items():
+        for part in ("test", "transfer"):
+            for name, rows in record[part].items():
+                seeds = tasks.seeds_of(tasks.TASKS[task])[1]
+                assert [row["seed"] for row in rows] == [*seeds], (task, name)
+
+
 def test_a_table_is_split_and_its_training_labels_alone_are_wrong():
     table = dataclasses.replace(tasks.TABLE, validation_size=None, label_noise=0.4)
     clean = dataclasses.replace(table, label_noise=0.0)

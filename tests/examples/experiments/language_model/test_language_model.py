@@ -426,6 +426,14 @@ def test_h_rises_over_the_first_steps():
         )
 
 
+def test_the_page_has_the_table_of_the_directions():
+    record = json.loads(
+        (directions.SEARCH.parent / "directions.json").read_text(encoding="utf-8")
+    )
+    page = directions.SEARCH.parents[3] / "docs" / "language_model.md"
+    assert directions.table(record) in page.read_text()
+
+
 def test_directions_are_searched_on_one_text_and_tested_on_the_other():
     """Of losses that are known: least at the third h, not finite at the last."""
 
