@@ -33,7 +33,8 @@ ALLOWED = {
     },
     "schedules": {"_checks"},
     "transform": {
-        *("_typing", "_checks", "_tree", "_autodiff", "_axis", "leaves", "gradient")
+        *("_typing", "_checks", "_tree", "_autodiff", "_axis", "leaves", "gradient"),
+        "perturbation",
     },
     "nnx": {"_checks", "gradient"},
     "bounds": {"_checks"},
