@@ -52,7 +52,8 @@ class Config:
       model: network; resnet8 is a small one for trying things out.
       dtype: in which the network computes; weights and gradients stay float32.
       method: how the loss becomes a gradient.
-      h: length of HERO's and first_order's step, in units of z.
+      h: length of HERO's and first_order's step, in units of z; begin with twice the
+        default for first_order.
       gamma: strength of HERO's penalty.
       perturbation: direction z; with "relative" h is the share of its norm by which a
         kernel moves, "layerwise" is the paper's Eq. 11, "rounding" that of 4 bits.
