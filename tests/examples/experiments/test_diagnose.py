@@ -54,7 +54,7 @@ def test_a_run_writes_what_it_measured(case, monkeypatch, tmp_path):
 
     data = quickstart.load_data(0.4, seed=0)
     method = quickstart.Method(
-        diagnose.hero_jax.hero_value_and_grad, {"h": h, "gamma": diagnose.GAMMA}
+        diagnose.digits.hero_value_and_grad, {"h": h, "gamma": diagnose.GAMMA}
     )
     program = quickstart.make_program(method, len(data.train_labels) // 128)
     state = program.init(0)
