@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from hero_jax import hero_value_and_grad, models
+from hero_jax import models
+from tests import paper
 
 NAMES = ("mobilenet_v2", "resnet18", "resnet20", "resnet8", "vgg19_bn")
 SOME = [
@@ -216,7 +217,9 @@ def fits_by_heart(name, steps):
 
     @jax.jit
     def step(params, stats, state):
-        value_and_grad = hero_value_and_grad(loss_fn, h=0.5, gamma=0.01, has_aux=True)
+        value_and_grad = paper.hero_value_and_grad(
+            loss_fn, h=0.5, gamma=0.01, has_aux=True
+        )
         (_, (stats, accuracy)), grads = value_and_grad(params, stats)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), stats, state, accuracy
