@@ -120,12 +120,7 @@ def relative(params: Params, grads: Grads, leaves: Overrides | None = None) -> P
         u = w**2 * _over_norm(g, _tree.norm(g))
         return _tree.norm(W) * _over_norm(u, _tree.norm(u))
 
-    return jax.tree.map(
-        lambda leaf, W, g: per_layer(direction, leaf)(W, g),
-        describe(params, leaves),
-        _tree.widen(params),
-        _tree.widen(grads),
-    )
+    return _layer_by_layer(direction, params, grads, leaves)
 
 
 @_by_name
@@ -163,12 +158,7 @@ def layerwise(params: Params, grads: Grads, leaves: Overrides | None = None) -> 
     def direction(W: chex.Array, g: chex.Array) -> chex.Array:
         return W * _over_norm(W, _tree.norm(W)) * _over_norm(g, _tree.norm(g))
 
-    return jax.tree.map(
-        lambda leaf, W, g: per_layer(direction, leaf)(W, g),
-        describe(params, leaves),
-        _tree.widen(params),
-        _tree.widen(grads),
-    )
+    return _layer_by_layer(direction, params, grads, leaves)
 
 
 @_by_name
@@ -593,6 +583,21 @@ def along(
 
 NAMES = tuple(sorted(_BY_NAME))
 """Directions that go by a name."""
+
+
+def _layer_by_layer(
+    direction: Callable[[chex.Array, chex.Array], chex.Array],
+    params: Params,
+    grads: Grads,
+    leaves: Overrides | None,
+) -> Params:
+    """Return z of every tensor from its weights and gradient; a stack is several."""
+    return jax.tree.map(
+        lambda leaf, W, g: per_layer(direction, leaf)(W, g),
+        describe(params, leaves),
+        _tree.widen(params),
+        _tree.widen(grads),
+    )
 
 
 def _over_norm(x: chex.Array, norm: chex.Array) -> chex.Array:

@@ -25,8 +25,8 @@ _MODELS = {"cifar10": _SMALL, "cifar100": _SMALL, "imagenet2012": ("resnet18",)}
 _NOISES = (0, 20, 40, 60, 80)
 _RELEASED = {"perturbation": "adaptive", "reduction": "mean", "gamma": 5.0}
 _METHODS: dict[str, dict[str, Any]] = {
-    "hero": {"method": "hero", "h_warmup_epochs": 20},
-    "first_order": {"method": "first_order", "h": 0.04, "h_warmup_epochs": 20},
+    "hero": {"method": "hero"},
+    "first_order": {"method": "first_order", "h": 0.04},
     "grad_l1": {"method": "grad_l1"},
     "sgd": {"method": "sgd"},
     "released": _RELEASED | {"method": "hero"},
@@ -51,8 +51,9 @@ def _configs() -> dict[str, Config]:
                     fields |= settings | {"label_noise": noise / 100}
                     if dataset == "imagenet2012":
                         fields |= _IMAGENET
-                        if "h_warmup_epochs" in fields:
-                            fields["h_warmup_epochs"] = 10
+                    if method in ("hero", "first_order"):
+                        epochs = fields.get("epochs", Config.epochs)
+                        fields["h_warmup_epochs"] = epochs / 10
                     if method.startswith("released"):
                         fields["h"] = 0.5 if dataset == "cifar10" else 1.0
                     end = f"_noise{noise}" if noise else ""

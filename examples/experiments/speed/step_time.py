@@ -78,8 +78,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """What each changes of the recipe's config, and of the network."""
 
-EQ_11: dict[str, Any] = {"perturbation": "layerwise", "reduction": "sum"}
-
 COLLECTIVE = re.compile(
     r" (?:all-(?:reduce|gather|to-all)|reduce-scatter|collective-permute)(?:-start)?\("
 )
@@ -133,7 +131,8 @@ def prepare(
     stock = options.pop("stock", False)
     m = batch // devices.count if way == "pmap local" else None
     options |= {"batch_size": batch, "examples_per_perturbation": m}
-    config = Config(**EQ_11, h=1.0, gamma=0.1, **options)
+    options |= {"perturbation": "layerwise", "reduction": "sum"}
+    config = Config(h=1.0, gamma=0.1, **options)
     axis = devices.axis_name if config.normalizes_together else None
     dtype = np.dtype(config.dtype)
     model = make_network(network, stock, dtype=dtype, axis_name=axis)
