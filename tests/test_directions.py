@@ -219,6 +219,16 @@ def test_eq_11_moves_a_kernel_by_less_the_larger_it_is():
     assert float(share) == pytest.approx(3**0.5 / (256 * 128), rel=0.02)
 
 
+def test_the_share_is_the_same_for_tiny_and_huge_weights_and_gradients():
+    """The square of a square of 1e-15 is zero in float32, that of 1e15 infinite."""
+    draw = lambda seed: jax.random.normal(jax.random.key(seed), (8, 4))
+    expected = perturbation.relative(draw(0), draw(1))
+    for scale in (1e-15, 1e15):
+        for other in (1e-15, 1e15):
+            z = perturbation.relative(scale * draw(0), other * draw(1))
+            np.testing.assert_allclose(z / scale, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_default_is_relative_without_the_penalty():
     params, batch = mlp_params(dtype=jnp.float32), mlp_batch(dtype=jnp.float32)
     grad_fn = lambda params: jax.grad(mlp_loss)(params, *batch)
