@@ -1,18 +1,20 @@
-"""Strengths of the penalty that change from step to step, besides optax's schedules.
+"""h and gamma that change from step to step, besides optax's schedules.
 
 Any `count -> value` will do: `optax.linear_schedule(0.0, gamma, steps)` lets the
-penalty grow, `optax.join_schedules` lets it set in later.
+penalty grow, `optax.join_schedules` lets it set in later. :func:`next_h` looks at the
+loss instead.
 """
 
 from __future__ import annotations
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 
 from hero_jax import _checks
 
-__all__ = ["every"]
+__all__ = ["every", "next_h"]
 
 
 def every(
@@ -54,3 +56,73 @@ def every(
         ).astype(jnp.result_type(strength, float))
 
     return schedule
+
+
+def next_h(
+    h: chex.Numeric,
+    loss: chex.Numeric,
+    perturbed_loss: chex.Numeric,
+    *,
+    untrained_loss: chex.Numeric,
+    share: chex.Numeric = 0.3,
+) -> chex.Array:
+    r"""Return the h of the next step: as long as what has been learnt allows.
+
+    .. math::
+
+        L(U) - L(W) = \text{share} \cdot (L_0 - L(W))
+
+    with L_0 the loss of a network that knows nothing. One that is worse than that at
+    U learns to know nothing: its loss stays at L_0, which is the way in which an h fails
+    that is too long. How long that is depends on the depth of a network, on its
+    normalization and on the share of wrong labels, and changes from step to step; this
+    needs none of them. h begins small, as little is known, and grows.
+
+    h changes by the quotient of the allowed rise and the last one, but by no more than
+    a factor of 0.7 to 1.1, and stays between 1e-4 and 1. It costs nothing, since L(U)
+    is known.
+
+    Args:
+      h: of this step, positive; begin with 0.001.
+      loss: `L(W)` of this step.
+      perturbed_loss: `L(U)`, from :class:`hero_jax.Metrics`.
+      untrained_loss: `L_0`; of C classes `log(C)`.
+      share: of its lead over L_0 that the loss may lose by the step, 0 to 1.
+
+    Returns:
+      h of the next step, float32 or wider. Where a loss is not finite, h shrinks.
+
+    Raises:
+      TypeError: share is not a scalar.
+      ValueError: share is not between 0 and 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import hero_jax
+      >>> loss_fn = lambda W: jnp.mean(W**2)
+      >>> @jax.jit
+      ... def step(W, h):
+      ...     loss, grads, metrics = hero_jax.hero_value_and_grad(
+      ...         loss_fn, h=h, return_metrics=True
+      ...     )(W)
+      ...     h = hero_jax.schedules.next_h(
+      ...         h, loss, metrics.perturbed_loss, untrained_loss=2.0
+      ...     )
+      ...     return W - 0.1 * grads, h
+      >>> W, h = jnp.ones((2, 2)), 0.001
+      >>> for _ in range(3):
+      ...     W, h = step(W, h)
+      >>> f"{h:.6f}"
+      '0.001331'
+    """
+    _checks.check_nonnegative("share", share)
+    if not isinstance(share, jax.core.Tracer) and share > 1:
+        raise ValueError(f"share must be between 0 and 1, got {share}.")
+    h = jnp.asarray(h, jnp.promote_types(jnp.result_type(h), jnp.float32))
+    rise = jnp.asarray(perturbed_loss - loss, h.dtype)
+    allowed = jnp.asarray(share * (untrained_loss - loss), h.dtype)
+    uphill = rise > 0.0
+    factor = jnp.where(uphill, allowed / jnp.where(uphill, rise, 1.0), jnp.inf)
+    known = jnp.isfinite(rise) & jnp.isfinite(allowed)
+    factor = jnp.clip(jnp.where(known, factor, 0.0), 0.7, 1.1)
+    return jnp.clip(h * factor, 1e-4, 1.0)

@@ -312,6 +312,54 @@ def test_misuse_of_every_is_named(arguments, error, message):
         hero_jax.schedules.every(*arguments)
 
 
+@pytest.mark.parametrize("power", [1, 2])
+def test_h_goes_to_where_the_loss_may_go(power):
+    """Against the root of the equation, of a loss that rises as a power of h."""
+    loss, slope, share = 0.4, 7.0, 0.3
+    exact = (share * (np.log(10) - loss) / slope) ** (1 / power)
+    for first in (1e-3, 0.9):
+        h, all_h = jnp.float32(first), []
+        for _ in range(90):
+            all_h.append(float(h))
+            h = hero_jax.schedules.next_h(
+                h, loss, loss + slope * h**power, untrained_loss=np.log(10), share=share
+            )
+        ratios = np.divide(all_h[1:], all_h[:-1])
+        assert 0.7 - 1e-6 < ratios.min() and ratios.max() < 1.1 + 1e-6
+        tolerance = 1e-5 if power == 1 else 0.1  # it steps over, by a tenth at most
+        np.testing.assert_allclose(all_h[-10:], exact, rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("h", "loss", "perturbed", "expected"),
+    [
+        (0.1, 1.0, 0.9, 0.11),  # downhill
+        (0.1, 1.0, 1.0, 0.11),  # level
+        (0.1, 1.0, 1.31, 0.1 * 0.3 / 0.31),
+        (0.1, 2.1, 2.2, 0.07),  # worse than knowing nothing
+        (0.1, 2.0, 2.0 + 1e-9, 0.11),  # nothing to lose, and nothing lost
+        (0.1, np.nan, np.nan, 0.07),
+        (0.1, 1.0, np.inf, 0.07),
+        (0.1, np.inf, 1.0, 0.07),
+        (1.1e-4, 1.0, 9.0, 1e-4),
+        (0.99, 1.0, 1.0, 1.0),
+    ],
+)
+def test_h_shrinks_where_the_loss_may_not_go(h, loss, perturbed, expected):
+    args = jnp.float32(h), jnp.float32(loss), jnp.float32(perturbed)
+    options = {"untrained_loss": np.float64(2.0), "share": 0.3}
+    for f in (hero_jax.schedules.next_h, jax.jit(hero_jax.schedules.next_h)):
+        result = f(*args, **options)
+        assert result.dtype == jnp.float32  # or a second step is compiled anew
+        assert result == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, np.nan, "0.3"])
+def test_a_share_is_between_none_and_all(share):
+    with pytest.raises((TypeError, ValueError), match="share must be"):
+        hero_jax.schedules.next_h(0.1, 1.0, 1.1, untrained_loss=2.0, share=share)
+
+
 def program_of(tx):
     params, batch = mlp_params(), mlp_batch()
     grad_fn = lambda p: jax.grad(mlp_loss)(p, *batch)

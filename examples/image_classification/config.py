@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Augmentation = Literal["none", "crop_flip", "resized_crop"]
+HUnit = Literal["z", "lead"]
 Direction = Literal[
     "layerwise",
     "adaptive",
@@ -54,6 +55,8 @@ class Config:
       method: how the loss becomes a gradient.
       h: length of HERO's and first_order's step, in units of z; begin with twice the
         default for first_order.
+      h_unit: "z"; or "lead", and h is the share of the loss's lead over that of an
+        untrained network which a step may cost: `hero_jax.schedules.next_h`.
       gamma: strength of HERO's penalty.
       perturbation: direction z; with "relative" h is the share of its norm by which a
         kernel moves, "layerwise" is the paper's Eq. 11, "rounding" that of 4 bits.
@@ -111,6 +114,7 @@ class Config:
     dtype: DType = "float32"
     method: Method = "hero"
     h: float = 0.02
+    h_unit: HUnit = "z"
     gamma: float = 0.5
     perturbation: Direction = "relative"
     moved: Moved | None = None
@@ -176,6 +180,8 @@ class Config:
                 f"hvp_examples must divide the {m or self.micro_batch} images that "
                 f"share a perturbation, got {n}."
             )
+        if self.h_unit == "lead" and not self.h < 1:
+            raise ValueError(f"h must be below 1 with h_unit='lead', got {self.h}.")
         if self.hvp == "finite_difference" and self.dtype == "bfloat16":
             raise ValueError(
                 "hvp must be 'exact' with dtype='bfloat16', which rounds the step of a "
@@ -206,6 +212,11 @@ class Config:
         for bits in self.bits:
             if not (2 <= bits <= 8 or bits == 16):
                 raise ValueError(f"bits must be 2 to 8, or 16, got {bits}.")
+
+    @property
+    def follows_loss(self) -> bool:
+        """Whether h changes with the loss."""
+        return self.h_unit == "lead" and self.method in ("hero", "first_order")
 
     @property
     def micro_batch(self) -> int:

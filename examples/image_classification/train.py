@@ -52,12 +52,14 @@ class TrainState(NamedTuple):
       params: weights.
       batch_stats: running statistics of BatchNorm, from the clean weights only.
       opt_state: of the optax chain.
+      h: of the next step, where it follows the loss; else None.
     """
 
     step: chex.Array
     params: chex.ArrayTree
     batch_stats: chex.ArrayTree
     opt_state: optax.OptState
+    h: chex.Array | None
 
 
 Step = Callable[[TrainState, Any], tuple[TrainState, chex.Array]]
@@ -158,11 +160,12 @@ def make_value_and_grad(
     pipeline: Pipeline,
     settings: Settings | None = None,
 ) -> Any:
-    """Return `(step, *args of the loss) -> (value, gradient, penalty)` of the method.
+    """Return `(step, h, *args of the loss) -> (value, gradient, metrics)`.
 
     Loss and gradient are those of the whole micro-batch, BatchNorm statistics and
-    logits those of a device. The third result is the penalty of Eq. 12; zero of a
-    method that computes none. Settings, if any, replace those of the config.
+    logits those of a device. With h = None it is that of the settings, and grows as the
+    config says. The metrics are HERO's, or None of other methods. Settings, if any,
+    replace those of the config.
     """
     settings = settings or Settings.of(config)
     axis, m = pipeline.devices.axis_name, config.examples_per_perturbation
@@ -179,7 +182,7 @@ def make_value_and_grad(
         return hero_jax.parts.averaged(parts, axis, has_aux=True)
 
     if config.method in ("hero", "first_order"):
-        h = warmed_up(settings.h, config.h_warmup_epochs * pipeline.steps)
+        length = warmed_up(settings.h, config.h_warmup_epochs * pipeline.steps)
         gamma = make_gamma(config, pipeline.steps, settings.gamma)
         make = functools.partial(
             hero_jax.hero_value_and_grad,
@@ -194,18 +197,17 @@ def make_value_and_grad(
             return_metrics=True,
         )
 
-        def hero(step: chex.Array, *args: Any) -> tuple[Any, Any, chex.Array]:
+        def hero(step: chex.Array, h: chex.Array | None, *args: Any) -> Any:
+            if h is None:
+                h = length(step) if callable(length) else length
+
             def with_gamma(gamma: chex.Numeric) -> Any:
-                now = h(step) if callable(h) else h
-                return over_parts(make, h=now, gamma=gamma)(*args)
+                return over_parts(make, h=h, gamma=gamma)(*args)
 
             if config.method == "first_order" or not callable(gamma):
-                results = with_gamma(gamma if config.method == "hero" else 0.0)
-            else:  # leave out the product where a schedule is zero
-                now = gamma(step)
-                results = lax.cond(now != 0, with_gamma, lambda _: with_gamma(0.0), now)
-            value, grads, metrics = results
-            return value, grads, metrics.penalty
+                return with_gamma(gamma if config.method == "hero" else 0.0)
+            now = gamma(step)  # leave out the product where a schedule is zero
+            return lax.cond(now != 0, with_gamma, lambda _: with_gamma(0.0), now)
 
         return hero
     # Of strength 0: the plain gradient, with the same means over devices and parts.
@@ -217,7 +219,28 @@ def make_value_and_grad(
             has_aux=True,
         )
     )
-    return lambda _, *args: (*plain(*args), jnp.float32(0.0))
+    return lambda step, h, *args: (*plain(*args), None)
+
+
+def first_h(config: Config) -> chex.Array | None:
+    """Return the h to begin with, where it follows the loss."""
+    follows = config.follows_loss
+    return jnp.float32(1e-3) if follows else None
+
+
+def next_h(
+    h: chex.Array | None,
+    loss: chex.Array,
+    metrics: hero_jax.Metrics | None,
+    classes: int,
+    share: chex.Numeric,
+) -> chex.Array | None:
+    """Return that of the next step."""
+    if h is None or metrics is None or metrics.perturbed_loss is None:
+        return None
+    return hero_jax.schedules.next_h(
+        h, loss, metrics.perturbed_loss, untrained_loss=np.log(classes), share=share
+    )
 
 
 def make_perturb_mask(config: Config) -> Any:
@@ -302,7 +325,8 @@ def make_functions(
     Pure functions, for use in a program of the pipeline's devices. Settings, if any,
     replace those of the config.
     """
-    devices = pipeline.devices
+    devices, classes = pipeline.devices, pipeline.num_classes
+    settings = settings or Settings.of(config)
     value_and_grad = make_value_and_grad(config, make_loss(model), pipeline, settings)
     tx, schedule = make_optimizer(config, config.epochs * pipeline.steps, settings)
 
@@ -310,14 +334,16 @@ def make_functions(
         images = jnp.zeros((1, *pipeline.image_shape))
         variables = model.init(key, images, train=False)
         params = variables["params"]
+        batch_stats, opt_state = variables["batch_stats"], tx.init(params)
         return TrainState(
-            jnp.int32(0), params, variables["batch_stats"], tx.init(params)
+            jnp.int32(0), params, batch_stats, opt_state, first_h(config)
         )
 
     def step(state: TrainState, item: Any) -> tuple[TrainState, chex.Array]:
         batch = pipeline.batch(item, state.step)
-        (loss, (batch_stats, logits)), grads, penalty = value_and_grad(
+        (loss, (batch_stats, logits)), grads, metrics = value_and_grad(
             state.step,
+            state.h,
             state.params,
             state.batch_stats,
             batch.images,
@@ -336,10 +362,12 @@ def make_functions(
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        penalty = metrics.penalty if metrics else jnp.float32(0.0)
         outputs = jnp.stack(
             [loss, accuracy, clean_accuracy, optax.tree.norm(grads), penalty]
         )
-        return TrainState(state.step + 1, params, batch_stats, opt_state), outputs
+        h = next_h(state.h, loss, metrics, classes, settings.h)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, h), outputs
 
     return init, step, schedule
 

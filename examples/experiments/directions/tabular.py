@@ -18,8 +18,10 @@ from examples.image_classification.config import Config
 from examples.image_classification.label_noise import symmetric_noise
 from examples.image_classification.train import (
     Settings,
+    first_h,
     make_optimizer,
     make_value_and_grad,
+    next_h,
 )
 
 
@@ -104,16 +106,20 @@ def train(config: Table, runs: Sequence[Run]) -> list[Row]:
         value_and_grad = make_value_and_grad(config, loss_fn, pipeline, settings)
 
         def step(state: Any, k: chex.Array) -> Any:
-            params, opt_state = state
+            params, opt_state, h = state
             epoch, batch = k // per_epoch, k % per_epoch
             order = jax.random.permutation(jax.random.fold_in(key, epoch), len(y))
             size = config.batch_size
             chosen = jax.lax.dynamic_slice_in_dim(order, batch * size, size)
-            (loss, _), grads, _ = value_and_grad(k, params, x[chosen], y[chosen])
+            (loss, _), grads, metrics = value_and_grad(
+                k, h, params, x[chosen], y[chosen]
+            )
             updates, opt_state = tx.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), loss
+            h = next_h(h, loss, metrics, classes, settings.h)
+            return (optax.apply_updates(params, updates), opt_state, h), loss
 
-        state, losses = jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))
+        first = params, tx.init(params), first_h(config)
+        state, losses = jax.lax.scan(step, first, jnp.arange(steps))
         accuracies = []
         for bits in (32, *config.bits):
             W = state[0]

@@ -59,7 +59,11 @@ TASKS: dict[str, Config] = {
     "cifar_noise40": dataclasses.replace(SMALL_CIFAR, label_noise=0.4),
     "cifar_noise80": dataclasses.replace(SMALL_CIFAR, label_noise=0.8),
     "mobilenet_noise40": dataclasses.replace(
-        DIGITS, label_noise=0.4, model="mobilenet_v2"
+        DIGITS,
+        label_noise=0.4,
+        model="mobilenet_v2",
+        batch_size=32,
+        learning_rate=0.1,
     ),
     "mlp_digits_noise40": dataclasses.replace(TABLE, label_noise=0.4),
     "mlp_breast_cancer_noise40": dataclasses.replace(
@@ -145,6 +149,9 @@ def _grid(h: tuple[float, ...], gamma: tuple[float, ...]) -> Grid:
     return Grid(h=h, gamma=gamma)
 
 
+_LEAD = {"method": "first_order", "perturbation": "relative", "h_unit": "lead"}
+_SHARES = tuple(k / 20 for k in range(1, BUDGET + 1))
+
 METHODS: dict[str, Method] = {
     "SGD": Method({"method": "sgd"}),
     "SGD, tuned": Method(
@@ -174,6 +181,8 @@ METHODS: dict[str, Method] = {
         {"method": "first_order", "perturbation": "relative", "h_warmup_epochs": 0}
         | {"h": 0.04}
     ),
+    "first-order, lead": Method(_LEAD, Grid(h=_SHARES, gamma=(0.0,))),
+    "first-order, lead, as it comes": Method(_LEAD | {"h": 0.3}),
     "SGD, 4 times the epochs": Method({"method": "sgd"}, epochs=4),
 }
 METHODS |= {

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,6 +177,36 @@ def test_options_make_the_penalty_cheaper():
         other = jax.tree.map(np.subtract, gradients(**fields), none)
         error = optax.tree.norm(jax.tree.map(np.subtract, other, penalty))
         assert 1e-3 < error / optax.tree.norm(penalty) < 3.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["first_order", "hero"])
+def test_h_follows_the_loss_of_the_step_before(method):
+    fields = METHODS[method][0] | {"method": method, "h": 0.3}
+    config, model, pipeline, program = setting(**fields, h_unit="lead")
+    state, item = program.init(), next(pipeline.epoch(0))
+    assert state.h == jnp.float32(1e-3)
+    batch = pipeline.batch(item, state.step)
+    loss = loss_of(model, state.batch_stats, batch.images, batch.labels)
+    before = jax.tree.map(np.array, state.params)
+    value, g = jax.value_and_grad(loss)(state.params)
+    along = jax.tree.map(lambda x: x / optax.tree.norm(g), g)
+    U = jax.tree.map(lambda w, d: w + 1e-3 * d, state.params, along)
+    ratio = 0.3 * (np.log(10) - value) / (loss(U) - value)
+    statistics = jax.tree.map(np.array, state.batch_stats)
+    state, _ = program.step(state, item)  # by which the old one is used up
+    assert state.h == pytest.approx(1e-3 * np.clip(ratio, 0.7, 1.1), rel=1e-3)
+
+    # The gradient of a step is that of the fixed h of the same length.
+    _, _, _, fixed = setting(**fields | {"h": 1e-3})
+    other = fixed.init()._replace(params=before, batch_stats=statistics)
+    assert other.h is None
+    other, _ = fixed.step(other, item)
+    chex.assert_trees_all_close(state.params, other.params, rtol=1e-6, atol=1e-8)
+    last = float(state.h)
+    assert program.step(state, item)[0].h != last
+    plain = setting(method="sgd", h_unit="lead", h=0.3)[-1].init()
+    assert plain.h is None
 
 
 @pytest.mark.slow
