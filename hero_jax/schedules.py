@@ -72,11 +72,11 @@ def next_h(
 
         L(U) - L(W) = \text{share} \cdot (L_0 - L(W))
 
-    with L_0 the loss of a network that knows nothing. One that is worse than that at
-    U learns to know nothing: its loss stays at L_0, which is the way in which an h fails
-    that is too long. How long that is depends on the depth of a network, on its
-    normalization and on the share of wrong labels, and changes from step to step; this
-    needs none of them. h begins small, as little is known, and grows.
+    with L_0 the loss of a network that knows nothing. Where h is too long, a network
+    that has learnt something is worse than that at U, and training ends with one that
+    knows nothing: its loss stays at L_0. How long is too long depends on the depth of
+    the network, its normalization and the share of wrong labels, and changes from step
+    to step. Here h begins small, as little is known, and grows with what is learnt.
 
     h changes by the quotient of the allowed rise and the last one, but by no more than
     a factor of 0.7 to 1.1, and stays between 1e-4 and 1. It costs nothing, since L(U)

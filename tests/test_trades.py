@@ -325,7 +325,8 @@ def test_h_goes_to_where_the_loss_may_go(power):
                 h, loss, loss + slope * h**power, untrained_loss=np.log(10), share=share
             )
         ratios = np.divide(all_h[1:], all_h[:-1])
-        assert 0.7 - 1e-6 < ratios.min() and ratios.max() < 1.1 + 1e-6
+        assert ratios.min() > 0.7 - 1e-6
+        assert ratios.max() < 1.1 + 1e-6
         tolerance = 1e-5 if power == 1 else 0.1  # it steps over, by a tenth at most
         np.testing.assert_allclose(all_h[-10:], exact, rtol=tolerance)
 

@@ -219,13 +219,12 @@ def make_value_and_grad(
             has_aux=True,
         )
     )
-    return lambda step, h, *args: (*plain(*args), None)
+    return lambda _step, _h, *args: (*plain(*args), None)
 
 
 def first_h(config: Config) -> chex.Array | None:
     """Return the h to begin with, where it follows the loss."""
-    follows = config.follows_loss
-    return jnp.float32(1e-3) if follows else None
+    return jnp.float32(1e-3) if config.follows_loss else None
 
 
 def next_h(
@@ -235,7 +234,7 @@ def next_h(
     classes: int,
     share: chex.Numeric,
 ) -> chex.Array | None:
-    """Return that of the next step."""
+    """Return that of the next step, None where it does not follow the loss."""
     if h is None or metrics is None or metrics.perturbed_loss is None:
         return None
     return hero_jax.schedules.next_h(
@@ -335,9 +334,7 @@ def make_functions(
         variables = model.init(key, images, train=False)
         params = variables["params"]
         batch_stats, opt_state = variables["batch_stats"], tx.init(params)
-        return TrainState(
-            jnp.int32(0), params, batch_stats, opt_state, first_h(config)
-        )
+        return TrainState(jnp.int32(0), params, batch_stats, opt_state, first_h(config))
 
     def step(state: TrainState, item: Any) -> tuple[TrainState, chex.Array]:
         batch = pipeline.batch(item, state.step)

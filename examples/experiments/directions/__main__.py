@@ -5,14 +5,14 @@
     python -m examples.experiments.directions --report
 
 Every method searches 12 settings of its own (on CIFAR-10 and by MobileNetV2 six, SGD
-12) on training images that are held out, from one seed (of tables five), judged by the mean accuracy in
-float and at 8, 4, 3 and 2 bits. The learning rate and weight decay of all are those
-that suit SGD on clean labels; only "SGD, tuned" searches its own. The best setting is
-trained from three other seeds (of tables ten) and tested on the test images. The
-settings that were best on the digits, with and without label noise together, are tested
-on every other task as well, untouched: that is whether they carry over. All runs of a
-task are in `TASK.json` in the folder of results; the same command goes on with what is
-missing.
+12) on training images that are held out, from one seed (of tables five), judged by the
+mean accuracy in float and at 8, 4, 3 and 2 bits. The learning rate and weight decay of
+all are those that suit SGD on clean labels; only "SGD, tuned" searches its own. The
+best setting is trained from three other seeds (of tables ten) and tested on the test
+images. The settings that were best on the digits, with and without label noise
+together, are tested on every other task as well, untouched: that is whether they carry
+over. All runs of a task are in `TASK.json` in the folder of results; the same command
+goes on with what is missing.
 """
 
 import argparse

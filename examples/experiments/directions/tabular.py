@@ -27,9 +27,14 @@ from examples.image_classification.train import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table(Config):
-    """Config of such a run; what it says of images does not matter."""
+    """Config of such a run; what it says of images does not matter.
+
+    Attributes:
+      hidden: number of hidden layers.
+    """
 
     model: Literal["mlp"] = "mlp"  # type: ignore[assignment]
+    hidden: int = 2
 
 
 LOADERS = {
@@ -101,7 +106,7 @@ def train(config: Table, runs: Sequence[Run]) -> list[Row]:
     def run(settings: Settings, seed: chex.Array, *data: chex.Array) -> Any:
         x, y, x_test, y_test = data
         key = jax.random.key(seed)
-        params = init(key, (inputs, WIDTH, WIDTH, classes))
+        params = init(key, (inputs, *[WIDTH] * config.hidden, classes))
         tx, _ = make_optimizer(config, steps, settings)
         value_and_grad = make_value_and_grad(config, loss_fn, pipeline, settings)
 

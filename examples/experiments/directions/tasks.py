@@ -66,6 +66,7 @@ TASKS: dict[str, Config] = {
         learning_rate=0.1,
     ),
     "mlp_digits_noise40": dataclasses.replace(TABLE, label_noise=0.4),
+    "deep_mlp_digits_noise40": dataclasses.replace(TABLE, label_noise=0.4, hidden=8),
     "mlp_breast_cancer_noise40": dataclasses.replace(
         TABLE, dataset="breast_cancer", label_noise=0.4, validation_size=70
     ),

@@ -183,7 +183,7 @@ def test_options_make_the_penalty_cheaper():
 @pytest.mark.parametrize("method", ["first_order", "hero"])
 def test_h_follows_the_loss_of_the_step_before(method):
     fields = METHODS[method][0] | {"method": method, "h": 0.3}
-    config, model, pipeline, program = setting(**fields, h_unit="lead")
+    _, model, pipeline, program = setting(**fields, h_unit="lead")
     state, item = program.init(), next(pipeline.epoch(0))
     assert state.h == jnp.float32(1e-3)
     batch = pipeline.batch(item, state.step)

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -320,13 +321,15 @@ def test_the_rows_of_15_epochs_have_the_settings_that_were_fixed_before():
     assert len({*keys}) == len(keys)
     paper = {"perturbation": "layerwise", "reduction": "sum", "h": 2.0, "gamma": 0.1}
     ours = {"h_warmup_epochs": 1.5}
-    without = ours | {"h": 0.04}
+    recommended = {
+        "hero_relative": ours,
+        "first_order_relative": ours | {"h": 0.04},
+        "first_order_lead": {"h": 0.3, "h_unit": "lead"},
+    }
     allowed = {"method", "label_noise", "epochs", "bits", "weight_decay"}
     for row in rows:
         fields = dataclasses.asdict(row.config)
-        settings = paper
-        if "relative" in row.name:
-            settings = ours if row.config.method == "hero" else without
+        settings = recommended.get(re.sub("_noise.*", "", row.name), paper)
         defaults = dataclasses.asdict(Config(**settings))
         changed = {x for x in fields if fields[x] != defaults[x]}
         assert (row.config.model, row.config.epochs) == ("resnet20", 15)
@@ -338,7 +341,7 @@ def test_the_rows_of_15_epochs_have_the_settings_that_were_fixed_before():
     assert configs["released_noise40"] == full
     assert [name for name, _ in keys[:6]] == [
         *("sgd", "sgd_noise40", "sgd_decay", "sgd_decay_noise40"),
-        *("first_order_relative_noise40", "hero_relative_noise40"),
+        *("first_order_lead_noise40", "hero_relative_noise40"),
     ]
 
 
