@@ -146,38 +146,37 @@ def transfers(records: dict[str, Record]) -> str:
     return results.markdown(lines)
 
 
-def plot(records: dict[str, Record]) -> Figure:
-    """Draw the score on images held out against h along `relative`, of every task.
+PANELS = (
+    ("first-order, relative", 0.0, 0.04, "h: share of a kernel's norm that it moves"),
+    ("HERO, relative", 0.5, 0.02, "h, with gamma = 0.5"),
+    ("first-order, lead", 0.0, 0.3, "share of its lead that the loss may lose"),
+)
+"""Method, gamma, where one would begin, and what h is."""
 
-    Dotted is where one would begin.
-    """
-    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for panel, kind in zip(panels, ("first-order", "HERO"), strict=True):
-        name = f"{kind}, relative"
+
+def plot(records: dict[str, Record]) -> Figure:
+    """Draw the score on images held out against h, of every task."""
+    figure = Figure(figsize=(10.0, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(PANELS), sharey=True)
+    for panel, (name, gamma, begin, label) in zip(panels, PANELS, strict=True):
         for k, (task, record) in enumerate(records.items()):
-            rows = record["search"].get(name, [])
-            if not rows:
-                continue
-            gamma = 0.5 if kind == "HERO" else 0.0
-            scores = curve(rows, gamma)
+            scores = curve(record["search"].get(name, []), gamma)
             panel.plot(
                 [*scores],
                 [100 * np.mean(x) for x in scores.values()],
                 "o-",
                 markersize=3,
                 color=f"C{k}",
-                label=task.replace("_", " "),
+                label=task.replace("_", " ") if scores else None,
             )
-        title = "HERO, gamma = 0.5" if kind == "HERO" else "first-order part"
-        panel.set(xscale="log", title=title)
-        panel.set_xlabel("h: share of its norm by which each kernel moves")
+        panel.axvline(begin, color="#999999", linestyle=":")
+        panel.set(title=name, xlabel=label)
+        panel.set_xscale("linear" if "lead" in name else "log")
         panel.grid(alpha=0.3)
-    for panel, h in zip(panels, (0.04, 0.02), strict=True):
-        panel.axvline(h, color="#999999", linestyle=":")
     panels[0].set_ylabel("mean accuracy over the precisions in %")
-    if panels[0].lines[:-1]:
-        panels[0].legend(fontsize="x-small")
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
 
 
