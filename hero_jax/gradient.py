@@ -289,8 +289,10 @@ def hero_value_and_grad(
     `gamma = 0`, the default, leaves the penalty out: sharpness-aware minimization along
     z. `h = 0` is the plain gradient. Weight decay and step rule are left to optax.
 
-    By default each kernel moves by 4 % of its norm. With the penalty, which seldom paid
-    for itself where we measured it, begin with `h=0.02, gamma=0.5`. The paper's text is
+    By default each kernel moves by 4 % of its norm. Where the loss then stays where it
+    was at first, as that of some deep networks does, it is too much: see
+    :func:`hero_jax.schedules.next_h`. With the penalty, which seldom paid for itself
+    where we measured it, begin with `h=0.02, gamma=0.5`. The paper's text is
     `perturbation="layerwise", reduction="sum"`, with h and gamma to be searched.
 
     Args:
