@@ -79,22 +79,25 @@ def next_h(
     to step. Here h begins small, as little is known, and grows with what is learnt.
 
     h changes by the quotient of the allowed rise and the last one, but by no more than
-    a factor of 0.7 to 1.1, and stays between 1e-4 and 1. It costs nothing, since L(U)
-    is known.
+    a factor of 0.7 to 1.1, and stays between 1e-4 and 1: this is for the direction
+    :func:`hero_jax.perturbation.relative`. It costs nothing, since L(U) is known to
+    :func:`hero_jax.hero_value_and_grad`; :func:`hero_jax.hero` sees no loss.
 
     Args:
-      h: of this step, positive; begin with 0.001.
+      h: of this step, positive; begin with `jnp.float32(0.001)`.
       loss: `L(W)` of this step.
       perturbed_loss: `L(U)`, from :class:`hero_jax.Metrics`.
-      untrained_loss: `L_0`; of C classes `log(C)`.
-      share: of its lead over L_0 that the loss may lose by the step, 0 to 1.
+      untrained_loss: `L_0`; of C classes that are equally frequent `log(C)`, else the
+        entropy of their frequencies.
+      share: of its lead over L_0 that the loss may lose by the step, above 0 and at
+        most 1.
 
     Returns:
       h of the next step, float32 or wider. Where a loss is not finite, h shrinks.
 
     Raises:
       TypeError: share is not a scalar.
-      ValueError: share is not between 0 and 1.
+      ValueError: share is not in this range.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -109,15 +112,15 @@ def next_h(
       ...         h, loss, metrics.perturbed_loss, untrained_loss=2.0
       ...     )
       ...     return W - 0.1 * grads, h
-      >>> W, h = jnp.ones((2, 2)), 0.001
+      >>> W, h = jnp.ones((2, 2)), jnp.float32(0.001)
       >>> for _ in range(3):
       ...     W, h = step(W, h)
       >>> f"{h:.6f}"
       '0.001331'
     """
-    _checks.check_nonnegative("share", share)
+    _checks.check_positive("share", share)
     if not isinstance(share, jax.core.Tracer) and share > 1:
-        raise ValueError(f"share must be between 0 and 1, got {share}.")
+        raise ValueError(f"share must be at most 1, got {share}.")
     h = jnp.asarray(h, jnp.promote_types(jnp.result_type(h), jnp.float32))
     rise = jnp.asarray(perturbed_loss - loss, h.dtype)
     allowed = jnp.asarray(share * (untrained_loss - loss), h.dtype)

@@ -355,7 +355,7 @@ def test_h_shrinks_where_the_loss_may_not_go(h, loss, perturbed, expected):
         assert result == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5, np.nan, "0.3"])
+@pytest.mark.parametrize("share", [-0.1, 0.0, 1.5, np.nan, "0.3"])
 def test_a_share_is_between_none_and_all(share):
     with pytest.raises((TypeError, ValueError), match="share must be"):
         hero_jax.schedules.next_h(0.1, 1.0, 1.1, untrained_loss=2.0, share=share)

@@ -56,7 +56,8 @@ class Config:
       h: length of HERO's and first_order's step, in units of z; begin with twice the
         default for first_order.
       h_unit: "z"; or "lead", and h is the share of the loss's lead over that of an
-        untrained network which a step may cost: `hero_jax.schedules.next_h`.
+        untrained network which a step may cost, such as 0.3, without a warm-up:
+        `hero_jax.schedules.next_h`.
       gamma: strength of HERO's penalty.
       perturbation: direction z; with "relative" h is the share of its norm by which a
         kernel moves, "layerwise" is the paper's Eq. 11, "rounding" that of 4 bits.
@@ -180,8 +181,13 @@ class Config:
                 f"hvp_examples must divide the {m or self.micro_batch} images that "
                 f"share a perturbation, got {n}."
             )
-        if self.h_unit == "lead" and not self.h < 1:
-            raise ValueError(f"h must be below 1 with h_unit='lead', got {self.h}.")
+        if self.follows_loss and self.h > 1:
+            raise ValueError(f"h must be at most 1 with h_unit='lead', got {self.h}.")
+        if self.follows_loss and self.perturbation != "relative":
+            raise ValueError(
+                "perturbation must be 'relative' with h_unit='lead', got "
+                f"{self.perturbation!r}."
+            )
         if self.hvp == "finite_difference" and self.dtype == "bfloat16":
             raise ValueError(
                 "hvp must be 'exact' with dtype='bfloat16', which rounds the step of a "

@@ -183,6 +183,7 @@ def test_options_make_the_penalty_cheaper():
 @pytest.mark.parametrize("method", ["first_order", "hero"])
 def test_h_follows_the_loss_of_the_step_before(method):
     fields = METHODS[method][0] | {"method": method, "h": 0.3}
+    fields["perturbation"] = "relative"
     _, model, pipeline, program = setting(**fields, h_unit="lead")
     state, item = program.init(), next(pipeline.epoch(0))
     assert state.h == jnp.float32(1e-3)
@@ -190,8 +191,9 @@ def test_h_follows_the_loss_of_the_step_before(method):
     loss = loss_of(model, state.batch_stats, batch.images, batch.labels)
     before = jax.tree.map(np.array, state.params)
     value, g = jax.value_and_grad(loss)(state.params)
-    along = jax.tree.map(lambda x: x / optax.tree.norm(g), g)
-    U = jax.tree.map(lambda w, d: w + 1e-3 * d, state.params, along)
+    masks = hero_jax.leaves.weights(g)
+    along = hero_jax.perturbation.relative(state.params, g)
+    U = jax.tree.map(lambda w, d, m: w + m * 1e-3 * d, state.params, along, masks)
     ratio = 0.3 * (np.log(10) - value) / (loss(U) - value)
     statistics = jax.tree.map(np.array, state.batch_stats)
     state, _ = program.step(state, item)  # by which the old one is used up
