@@ -31,7 +31,6 @@ from hero_jax import _autodiff, _checks, _loss, _tree, perturbation
 from hero_jax._autodiff import FiniteDifference
 from hero_jax._typing import AxisName, Directions, Grads, Mask, Params, Perturbation
 from hero_jax.leaves import Leaf, Overrides, are_weights, describe, per_layer
-from hero_jax.perturbation import length
 
 __all__ = ["Metrics", "hero_value_and_grad"]
 
@@ -266,7 +265,7 @@ def hero_value_and_grad(
     loss_fn: Callable[..., Any],
     argnums: int | Sequence[int] = 0,
     *,
-    h: chex.Numeric | None = None,
+    h: chex.Numeric,
     gamma: chex.Numeric = 0.0,
     perturbation: Directions = "relative",
     reduction: str = "norm",
@@ -289,11 +288,11 @@ def hero_value_and_grad(
     `gamma = 0`, the default, leaves the penalty out: sharpness-aware minimization along
     z. `h = 0` is the plain gradient. Weight decay and step rule are left to optax.
 
-    By default each kernel moves by 4 % of its norm. Where the loss then stays where it
-    was at first, as that of some deep networks does, it is too much: see
-    :func:`hero_jax.schedules.next_h`. With the penalty, which seldom paid for itself
-    where we measured it, begin with `h=0.02, gamma=0.5`. The paper's text is
-    `perturbation="layerwise", reduction="sum"`, with h and gamma to be searched.
+    Each kernel moves by the share h of its norm. No h suits all networks: one that is
+    too long lets nothing be learnt, and a deep network bears a tenth of what a shallow
+    one does. :func:`hero_jax.schedules.next_h` lets it follow the loss. The paper's
+    text is `perturbation="layerwise", reduction="sum"`, with h and gamma to be
+    searched; our penalty begins with `gamma=0.5`.
 
     Args:
       loss_fn: `(params, *args, **kwargs) -> loss`, or `-> (loss, aux)` with `has_aux`.
@@ -303,8 +302,7 @@ def hero_value_and_grad(
         difference of gradients, would be rounded away.
       argnums: position of `params` among the arguments, or several of them.
       h: length of the step in units of z, at least 0; a number or a traced scalar.
-        Default: 0.04 along "relative". Other directions have none, since z is long or
-        short as the network is: see :mod:`hero_jax.perturbation`.
+        What it means is up to the direction: see :mod:`hero_jax.perturbation`.
       gamma: strength of the penalty, at least 0; a number or a traced scalar. With
         "norm" it has no unit. With "sum" and "mean" its unit is 1 / loss: for S times
         the loss, such as a sum over S examples or a loss scaled for float16,
@@ -351,15 +349,15 @@ def hero_value_and_grad(
 
     Raises:
       TypeError: an argument has the wrong type, or a weight is complex or integer.
-      ValueError: an argument has a value that is not allowed; h is missing; or no leaf
-        is penalized (or perturbed) by the default or a mask function although gamma (or
-        h) is not 0, or none is both with "norm".
+      ValueError: an argument has a value that is not allowed; or no leaf is penalized
+        (or perturbed) by the default or a mask function although gamma (or h) is not 0,
+        or none is both with "norm".
 
     Example:
       >>> import jax.numpy as jnp
       >>> import hero_jax
       >>> loss = lambda W, x, y: jnp.mean((x @ W - y) ** 2)
-      >>> value_and_grad = hero_jax.hero_value_and_grad(loss)
+      >>> value_and_grad = hero_jax.hero_value_and_grad(loss, h=0.04)
       >>> W, x, y = jnp.ones((2, 1)), jnp.eye(2), jnp.zeros((2, 1))
       >>> value, grads = value_and_grad(W, x, y)
       >>> [f"{x:.2f}" for x in grads.ravel()]  # the Hessian is the identity
@@ -376,7 +374,6 @@ def hero_value_and_grad(
     settings = Settings.of(
         perturbation, reduction, perturb_mask, penalty_mask, leaves, hvp
     )
-    h = length(h, perturbation)
     _checks.check_nonnegative("h", h)
     _checks.check_nonnegative("gamma", gamma)
     bind = _loss.of_weights(loss_fn, argnums, has_aux, axis_name)

@@ -88,8 +88,8 @@ def relative(params: Params, grads: Grads, leaves: Overrides | None = None) -> P
 
         z^i = \|W^i\|_2 \, \frac{u^i}{\|u^i\|_2}, \qquad u^i = (W^i)^2 g^i
 
-    with the square taken elementwise. h is the share: with h = 0.04 every kernel moves
-    by 4 % of its norm, whatever its size. That is what the paper's words promise, "to
+    with the square taken elementwise. h is the share: with h = 0.02 every kernel moves
+    by 2 % of its norm, whatever its size. That is what the paper's words promise, "to
     match the weight value range in each layer", and its Eq. 11, of the same u, does not
     do: there the share falls with the size of the tensor. Rounding to 4 bits moves a
     kernel by some 14 %.
@@ -491,16 +491,6 @@ def _masked(
     direction = resolve(perturbation, leaves)
     moved = which_move(direction, params, perturb_mask, leaves)
     return along(direction, params, grads, moved), moved
-
-
-def length(h: Any, perturbation: Directions) -> Any:
-    """Return h, or the default of the one direction that has one."""
-    if h is None and perturbation not in ("relative", relative):
-        raise ValueError(
-            'h must be given: only perturbation="relative" has a default. '
-            "hero_jax.perturbation.step_for tells where to begin."
-        )
-    return 0.04 if h is None else h
 
 
 def which_move(

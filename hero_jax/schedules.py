@@ -78,8 +78,9 @@ def next_h(
     the network, its normalization and the share of wrong labels, and changes from step
     to step. Here h begins small, as little is known, and grows with what is learnt.
 
-    h changes by the quotient of the allowed rise and the last one, but by no more than
-    a factor of 0.7 to 1.1, and stays between 1e-4 and 1: this is for the direction
+    Near a minimum the loss rises by the square of h, so h changes by the root of the
+    quotient of the allowed rise and the last one, but by no more than a factor of 0.7
+    to 1.1. It stays between 1e-4 and 1: this is for the direction
     :func:`hero_jax.perturbation.relative`. It costs nothing, since L(U) is known to
     :func:`hero_jax.hero_value_and_grad`; :func:`hero_jax.hero` sees no loss.
 
@@ -125,7 +126,7 @@ def next_h(
     rise = jnp.asarray(perturbed_loss - loss, h.dtype)
     allowed = jnp.asarray(share * (untrained_loss - loss), h.dtype)
     uphill = rise > 0.0
-    factor = jnp.where(uphill, allowed / jnp.where(uphill, rise, 1.0), jnp.inf)
+    quotient = jnp.where(uphill, allowed / jnp.where(uphill, rise, 1.0), jnp.inf)
     known = jnp.isfinite(rise) & jnp.isfinite(allowed)
-    factor = jnp.clip(jnp.where(known, factor, 0.0), 0.7, 1.1)
-    return jnp.clip(h * factor, 1e-4, 1.0)
+    quotient = jnp.where(known, jnp.maximum(quotient, 0.0), 0.0)
+    return jnp.clip(h * jnp.clip(jnp.sqrt(quotient), 0.7, 1.1), 1e-4, 1.0)

@@ -15,7 +15,6 @@ from hero_jax._autodiff import FiniteDifference
 from hero_jax._typing import AxisName, Directions, GradFn, Grads, Mask, Params
 from hero_jax.gradient import Metrics, Settings, hero_gradient
 from hero_jax.leaves import Overrides
-from hero_jax.perturbation import length
 
 __all__ = ["HeroState", "hero"]
 
@@ -33,7 +32,7 @@ class HeroState(NamedTuple):
 
 
 def hero(
-    h: chex.Numeric | optax.Schedule | None = None,
+    h: chex.Numeric | optax.Schedule,
     gamma: chex.Numeric | optax.Schedule = 0.0,
     *,
     perturbation: Directions = "relative",
@@ -86,7 +85,7 @@ def hero(
 
     Args:
       h: length of the step in units of z, at least 0; a number, a traced scalar or a
-        schedule of the step count. Default: 0.04 along "relative", none along others.
+        schedule of the step count.
       gamma: strength of the penalty, at least 0; likewise. Where it is a schedule or
         traced, the product with the Hessian is left out of a step at which it is zero.
       perturbation: direction, as in :func:`hero_jax.hero_value_and_grad`.
@@ -118,7 +117,7 @@ def hero(
       >>> import optax
       >>> import hero_jax
       >>> tx = optax.chain(
-      ...     hero_jax.hero(),
+      ...     hero_jax.hero(h=0.02),
       ...     optax.add_decayed_weights(1e-4),
       ...     optax.sgd(0.1, momentum=0.9),
       ... )
@@ -136,7 +135,6 @@ def hero(
     settings = Settings.of(
         perturbation, reduction, perturb_mask, penalty_mask, leaves, hvp
     )
-    h = length(h, perturbation)
     for name, value in (("h", h), ("gamma", gamma)):
         if not callable(value):
             _checks.check_nonnegative(name, value)

@@ -232,34 +232,22 @@ def test_the_share_is_the_same_for_tiny_and_huge_weights_and_gradients():
 def test_the_default_is_relative_without_the_penalty():
     params, batch = mlp_params(dtype=jnp.float32), mlp_batch(dtype=jnp.float32)
     grad_fn = lambda params: jax.grad(mlp_loss)(params, *batch)
-    _, gradient = hero_jax.hero_value_and_grad(mlp_loss)(params, *batch)
+    _, gradient = hero_jax.hero_value_and_grad(mlp_loss, h=0.04)(params, *batch)
     z = perturbation.relative(params, grad_fn(params))
     U = np.array(flat(params))
     for i in chosen(params):
         U[i] += 0.04 * flat(z)[i]
     expected = flat(grad_fn(ravel_pytree(params)[1](jnp.asarray(U))))
     np.testing.assert_allclose(flat(gradient), expected, rtol=1e-4, atol=1e-6)
-    tx = hero_jax.hero()
+    tx = hero_jax.hero(h=0.04)
     updates, _ = tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
     np.testing.assert_allclose(flat(updates), flat(gradient), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "make", [lambda **kw: hero_jax.hero_value_and_grad(mlp_loss, **kw), hero_jax.hero]
-)
-@pytest.mark.parametrize(
-    "direction", ["layerwise", perturbation.rounding(4), ["relative", "adaptive"]]
-)
-def test_other_directions_have_no_default_step(make, direction):
-    with pytest.raises(ValueError, match="h must be given"):
-        make(perturbation=direction)
-    make(perturbation=direction, h=1.0)
 
 
 def test_a_penalty_of_norms_needs_a_leaf_that_moves():
     """Of sums it does not."""
     params, batch = mlp_params(dtype=jnp.float32), mlp_batch(dtype=jnp.float32)
-    options = {"gamma": 0.5}
+    options = {"h": 0.04, "gamma": 0.5}
     others = [not keep for keep in KERNELS]
     mask = jax.tree.unflatten(jax.tree.structure(params), others)
     with pytest.raises(ValueError, match="no penalized leaf moves"):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 Augmentation = Literal["none", "crop_flip", "resized_crop"]
-HUnit = Literal["z", "lead"]
 Direction = Literal[
     "layerwise",
     "adaptive",
@@ -53,11 +52,10 @@ class Config:
       model: network; resnet8 is a small one for trying things out.
       dtype: in which the network computes; weights and gradients stay float32.
       method: how the loss becomes a gradient.
-      h: length of HERO's and first_order's step, in units of z; begin with twice the
-        default for first_order.
-      h_unit: "z"; or "lead", and h is the share of the loss's lead over that of an
-        untrained network which a step may cost, such as 0.3, without a warm-up:
-        `hero_jax.schedules.next_h`.
+      h: length of HERO's and first_order's step, in units of z; that of the first step
+        if it follows the loss.
+      share: of the loss's lead over that of an untrained network, which a step may
+        cost; h follows the loss (`hero_jax.schedules.next_h`). 0 leaves it as it is.
       gamma: strength of HERO's penalty.
       perturbation: direction z; with "relative" h is the share of its norm by which a
         kernel moves, "layerwise" is the paper's Eq. 11, "rounding" that of 4 bits.
@@ -115,7 +113,7 @@ class Config:
     dtype: DType = "float32"
     method: Method = "hero"
     h: float = 0.02
-    h_unit: HUnit = "z"
+    share: float = 0.0
     gamma: float = 0.5
     perturbation: Direction = "relative"
     moved: Moved | None = None
@@ -181,12 +179,10 @@ class Config:
                 f"hvp_examples must divide the {m or self.micro_batch} images that "
                 f"share a perturbation, got {n}."
             )
-        if self.follows_loss and self.h > 1:
-            raise ValueError(f"h must be at most 1 with h_unit='lead', got {self.h}.")
-        if self.follows_loss and self.perturbation != "relative":
+        if self.share and self.perturbation != "relative":
             raise ValueError(
-                "perturbation must be 'relative' with h_unit='lead', got "
-                f"{self.perturbation!r}."
+                f"share must be 0 with perturbation={self.perturbation!r}, got "
+                f"{self.share}."
             )
         if self.hvp == "finite_difference" and self.dtype == "bfloat16":
             raise ValueError(
@@ -218,11 +214,6 @@ class Config:
         for bits in self.bits:
             if not (2 <= bits <= 8 or bits == 16):
                 raise ValueError(f"bits must be 2 to 8, or 16, got {bits}.")
-
-    @property
-    def follows_loss(self) -> bool:
-        """Whether h changes with the loss."""
-        return self.h_unit == "lead" and self.method in ("hero", "first_order")
 
     @property
     def micro_batch(self) -> int:
@@ -261,7 +252,7 @@ _RANGES = {
     **dict.fromkeys(_COUNTS, (1, math.inf)),
     **dict.fromkeys(_AMOUNTS, (0, math.inf)),
     **dict.fromkeys(("clip_norm", "curvature_h"), (_POSITIVE, math.inf)),
-    "label_noise": (0, 1),
+    **dict.fromkeys(("label_noise", "share"), (0, 1)),
     "image_size": (8, 4096),
     "downsample": (1, 32),
     "momentum": (0, 1),

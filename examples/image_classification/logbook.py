@@ -4,11 +4,11 @@ The columns of `metrics.csv`, one row per epoch:
 
     epoch, step            counted from 1; micro-batches since the beginning
     learning_rate          of the last update
-    train_loss, train_accuracy, train_accuracy_clean, train_grad_norm, train_penalty
-                           means over the steps of the epoch, on augmented images: loss,
+    train_loss, train_accuracy, train_accuracy_clean, train_grad_norm, train_penalty,
+    train_h                means over the steps of the epoch, on augmented images: loss,
                            accuracy on the noisy and on the true labels, norm of the
-                           method's gradient before clipping, G(U) of Eq. 12 with the
-                           settings of the run (0 for SGD and GRAD-L1)
+                           method's gradient before clipping, penalty with the settings
+                           of the run, length of the step (both 0 for SGD and GRAD-L1)
     test_loss, test_accuracy
                            at the end of the epoch, on all test images
     hessian_norm, penalty, grad_norm

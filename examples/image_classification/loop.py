@@ -195,7 +195,7 @@ class Training:
         fetched = self._devices.fetch(state)
         (test,) = self.evaluate([evaluate.variables_of(fetched)])
         means = np.mean(outputs, axis=0)
-        loss, accuracy, clean_accuracy, norm, penalty = map(float, means)
+        loss, accuracy, clean_accuracy, norm, penalty, h = map(float, means)
         updates = int(fetched.step) // self._config.accumulation
         row = {
             "epoch": epoch + 1,
@@ -206,6 +206,7 @@ class Training:
             "train_accuracy_clean": clean_accuracy,
             "train_grad_norm": norm,
             "train_penalty": penalty,
+            "train_h": h,
             "test_loss": test.loss,
             "test_accuracy": test.accuracy,
             **self._measure(evaluate.variables_of(state)),

@@ -20,7 +20,7 @@ from hero_jax import models
 from .config import Config
 from .pipeline import Pipeline
 
-OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm", "penalty")
+OUTPUTS = ("loss", "accuracy", "clean accuracy", "gradient norm", "penalty", "h")
 """What a step returns beside the new state, as one float32 array."""
 
 DIRECTIONS: dict[str, Any] = {
@@ -37,6 +37,7 @@ class Settings(NamedTuple):
     learning_rate: chex.Numeric
     weight_decay: chex.Numeric
     strength: chex.Numeric = 0.0
+    share: chex.Numeric = 0.0
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
@@ -52,14 +53,14 @@ class TrainState(NamedTuple):
       params: weights.
       batch_stats: running statistics of BatchNorm, from the clean weights only.
       opt_state: of the optax chain.
-      h: of the next step, where it follows the loss; else None.
+      h: of the next step, before warm-up.
     """
 
     step: chex.Array
     params: chex.ArrayTree
     batch_stats: chex.ArrayTree
     opt_state: optax.OptState
-    h: chex.Array | None
+    h: chex.Array
 
 
 Step = Callable[[TrainState, Any], tuple[TrainState, chex.Array]]
@@ -74,8 +75,8 @@ class Program(NamedTuple):
       init: `() -> state`.
       shapes: `() -> state` of shapes and dtypes; `ValueError` where network, data and
         options do not fit each other.
-      step: `(state, item) -> (state, outputs [5])`, for one item of the pipeline.
-      epoch: `(state, item) -> (state, outputs [steps, 5])`, all steps in one loop, for
+      step: `(state, item) -> (state, outputs [6])`, for one item of the pipeline.
+      epoch: `(state, item) -> (state, outputs [steps, 6])`, all steps in one loop, for
         a pipeline that keeps its data on the device.
       schedule: `updates so far -> learning rate`.
     """
@@ -134,6 +135,14 @@ def make_gamma(
     return strength
 
 
+def warmed_up_h(
+    config: Config, steps_per_epoch: int, step: chex.Array, h: chex.Array
+) -> chex.Array:
+    """Return the h of a step: it grows over the first epochs if the config says so."""
+    rise = warmed_up(1.0, config.h_warmup_epochs * steps_per_epoch)
+    return h * rise(step) if callable(rise) else h
+
+
 def make_penalty_mask(config: Config) -> Callable[[chex.ArrayTree], chex.ArrayTree]:
     """Return `params -> mask` of the weight tensors that are penalized."""
     pattern = re.compile(config.penalty_layers or "")
@@ -163,8 +172,7 @@ def make_value_and_grad(
     """Return `(step, h, *args of the loss) -> (value, gradient, metrics)`.
 
     Loss and gradient are those of the whole micro-batch, BatchNorm statistics and
-    logits those of a device. With h = None it is that of the settings, and grows as the
-    config says. The metrics are HERO's, or None of other methods. Settings, if any,
+    logits those of a device. The metrics are HERO's, or None of other methods. Settings
     replace those of the config.
     """
     settings = settings or Settings.of(config)
@@ -182,7 +190,6 @@ def make_value_and_grad(
         return hero_jax.parts.averaged(parts, axis, has_aux=True)
 
     if config.method in ("hero", "first_order"):
-        length = warmed_up(settings.h, config.h_warmup_epochs * pipeline.steps)
         gamma = make_gamma(config, pipeline.steps, settings.gamma)
         make = functools.partial(
             hero_jax.hero_value_and_grad,
@@ -197,10 +204,7 @@ def make_value_and_grad(
             return_metrics=True,
         )
 
-        def hero(step: chex.Array, h: chex.Array | None, *args: Any) -> Any:
-            if h is None:
-                h = length(step) if callable(length) else length
-
+        def hero(step: chex.Array, h: chex.Array, *args: Any) -> Any:
             def with_gamma(gamma: chex.Numeric) -> Any:
                 return over_parts(make, h=h, gamma=gamma)(*args)
 
@@ -222,24 +226,23 @@ def make_value_and_grad(
     return lambda _step, _h, *args: (*plain(*args), None)
 
 
-def first_h(config: Config) -> chex.Array | None:
-    """Return the h to begin with, where it follows the loss."""
-    return jnp.float32(1e-3) if config.follows_loss else None
-
-
 def next_h(
-    h: chex.Array | None,
+    h: chex.Array,
     loss: chex.Array,
     metrics: hero_jax.Metrics | None,
     classes: int,
     share: chex.Numeric,
-) -> chex.Array | None:
-    """Return that of the next step, None where it does not follow the loss."""
-    if h is None or metrics is None or metrics.perturbed_loss is None:
-        return None
-    return hero_jax.schedules.next_h(
+) -> chex.Array:
+    """Return that of the next step: the same, unless it follows the loss.
+
+    h = 0 stays: that is the plain gradient.
+    """
+    if metrics is None or (isinstance(share, float) and share == 0.0):
+        return h
+    following = hero_jax.schedules.next_h(
         h, loss, metrics.perturbed_loss, untrained_loss=np.log(classes), share=share
     )
+    return jnp.where((share > 0.0) & (h > 0.0), following, h)
 
 
 def make_perturb_mask(config: Config) -> Any:
@@ -334,13 +337,15 @@ def make_functions(
         variables = model.init(key, images, train=False)
         params = variables["params"]
         batch_stats, opt_state = variables["batch_stats"], tx.init(params)
-        return TrainState(jnp.int32(0), params, batch_stats, opt_state, first_h(config))
+        h = jnp.asarray(settings.h, jnp.float32)
+        return TrainState(jnp.int32(0), params, batch_stats, opt_state, h)
 
     def step(state: TrainState, item: Any) -> tuple[TrainState, chex.Array]:
         batch = pipeline.batch(item, state.step)
+        h = warmed_up_h(config, pipeline.steps, state.step, state.h)
         (loss, (batch_stats, logits)), grads, metrics = value_and_grad(
             state.step,
-            state.h,
+            h,
             state.params,
             state.batch_stats,
             batch.images,
@@ -359,11 +364,11 @@ def make_functions(
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        penalty = metrics.penalty if metrics else jnp.float32(0.0)
+        of_hero = (metrics.penalty, h) if metrics else (0.0, 0.0)
         outputs = jnp.stack(
-            [loss, accuracy, clean_accuracy, optax.tree.norm(grads), penalty]
+            [loss, accuracy, clean_accuracy, optax.tree.norm(grads), *of_hero]
         )
-        h = next_h(state.h, loss, metrics, classes, settings.h)
+        h = next_h(state.h, loss, metrics, classes, settings.share)
         return TrainState(state.step + 1, params, batch_stats, opt_state, h), outputs
 
     return init, step, schedule

@@ -58,12 +58,14 @@ def overview(records: dict[str, Record], precision: str) -> str:
 
 def table(record: Record, part: str) -> str:
     """Return the test accuracies of a task in percent, and the settings."""
-    lines = [["method", "h", "gamma", *TITLES]]
+    lines = [["method", "h", "share", "gamma", *TITLES]]
     for name, rows in record[part].items():
         settings = settings_of(rows[0])
-        numbers = [f"{settings.h:g}", f"{settings.gamma:g}"]
+        numbers = [f"{settings.h:g}", "", f"{settings.gamma:g}"]
+        if settings.share:
+            numbers[:2] = ["", f"{settings.share:g}"]
         if name.startswith(PLAIN):
-            numbers = ["", ""]
+            numbers = ["", "", ""]
         lines.append([name, *numbers, *cells(accuracies(rows))])
     return results.markdown(lines)
 
@@ -86,12 +88,13 @@ def differences(record: Record) -> str:
 
 
 def curve(rows: Sequence[Row], gamma: float) -> dict[float, list[float]]:
-    """Return the scores of each h, of all seeds."""
+    """Return the scores of each h, or share if h follows the loss, of all seeds."""
     scores: dict[float, list[float]] = {}
-    for row in sorted(rows, key=lambda row: float(row["h"])):
+    for row in rows:
         if row["h"] and row["gamma"] == gamma:
-            scores.setdefault(row["h"], []).append(score(row))
-    return scores
+            length = row.get("share") or row["h"]
+            scores.setdefault(length, []).append(score(row))
+    return dict(sorted(scores.items()))
 
 
 def width(scores: dict[float, list[float]], images: int) -> float:
@@ -110,7 +113,7 @@ def width(scores: dict[float, list[float]], images: int) -> float:
 
 def widths(record: Record) -> str:
     """Return the widths of all methods, of each gamma by itself."""
-    lines = [["method", "gamma", "best h", "score", "octaves of h"]]
+    lines = [["method", "gamma", "best h or share", "score", "octaves of it"]]
     for name, rows in record["search"].items():
         for gamma in sorted({row["gamma"] for row in rows if row["h"]}):
             scores = curve(rows, gamma)

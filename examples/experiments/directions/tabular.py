@@ -18,10 +18,10 @@ from examples.image_classification.config import Config
 from examples.image_classification.label_noise import symmetric_noise
 from examples.image_classification.train import (
     Settings,
-    first_h,
     make_optimizer,
     make_value_and_grad,
     next_h,
+    warmed_up_h,
 )
 
 
@@ -117,13 +117,13 @@ def train(config: Table, runs: Sequence[Run]) -> list[Row]:
             size = config.batch_size
             chosen = jax.lax.dynamic_slice_in_dim(order, batch * size, size)
             (loss, _), grads, metrics = value_and_grad(
-                k, h, params, x[chosen], y[chosen]
+                k, warmed_up_h(config, per_epoch, k, h), params, x[chosen], y[chosen]
             )
             updates, opt_state = tx.update(grads, opt_state, params)
-            h = next_h(h, loss, metrics, classes, settings.h)
+            h = next_h(h, loss, metrics, classes, settings.share)
             return (optax.apply_updates(params, updates), opt_state, h), loss
 
-        first = params, tx.init(params), first_h(config)
+        first = params, tx.init(params), jnp.asarray(settings.h, jnp.float32)
         state, losses = jax.lax.scan(step, first, jnp.arange(steps))
         accuracies = []
         for bits in (32, *config.bits):

@@ -118,6 +118,7 @@ class Method:
             # Half as many, h in octaves for all.
             fields["gamma"] = grid.gamma[:1]
             fields["h"] = grid.h[:: 3 - len(grid.gamma)]
+            fields["share"] = grid.share[::2]
         return dataclasses.replace(grid, **fields)
 
     @property
@@ -150,7 +151,9 @@ def _grid(h: tuple[float, ...], gamma: tuple[float, ...]) -> Grid:
     return Grid(h=h, gamma=gamma)
 
 
-_LEAD = {"method": "first_order", "perturbation": "relative", "h_unit": "lead"}
+_LEAD = {"method": "first_order", "perturbation": "relative", "h": 0.001} | {
+    "h_warmup_epochs": 0
+}
 _SHARES = tuple(k / 20 for k in range(1, BUDGET + 1))
 
 METHODS: dict[str, Method] = {
@@ -182,8 +185,11 @@ METHODS: dict[str, Method] = {
         {"method": "first_order", "perturbation": "relative", "h_warmup_epochs": 0}
         | {"h": 0.04}
     ),
-    "first-order, lead": Method(_LEAD, Grid(h=_SHARES, gamma=(0.0,))),
-    "first-order, lead, as it comes": Method(_LEAD | {"h": 0.3}),
+    "first-order, lead": Method(_LEAD, Grid(h=(0.001,), gamma=(0.0,), share=_SHARES)),
+    "first-order, lead, as it comes": Method(_LEAD | {"share": 0.3}),
+    "HERO, lead, as it comes": Method(
+        _LEAD | {"method": "hero", "gamma": 0.5, "share": 0.3}
+    ),
     "SGD, 4 times the epochs": Method({"method": "sgd"}, epochs=4),
 }
 METHODS |= {

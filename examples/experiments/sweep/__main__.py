@@ -3,9 +3,10 @@
     python -m examples.experiments.sweep CONFIG [the options of a run]
         --h 0.02 0.04 0.08 --gamma 0 0.5 --seeds 0 1 2 --validation-size 5000
 
-The settings are h and gamma of hero, h of first_order, --strength of grad_l1, and
---learning-rate and --weight-decay of all methods. They are arguments of one program,
-which is compiled once. h = 0 and strength = 0 are SGD; gamma = 0 is first_order. Every
+The settings are h, --share and gamma of hero, h and --share of first_order, --strength
+of grad_l1, and --learning-rate and --weight-decay of all methods. They are arguments of
+one program, which is compiled once. h = 0 and strength = 0 are SGD; gamma = 0 is
+first_order; of a share, h is only where it begins (--h 0.001 --share 0.3 0.6). Every
 setting is judged by its accuracy on `--validation-size` training images (a tenth of
 them if not given), averaged over the seeds, full precision and `--bits`; the test
 images are not used. The folder (`runs/CONFIG/sweep`, or `--out`) gets
@@ -61,6 +62,7 @@ class Command(Config):
     weight_decay: Hidden[float] = Config.weight_decay
     seed: Hidden[int] = Config.seed
     strength: Hidden[float] = Config.strength
+    share: Hidden[float] = Config.share
     curvature_h: Hidden[float] = Config.curvature_h
     curvature_batches: Hidden[int] = Config.curvature_batches
     epoch_on_device: Hidden[bool | None] = Config.epoch_on_device
@@ -80,7 +82,12 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Config, Grid, Options]:
     Raises `FileNotFoundError`, `TypeError` or `ValueError`.
     """
     name, base, rest = first(arguments)
-    grid = Grid(learning_rate=(base.learning_rate,), weight_decay=(base.weight_decay,))
+    of_share: dict[str, Any] = {"h": (0.0, base.h), "share": (0.15, 0.3, 0.45, 0.6)}
+    grid = Grid(
+        learning_rate=(base.learning_rate,),
+        weight_decay=(base.weight_decay,),
+        **of_share if base.share else {},
+    )
     options = Options(out=Path("runs") / name / "sweep")
     fields = dataclasses.asdict(base) | {"bits": (4,)}
     both = tyro.cli(
@@ -94,6 +101,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Config, Grid, Options]:
     config = Config(**{name: getattr(both, name) for name in fields})
     for rate in both.grid.learning_rate:  # it may not suit the optimizer
         dataclasses.replace(config, learning_rate=rate)
+    dataclasses.replace(config, share=max(both.grid.share))  # nor that the direction
     return base, config, both.grid, both.options
 
 

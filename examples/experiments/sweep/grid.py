@@ -15,8 +15,8 @@ from examples.image_classification.train import Settings
 Row = dict[str, Any]
 
 OF_METHOD: dict[Method, tuple[str, ...]] = {
-    "hero": ("h", "gamma"),
-    "first_order": ("h",),
+    "hero": ("h", "gamma", "share"),
+    "first_order": ("h", "share"),
     "grad_l1": ("strength",),
     "sgd": (),
 }
@@ -35,11 +35,13 @@ class Grid:
     """What a sweep tries: all combinations, each from every seed.
 
     Attributes:
-      h: lengths of HERO's and first_order's step, in units of z; 0 is SGD.
+      h: lengths of HERO's and first_order's step, in units of z, or where they begin if
+        they follow the loss; 0 is SGD.
       gamma: strengths of HERO's penalty; 0 is first_order.
       learning_rate: at the start; on the command line, the config's if not given.
       weight_decay: added to the gradient, times the weights; likewise.
       strength: of GRAD-L1's penalty; 0 is SGD.
+      share: of the lead that a step may cost; 0 leaves h as it is.
       seeds: of weights, order, augmentation and label noise.
     """
 
@@ -48,6 +50,7 @@ class Grid:
     learning_rate: tuple[float, ...] = (Config.learning_rate,)
     weight_decay: tuple[float, ...] = (Config.weight_decay,)
     strength: tuple[float, ...] = (0.0, 0.0001, 0.001, 0.01)
+    share: tuple[float, ...] = (0.0,)
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
@@ -69,21 +72,22 @@ class Grid:
 
     def axes(self, method: Method) -> list[str]:
         """Return the settings that the method has, and those with several values."""
+        has = {*OF_METHOD[method]} - ({"share"} if self.share == (0.0,) else set())
         return [
             name
             for name in Settings._fields
-            if name in OF_METHOD[method] or len(getattr(self, name)) > 1
+            if name in has or len(getattr(self, name)) > 1
         ]
 
     def settings(self) -> list[Settings]:
         """Return all combinations, h the slowest to change.
 
-        With h = 0 there is nothing that gamma could penalize: its least value stands
-        for all.
+        With h = 0 gamma and share do nothing: their least values stand for all.
         """
         values = (getattr(self, name) for name in Settings._fields)
         combined = (Settings(*x) for x in itertools.product(*values))
-        return [x for x in combined if x.h or x.gamma == min(self.gamma)]
+        least = min(self.gamma), min(self.share)
+        return [x for x in combined if x.h or (x.gamma, x.share) == least]
 
     def runs(self) -> list[Run]:
         """Return all runs: those of the first seed, then those of the next."""
@@ -123,7 +127,7 @@ def at_edge(grid: Grid, row: Row) -> dict[str, str]:
     """Return which settings have an end of the grid, other than zero, and which end."""
     ends = {}
     for name in Settings._fields:
-        if name == "gamma" and not row["h"]:
+        if name in ("gamma", "share") and not row["h"]:
             continue
         values, value = getattr(grid, name), row[name]
         if len(values) > 1 and value and value in (min(values), max(values)):

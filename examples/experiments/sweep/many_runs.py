@@ -69,7 +69,8 @@ class ManyRuns:
         except ValueError as error:
             raise RunError(str(error)) from None
 
-        def start(item: Item) -> TrainState:
+        def start(item: Item, settings: Settings) -> TrainState:
+            init, *_ = make_functions(config, model, pipeline, settings)
             return init(jax.random.wrap_key_data(item.key))
 
         def step(
@@ -80,7 +81,7 @@ class ManyRuns:
 
         if self._mapped:
             axes = Item(images=None, clean_labels=None, labels=0, order=0, key=0)
-            start = jax.vmap(start, in_axes=(axes,))
+            start = jax.vmap(start, in_axes=(axes, 0))
             step = jax.vmap(step, in_axes=(0, axes, 0))
 
         self._start = self._devices.compile(start)
@@ -96,7 +97,7 @@ class ManyRuns:
             [Settings(*(np.asarray(x, dtype) for x in run.settings)) for run in runs]
         )
         item = self._item(runs, 0)
-        state = self._start(item)
+        state = self._start(item, settings)
         finite = np.full(len(runs), True)
         for number in range(self._config.epochs):
             item = self._item(runs, number) if number else item

@@ -119,14 +119,11 @@ def test_a_difference_is_no_match_for_bfloat16():
         Config(dtype="bfloat16", hvp="finite_difference")
 
 
-def test_an_h_that_follows_the_loss_is_a_share_along_relative():
-    with pytest.raises(ValueError, match="h must be at most 1 with h_unit='lead', got"):
-        Config(h_unit="lead", h=2.0)
-    with pytest.raises(ValueError, match="perturbation must be 'relative' with h_unit"):
-        Config(h_unit="lead", h=0.3, perturbation="layerwise")
-    assert Config(h_unit="lead", h=0.3).follows_loss
-    plain = Config(h_unit="lead", h=2.0, method="sgd", perturbation="layerwise")
-    assert not plain.follows_loss
+def test_an_h_that_follows_the_loss_is_along_relative():
+    with pytest.raises(ValueError, match="share must be 0 with perturbation='layerw"):
+        Config(share=0.3, perturbation="layerwise")
+    with pytest.raises(ValueError, match=r"share must be 0 to 1, got 1\.5"):
+        Config(share=1.5)
 
 
 def test_bad_files_are_named(tmp_path):

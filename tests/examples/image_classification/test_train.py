@@ -182,33 +182,41 @@ def test_options_make_the_penalty_cheaper():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["first_order", "hero"])
 def test_h_follows_the_loss_of_the_step_before(method):
-    fields = METHODS[method][0] | {"method": method, "h": 0.3}
+    fields = METHODS[method][0] | {"method": method, "h": 1e-3}
     fields["perturbation"] = "relative"
-    _, model, pipeline, program = setting(**fields, h_unit="lead")
+    _, model, pipeline, program = setting(**fields, share=0.3)
     state, item = program.init(), next(pipeline.epoch(0))
     assert state.h == jnp.float32(1e-3)
+    for _ in range(30):  # until something is learnt
+        state, _ = program.step(state, item)
+    h = np.float32(0.2)
     batch = pipeline.batch(item, state.step)
     loss = loss_of(model, state.batch_stats, batch.images, batch.labels)
-    before = jax.tree.map(np.array, state.params)
     value, g = jax.value_and_grad(loss)(state.params)
     masks = hero_jax.leaves.weights(g)
     along = hero_jax.perturbation.relative(state.params, g)
-    U = jax.tree.map(lambda w, d, m: w + m * 1e-3 * d, state.params, along, masks)
-    ratio = 0.3 * (np.log(10) - value) / (loss(U) - value)
-    statistics = jax.tree.map(np.array, state.batch_stats)
-    state, _ = program.step(state, item)  # by which the old one is used up
-    assert state.h == pytest.approx(1e-3 * np.clip(ratio, 0.7, 1.1), rel=1e-3)
+    U = jax.tree.map(lambda w, d, m: w + m * h * d, state.params, along, masks)
+    factor = np.sqrt(0.3 * (np.log(10) - value) / (loss(U) - value))
+    assert 0.7 < factor < 1.1
+    copies = [jax.tree.map(jnp.array, state) for _ in range(2)]  # a step uses one up
+    following, outputs = program.step(copies[0]._replace(h=h), item)
+    assert following.h == pytest.approx(h * factor, rel=1e-3)
+    assert outputs[-1] == h  # that of the step itself
 
     # The gradient of a step is that of the fixed h of the same length.
-    _, _, _, fixed = setting(**fields | {"h": 1e-3})
-    other = fixed.init()._replace(params=before, batch_stats=statistics)
-    assert other.h is None
-    other, _ = fixed.step(other, item)
-    chex.assert_trees_all_close(state.params, other.params, rtol=1e-6, atol=1e-8)
-    last = float(state.h)
-    assert program.step(state, item)[0].h != last
-    plain = setting(method="sgd", h_unit="lead", h=0.3)[-1].init()
-    assert plain.h is None
+    _, _, _, fixed = setting(**fields)
+    other, _ = fixed.step(copies[1]._replace(h=h), item)
+    assert other.h == h
+    chex.assert_trees_all_close(following.params, other.params, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("fields", [{"method": "sgd", "h": 0.1}, {"h": 0.0}])
+def test_without_a_step_no_h_follows_the_loss(fields):
+    """Not even from zero to its lower limit."""
+    _, _, pipeline, program = setting(perturbation="relative", share=0.3, **fields)
+    state, outputs = program.step(program.init(), next(pipeline.epoch(0)))
+    assert state.h == np.float32(fields["h"])
+    assert outputs[-1] == 0.0
 
 
 @pytest.mark.slow

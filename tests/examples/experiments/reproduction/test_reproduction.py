@@ -324,7 +324,7 @@ def test_the_rows_of_15_epochs_have_the_settings_that_were_fixed_before():
     recommended = {
         "hero_relative": ours,
         "first_order_relative": ours | {"h": 0.04},
-        "first_order_lead": {"h": 0.3, "h_unit": "lead"},
+        "first_order_lead": {"h": 0.001, "share": 0.3},
     }
     allowed = {"method", "label_noise", "epochs", "bits", "weight_decay"}
     for row in rows:
