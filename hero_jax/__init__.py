@@ -6,7 +6,7 @@
 >>> params = {"w": jnp.full((4, 8), 0.1)}
 >>> tx = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
 >>> state = tx.init(params)
->>> value_and_grad = hero_jax.hero_value_and_grad(loss_fn)
+>>> value_and_grad = hero_jax.hero_value_and_grad(loss_fn, h=0.02)
 >>> loss, grads = value_and_grad(params)  # in place of jax.value_and_grad
 >>> updates, state = tx.update(grads, state, params)
 >>> params = optax.apply_updates(params, updates)

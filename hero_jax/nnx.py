@@ -9,7 +9,7 @@ r"""HERO for Flax NNX: modules in place of trees of weights.
 >>> optimizer = nnx.Optimizer(model, optax.adamw(1e-2), wrt=nnx.Param)
 >>> def loss_fn(model, x, y):
 ...     return jnp.mean((model(x) - y) ** 2)
->>> value_and_grad = hero_jax.nnx.hero_value_and_grad(loss_fn)
+>>> value_and_grad = hero_jax.nnx.hero_value_and_grad(loss_fn, h=0.02)
 >>> @nnx.jit
 ... def step(model, optimizer, x, y):
 ...     loss, grads = value_and_grad(model, x, y)  # in place of nnx.value_and_grad
@@ -84,7 +84,7 @@ def hero_value_and_grad(
       >>> import hero_jax.nnx
       >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
       >>> value_and_grad = hero_jax.nnx.hero_value_and_grad(
-      ...     lambda model, x: jnp.mean(model(x) ** 2)
+      ...     lambda model, x: jnp.mean(model(x) ** 2), h=0.02
       ... )
       >>> loss, grads = value_and_grad(model, jnp.ones((3, 2)))
       >>> grads["kernel"].shape

@@ -11,7 +11,7 @@ return one that does the same for each part, and averages the results:
 >>> from hero_jax import parts
 >>> def loss_fn(W, x, y):
 ...     return jnp.mean((x @ W - y) ** 2)
->>> value_and_grad = hero_jax.hero_value_and_grad(loss_fn)
+>>> value_and_grad = hero_jax.hero_value_and_grad(loss_fn, h=0.02)
 >>> W, x, y = jnp.ones((2, 1)), jnp.ones((8, 2)), jnp.zeros((8, 1))
 >>> by_fours = parts.in_parts(value_and_grad, 4, batch_argnums=(1, 2))
 >>> loss, grads = by_fours(W, x, y)  # two perturbations, in turn

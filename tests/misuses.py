@@ -82,7 +82,7 @@ def grad_fn(params: Any) -> Any:
 
 def hero(loss_fn: Any = loss_fn, *args: Any, **options: Any) -> Callable[..., Any]:
     """Return the drop-in for `jax.value_and_grad`."""
-    return hero_jax.hero_value_and_grad(loss_fn, *args, **options)
+    return hero_jax.hero_value_and_grad(loss_fn, *args, **{"h": 0.04} | options)
 
 
 def cure(loss_fn: Any = loss_fn) -> Callable[..., Any]:
@@ -116,7 +116,7 @@ def nnx_hero(loss_fn: Any = nnx_loss, **options: Any) -> Callable[..., Any]:
     """Return the drop-in for `nnx.value_and_grad`."""
     import hero_jax.nnx
 
-    return hero_jax.nnx.hero_value_and_grad(loss_fn, **options)
+    return hero_jax.nnx.hero_value_and_grad(loss_fn, **{"h": 0.04} | options)
 
 
 def nnx_core() -> Any:
@@ -129,7 +129,7 @@ def nnx_core() -> Any:
 
 def update(*args: Any, **kwargs: Any) -> Any:
     """Call the update of `hero`: without arguments, but for these, as it should be."""
-    tx = hero_jax.hero()
+    tx = hero_jax.hero(h=0.04)
     usual = (grad_fn(params), tx.init(params), params)
     return tx.update(*args, *usual[len(args) :], **kwargs)
 
@@ -141,7 +141,7 @@ def flax_train_state(tx: Any) -> Any:
 
 
 def train_state() -> Any:
-    tx = optax.chain(hero_jax.hero(), optax.sgd(0.1))
+    tx = optax.chain(hero_jax.hero(h=0.04), optax.sgd(0.1))
     return flax_train_state(tx).apply_gradients(grads=grad_fn(params))
 
 
@@ -320,7 +320,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
         Misuse(
             "no_params",
             "Left `params` out of `tx.update`.",
-            lambda: update(grad_fn(params), hero_jax.hero().init(params), None),
+            lambda: update(grad_fn(params), hero_jax.hero(h=0.04).init(params), None),
             ValueError,
             (
                 "hero needs the weights",
@@ -581,7 +581,7 @@ TABLE: dict[str, tuple[Misuse, ...]] = {
             "Wrapped `hero` with a perturbation that is a function in "
             "`optax.inject_hyperparams`.",
             lambda: optax.inject_hyperparams(hero_jax.hero)(
-                perturbation=hero_jax.perturbation.adaptive
+                0.04, perturbation=hero_jax.perturbation.adaptive
             ).init(params),
             TypeError,
             (

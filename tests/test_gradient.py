@@ -850,7 +850,7 @@ MISUSES = {
     "NaN gamma": ({"gamma": float("nan")}, ValueError, r"gamma must be .* got nan"),
     "string h": ({"h": "0.5"}, TypeError, r"h must be a real number .* str: '0\.5'"),
     "boolean h": ({"h": True}, TypeError, r"h must be a real number .* bool"),
-    "missing h": ({"h": None}, ValueError, r"h must be given: only .*relative"),
+    "missing h": ({"h": None}, TypeError, r"h must be a real .* NoneType"),
     "missing gamma": ({"gamma": None}, TypeError, r"gamma must be a real .* NoneType"),
     "complex h": ({"h": np.complex64(1)}, TypeError, r"h must be a real number"),
     "vector h": ({"h": jnp.ones(3)}, ValueError, r"h must be a scalar.*\(3,\).*vmap"),

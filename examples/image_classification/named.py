@@ -2,10 +2,10 @@
 
 The names are DATASET_MODEL_METHOD[_noiseNN], such as "cifar10_resnet20_hero_noise40"
 with 40 % of the labels redrawn. "hero" and "first_order" have our h, gamma, direction
-and reduction (docs/choosing.md says why), and h grows over the first tenth of training;
-"released" and "released_first_order" have those of the authors' code, with the h of the
-paper. The strength of GRAD-L1 is a guess: the paper searched it, without saying what
-came out.
+and reduction (docs/choosing.md says why): that of first_order follows the loss, that of
+hero grows over the first tenth of training. "released" and "released_first_order" have
+those of the authors' code, with the h of the paper. The strength of GRAD-L1 is a guess:
+the paper searched it, without saying what came out.
 
 A TOML file, one's own or a sample in `configs`, has a name as well: its path, or
 "digits" for `configs/digits.toml`.
@@ -26,7 +26,7 @@ _NOISES = (0, 20, 40, 60, 80)
 _RELEASED = {"perturbation": "adaptive", "reduction": "mean", "gamma": 5.0}
 _METHODS: dict[str, dict[str, Any]] = {
     "hero": {"method": "hero"},
-    "first_order": {"method": "first_order", "h": 0.04},
+    "first_order": {"method": "first_order", "h": 0.001, "share": 0.3},
     "grad_l1": {"method": "grad_l1"},
     "sgd": {"method": "sgd"},
     "released": _RELEASED | {"method": "hero"},
@@ -51,7 +51,7 @@ def _configs() -> dict[str, Config]:
                     fields |= settings | {"label_noise": noise / 100}
                     if dataset == "imagenet2012":
                         fields |= _IMAGENET
-                    if method in ("hero", "first_order"):
+                    if method == "hero":
                         epochs = fields.get("epochs", Config.epochs)
                         fields["h_warmup_epochs"] = epochs / 10
                     if method.startswith("released"):

@@ -50,6 +50,8 @@ class Direction(NamedTuple):
     reduction: str = "sum"
     warmup: float = 0.0
     """Share of the steps in which h rises from zero."""
+    share: float = 0.0
+    """Of its lead that the loss may lose by a step, if h follows it."""
 
 
 def sgd(rate: Any, decay: chex.Numeric) -> optax.GradientTransformation:
@@ -92,9 +94,16 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_program(
-    loss_fn: Any, optimizer: str, method: str, num_steps: int, direction: Direction
+    loss_fn: Any,
+    optimizer: str,
+    method: str,
+    num_steps: int,
+    direction: Direction,
+    untrained_loss: float = math.nan,
 ) -> tuple[Any, Any]:
     """Build what trains by one optimizer and method, whatever the settings.
+
+    The loss of a model that knows nothing counts where h follows the loss.
 
     Returns:
       `(params, settings) -> state`, of which the weights come first, and
@@ -113,25 +122,34 @@ def make_program(
 
     @jax.jit
     def init(params: chex.ArrayTree, settings: Settings) -> Any:
-        return params, make_optimizer(settings).init(params), jnp.int32(0)
+        opt_state = make_optimizer(settings).init(params)
+        return params, opt_state, jnp.int32(0), settings.h
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: Any, tokens: chex.Array, settings: Settings) -> Any:
-        params, opt_state, count = state
-        value_and_grad: Any = jax.value_and_grad(loss_fn)
-        if method != "plain":  # all that the methods differ in
+        params, opt_state, count, h = state
+        if method == "plain":  # all that the methods differ in
+            loss, grads = jax.value_and_grad(loss_fn)(params, tokens)
+        else:
             rise = max(1.0, direction.warmup * num_steps)
-            value_and_grad = hero_jax.hero_value_and_grad(
+            hero = hero_jax.hero_value_and_grad(
                 loss_fn,
-                h=settings.h * jnp.minimum(1.0, (count + 1) / rise),
+                h=h * jnp.minimum(1.0, (count + 1) / rise),
                 gamma=settings.gamma if method == "HERO" else 0.0,
                 perturbation=direction.perturbation,
                 reduction=direction.reduction,
+                return_metrics=True,
             )
-        loss, grads = value_and_grad(params, tokens)
+            loss, grads, metrics = hero(params, tokens)
+            if direction.share:
+                h = hero_jax.schedules.next_h(
+                    *(h, loss, metrics.perturbed_loss),
+                    untrained_loss=untrained_loss,
+                    share=direction.share,
+                )
         tx = make_optimizer(settings)
         updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state, count + 1), loss
+        return (optax.apply_updates(params, updates), opt_state, count + 1, h), loss
 
     return init, step
 
@@ -160,7 +178,11 @@ class Task:
           matrices, embeddings included; None where the loss was not finite.
         """
         loss_fn = make_loss(self.model)
-        program = make_program(loss_fn, optimizer, method, self.num_steps, direction)
+        frequencies = np.unique(self.text, return_counts=True)[1] / self.text.size
+        entropy = -float(np.sum(frequencies * np.log(frequencies)))
+        program = make_program(
+            loss_fn, optimizer, method, self.num_steps, direction, entropy
+        )
         evaluate = jax.jit(loss_fn)
         held_out = corpus.windows(self.held_out, self.model.context)
         total = len(cases) * self.num_steps

@@ -43,10 +43,12 @@ def test_hero_has_our_settings_and_released_those_of_the_authors():
         config = named(name)
         found = (config.perturbation, config.reduction, config.h, config.gamma)
         assert found == expected
-    for name in ("cifar10_resnet20_first_order", "imagenet2012_resnet18_hero"):
+    for name, expected in (
+        ("cifar10_resnet20_first_order", (0.001, 0.3, 0)),
+        ("imagenet2012_resnet18_hero", (0.02, 0.0, 10)),
+    ):
         config = named(name)
-        assert config.h == (0.02 if "hero" in name else 0.04)
-        assert config.h_warmup_epochs == config.epochs / 10
+        assert (config.h, config.share, config.h_warmup_epochs) == expected
     assert named("cifar10_resnet20_released_first_order").h == 0.5
 
 

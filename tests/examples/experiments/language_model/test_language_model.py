@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import hero_jax
 from examples.experiments.common import statistics
 from examples.experiments.language_model import __main__ as language_model
 from examples.experiments.language_model import corpus, directions, search, training
@@ -414,16 +415,39 @@ def test_h_rises_over_the_first_steps():
     settings = Settings(learning_rate=0.0, h=0.7, gamma=0.3)
     direction = Direction("layerwise", warmup=0.25)
     init, step = training.make_program(toy_loss, "SGD", "HERO", 20, direction)
-    params_, opt_state, _ = init(params, settings)
+    params_, opt_state, _, h = init(params, settings)
     for count, share in ((0, 0.2), (4, 1.0), (9, 1.0)):
         fresh = jax.tree.map(jnp.copy, (params_, opt_state))
-        (_, (trace, *_), _), _ = step((*fresh, jnp.int32(count)), x, settings)
+        state = (*fresh, jnp.int32(count), jnp.float64(h))
+        (_, (trace, *_), _, _), _ = step(state, x, settings)
         expected = gradient_by_hand("HERO", params, x, share * 0.7, 0.3)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12),
             trace.trace,
             expected,
         )
+
+
+@pytest.mark.usefixtures("x64")
+def test_h_follows_the_loss():
+    params, x = toy()
+    settings = Settings(learning_rate=0.1, h=0.2)
+    direction, entropy = Direction("relative", share=0.3), 2.0 * toy_loss(params, x)
+    init, step = training.make_program(
+        toy_loss, "SGD", "first-order", 20, direction, entropy
+    )
+    *_, metrics = hero_jax.hero_value_and_grad(toy_loss, h=0.2, return_metrics=True)(
+        params, x
+    )
+    expected = hero_jax.schedules.next_h(
+        jnp.float64(0.2),
+        toy_loss(params, x),
+        metrics.perturbed_loss,
+        untrained_loss=entropy,
+    )
+    assert abs(expected / 0.2 - 1) > 0.01
+    (*_, h), _ = step(init(params, settings), x, settings)
+    assert h == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_page_has_the_table_of_the_directions():
@@ -468,5 +492,5 @@ def test_directions_are_searched_on_one_text_and_tested_on_the_other():
         assert direction.warmup == 0.1
     table = directions.table(record)
     assert table.count("as on the digits") == 3
-    assert "| first-order, as it comes" in table
+    assert "| first-order, lead, as it comes" in table
     assert record["test"]["plain"][0]["settings"]["h"] == 0.0

@@ -162,6 +162,32 @@ def test_certain_runs_are_trained_once_on_some_of_the_images(trained, monkeypatc
     assert len(sizes) == 2
 
 
+def test_an_h_that_follows_the_loss_begins_where_the_run_says():
+    """H itself is an argument of the program, and with share = 0 it stays."""
+    many = ManyRuns(CONFIG, search.load(CONFIG, Options())[1], 1, "one_by_one")
+    settings = Settings(0.01, 0.0, 0.1, 1e-4, 0.0)
+    ends = {}
+    for share in (0.0, 0.3):
+        run = grid.Run(settings._replace(share=share), 0)
+        item, joined = many._item([run], 0), many._join([run.settings])
+        state, outputs = many.step(many._start(item, joined), item, joined)
+        assert outputs[-1] == np.float32(0.01)
+        ends[share] = float(state.h)
+    assert ends[0.0] == np.float32(0.01)
+    assert ends[0.3] != ends[0.0]
+
+
+def test_shares_are_searched_where_h_follows_the_loss():
+    base, _, grid_, _ = sweep.parse(["cifar10_resnet20_first_order"])
+    assert base.share == 0.3
+    assert [(x.h, x.share) for x in grid_.of_method("first_order").settings()] == [
+        (0.0, 0.15),  # SGD, once
+        *((base.h, share) for share in (0.15, 0.3, 0.45, 0.6)),
+    ]
+    with pytest.raises(ValueError, match="share must be 0 with perturbation='adapt"):
+        sweep.parse(["--perturbation", "adaptive", "--h", "0.01", "--share", "0.3"])
+
+
 @pytest.mark.slow
 def test_the_penalty_of_grad_l1_has_the_strength_of_the_run(tmp_path):
     config = dataclasses.replace(CONFIG, method="grad_l1", epochs=1)
