@@ -1,4 +1,4 @@
-"""Train a small network in five ways, HERO among them, then round its weights.
+"""Train a small network in six ways, HERO among them, then round its weights.
 
 1,000 of scikit-learn's digits to train on, 40 % of them with random labels, and 797 to
 test on; the same first weights and batches for all. About a minute on two cores.
@@ -13,13 +13,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from hero_jax import family, hero_value_and_grad, quant
+from hero_jax import family, hero_value_and_grad, quant, schedules
 
 TRAIN_SIZE, BATCH_SIZE, STEPS, BITS = 1000, 128, 7, (32, 8, 6, 5, 4, 3)
 
@@ -44,6 +45,7 @@ def loss_fn(params: Any, batch_stats: Any, images: Any, labels: Any) -> Any:
     return losses.mean(), new["batch_stats"]
 
 
+NO_SEARCH = "first-order, no search"
 EQ_11: Any = {"perturbation": "layerwise", "reduction": "sum", "has_aux": True}
 GRADIENTS = {  # all that HERO changes is what takes the place of jax.value_and_grad
     "SGD": jax.value_and_grad(loss_fn, has_aux=True),
@@ -51,6 +53,9 @@ GRADIENTS = {  # all that HERO changes is what takes the place of jax.value_and_
     "GRAD-L1": family.grad_l1_value_and_grad(loss_fn, strength=5e-3, has_aux=True),
     "first-order": hero_value_and_grad(loss_fn, h=12.0, gamma=0.0, **EQ_11),
     "HERO": hero_value_and_grad(loss_fn, h=15.0, gamma=0.1, **EQ_11),
+    NO_SEARCH: functools.partial(  # without its h, which follows the loss
+        hero_value_and_grad, loss_fn, has_aux=True, return_metrics=True
+    ),
 }
 
 
@@ -64,10 +69,14 @@ def optimizer(method: str, epochs: int) -> optax.GradientTransformation:
 @functools.partial(jax.jit, static_argnames=("method", "epochs"))
 def step(state: Any, images: Any, labels: Any, method: str, epochs: int) -> Any:
     """Take a training step."""
-    params, stats, opt_state = state
-    (_, stats), grads = GRADIENTS[method](params, stats, images, labels)
+    params, stats, opt_state, h = state
+    gradient = GRADIENTS[method](h=h) if method == NO_SEARCH else GRADIENTS[method]
+    (loss, stats), grads, *metrics = gradient(params, stats, images, labels)
+    if metrics:
+        rise = {"perturbed_loss": metrics[0].perturbed_loss}
+        h = schedules.next_h(h, loss, **rise, untrained_loss=np.log(10))
     updates, opt_state = optimizer(method, epochs).update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), stats, opt_state
+    return optax.apply_updates(params, updates), stats, opt_state, h
 
 
 def load_data(label_noise: float, seed: int) -> Any:
@@ -82,9 +91,10 @@ def load_data(label_noise: float, seed: int) -> Any:
 
 
 def train(images: Any, labels: Any, epochs: int, seed: int, seconds: Any) -> Any:
-    """Return weights, statistics and optimizer state by method; add to the seconds."""
+    """Return weights, statistics, optimizer state, h by method; add to the seconds."""
     params, stats = ConvNet().init(jax.random.key(seed), images[:1], False).values()
-    states = {m: (params, stats, optimizer(m, epochs).init(params)) for m in GRADIENTS}
+    start, opt = (params, stats), {m: optimizer(m, epochs) for m in GRADIENTS}
+    states = {m: (*start, opt[m].init(params), jnp.float32(1e-3)) for m in GRADIENTS}
     rng = np.random.default_rng(seed)
     for _ in tqdm(range(epochs), f"seed {seed}", unit="epochs"):
         order = rng.permutation(TRAIN_SIZE)[: STEPS * BATCH_SIZE]
@@ -122,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in options.seeds:
         x, y, images, labels = load_data(options.label_noise, seed)
         states = train(x, y, options.epochs, seed, seconds)
-        for method, (params, stats, _) in states.items():
+        for method, (params, stats, *_) in states.items():
             test = (logits_fn, params, images, labels, BITS)
             shares = quant.accuracy_against_bits(*test, batch_stats=stats)
             accuracy[method].append((100 * shares).tolist())
@@ -131,12 +141,16 @@ def main(arguments: list[str] | None = None) -> None:
             quant.save(options.out / "weights" / f"{name}.safetensors", tree)
     axes = (figure := Figure(layout="constrained")).subplots()
     times = {method: np.median(s[1:] or s) for method, s in seconds.items()}
-    print("| method     ", *(f"| {bits:2} bits   " for bits in BITS), "| time |")
+    print(
+        "| method                 ",
+        *(f"| {bits:2} bits   " for bits in BITS),
+        "| time |",
+    )
     for method, rows in accuracy.items():
         mean, error = np.mean(rows, 0), np.std(rows, 0) / max(len(rows) - 1, 1) ** 0.5
         form = "{:.1f} ± {:.1f}" if len(rows) > 1 else "{:.1f}"
         cells = " | ".join(map(form.format, mean, error))
-        print(f"| {method:11} | {cells} | {times[method] / times['SGD']:.2f} |")
+        print(f"| {method:22} | {cells} | {times[method] / times['SGD']:.2f} |")
         axes.errorbar([*map(str, BITS)], mean, error, fmt="o-", label=method)
     axes.set(xlabel="bits per weight", ylabel="test accuracy (%)")
     axes.legend()

@@ -99,7 +99,7 @@ def test_demos_run_when_copied_alone(tmp_path):
 
     assert "| HERO " in run("quickstart.py", "--epochs=1", "--seeds=0")
     weights = sorted((alone / "quickstart_results" / "weights").iterdir())
-    assert len(weights) == 5
+    assert len(weights) == 6
     assert "4 bits, packed" in run("deploy.py", str(weights[0]))
 
 

@@ -56,12 +56,28 @@ hero_value_and_grad = functools.partial(
 )
 """As the paper's text has it, along Eq. 11."""
 
+
+def following_loss(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+    """Return the first-order part with an h that follows the loss: the last argument.
+
+    With the metrics comes a third result.
+    """
+
+    def value_and_grad(*args: Any) -> Any:
+        return hero_jax.hero_value_and_grad(
+            loss_fn, h=args[-1], has_aux=has_aux, return_metrics=True
+        )(*args[:-1])
+
+    return value_and_grad
+
+
 METHODS = {
     "SGD": Method(jax.value_and_grad),
     "SGD, tuned": Method(jax.value_and_grad, learning_rate=0.03, weight_decay=1e-2),
     "GRAD-L1": Method(hero_jax.family.grad_l1_value_and_grad, {"strength": 5e-3}),
     "first-order": Method(hero_value_and_grad, {"h": 12.0, "gamma": 0.0}),
     "HERO": Method(hero_value_and_grad, {"h": 15.0, "gamma": 0.1}),
+    "first-order, no search": Method(following_loss),
 }
 
 
@@ -80,6 +96,7 @@ class TrainState(NamedTuple):
     params: chex.ArrayTree
     batch_stats: chex.ArrayTree
     opt_state: optax.OptState
+    h: chex.Array | None = None  # where it follows the loss
 
 
 class Program(NamedTuple):
@@ -169,11 +186,13 @@ def make_program(method: Method, num_steps: int) -> Program:
 
     def init(seed: int) -> TrainState:
         params, batch_stats = init_network(seed)
-        return TrainState(params, batch_stats, tx.init(params))
+        h = jnp.float32(1e-3) if method.gradient is following_loss else None
+        return TrainState(params, batch_stats, tx.init(params), h)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, data: Data, indices: chex.Array) -> Any:
-        return advance(value_and_grad, tx, state, data, indices)
+        args = () if state.h is None else (state.h,)
+        return advance(value_and_grad, tx, state, data, indices, *args)
 
     return Program(init, step)
 
@@ -188,13 +207,18 @@ def advance(
 ) -> tuple[TrainState, Any]:
     """Return the new state, and loss and accuracy; the gradient takes the arguments."""
     images, labels = data.train_images[indices], data.train_labels[indices]
-    (loss, (batch_stats, logits)), grads = value_and_grad(
+    (loss, (batch_stats, logits)), grads, *metrics = value_and_grad(
         state.params, state.batch_stats, images, labels, *args
     )
+    h = state.h
+    if metrics:
+        h = hero_jax.schedules.next_h(
+            h, loss, metrics[0].perturbed_loss, untrained_loss=np.log(NUM_CLASSES)
+        )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     accuracy = jnp.mean(logits.argmax(-1) == labels)
-    return TrainState(params, batch_stats, opt_state), (loss, accuracy)
+    return TrainState(params, batch_stats, opt_state, h), (loss, accuracy)
 
 
 def progress_bar(title: str, num_steps: int, quiet: bool) -> tqdm:
