@@ -93,8 +93,8 @@ def load_data(label_noise: float, seed: int) -> Any:
 def train(images: Any, labels: Any, epochs: int, seed: int, seconds: Any) -> Any:
     """Return weights, statistics, optimizer state, h by method; add to the seconds."""
     params, stats = ConvNet().init(jax.random.key(seed), images[:1], False).values()
-    start, opt = (params, stats), {m: optimizer(m, epochs) for m in GRADIENTS}
-    states = {m: (*start, opt[m].init(params), jnp.float32(1e-3)) for m in GRADIENTS}
+    first, h = (params, stats), jnp.float32(1e-3)
+    states = {m: (*first, optimizer(m, epochs).init(params), h) for m in GRADIENTS}
     rng = np.random.default_rng(seed)
     for _ in tqdm(range(epochs), f"seed {seed}", unit="epochs"):
         order = rng.permutation(TRAIN_SIZE)[: STEPS * BATCH_SIZE]

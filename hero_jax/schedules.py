@@ -79,8 +79,8 @@ def next_h(
     to step. Here h begins small, as little is known, and grows with what is learnt.
 
     Near a minimum the loss rises by the square of h, so h changes by the root of the
-    quotient of the allowed rise and the last one, but by no more than a factor of 0.7
-    to 1.1. It stays between 1e-4 and 1: this is for the direction
+    quotient of the allowed rise and the last one, but by no more than a factor of two.
+    It stays between 1e-4 and 1: this is for the direction
     :func:`hero_jax.perturbation.relative`. It costs nothing, since L(U) is known to
     :func:`hero_jax.hero_value_and_grad`; :func:`hero_jax.hero` sees no loss.
 
@@ -117,7 +117,7 @@ def next_h(
       >>> for _ in range(3):
       ...     W, h = step(W, h)
       >>> f"{h:.6f}"
-      '0.001331'
+      '0.008000'
     """
     _checks.check_positive("share", share)
     if not isinstance(share, jax.core.Tracer) and share > 1:
@@ -128,5 +128,5 @@ def next_h(
     uphill = rise > 0.0
     quotient = jnp.where(uphill, allowed / jnp.where(uphill, rise, 1.0), jnp.inf)
     known = jnp.isfinite(rise) & jnp.isfinite(allowed)
-    quotient = jnp.where(known, jnp.maximum(quotient, 0.0), 0.0)
-    return jnp.clip(h * jnp.clip(jnp.sqrt(quotient), 0.7, 1.1), 1e-4, 1.0)
+    quotient = jnp.where(known, quotient, 0.0)
+    return jnp.clip(h * jnp.sqrt(jnp.clip(quotient, 0.25, 4.0)), 1e-4, 1.0)
