@@ -325,7 +325,7 @@ def test_h_goes_to_where_the_loss_may_go(power):
                 h, loss, loss + slope * h**power, untrained_loss=np.log(10), share=share
             )
         ratios = np.divide(all_h[1:], all_h[:-1])
-        assert ratios.min() > 0.5 - 1e-6
+        assert ratios.min() > 0.7 - 1e-6
         assert ratios.max() < 2.0 + 1e-6
         np.testing.assert_allclose(all_h[-10:], exact, rtol=1e-5)
 
@@ -335,12 +335,14 @@ def test_h_goes_to_where_the_loss_may_go(power):
     [
         (0.1, 1.0, 0.9, 0.2),  # downhill
         (0.1, 1.0, 1.0, 0.2),  # level
+        (0.1, 1.0, 1.07, 0.2),  # far below what is allowed
+        (0.1, 1.0, 1.08, 0.11),
         (0.1, 1.0, 1.4, 0.1 * np.sqrt(0.3 / 0.4)),
-        (0.1, 2.1, 2.2, 0.05),  # worse than knowing nothing
+        (0.1, 2.1, 2.2, 0.07),  # worse than knowing nothing
         (0.1, 2.0, 2.0 + 1e-9, 0.2),  # nothing to lose, and nothing lost
-        (0.1, np.nan, np.nan, 0.05),
-        (0.1, 1.0, np.inf, 0.05),
-        (0.1, np.inf, 1.0, 0.05),
+        (0.1, np.nan, np.nan, 0.07),
+        (0.1, 1.0, np.inf, 0.07),
+        (0.1, np.inf, 1.0, 0.07),
         (1.1e-4, 1.0, 9.0, 1e-4),
         (0.99, 1.0, 1.0, 1.0),
     ],
