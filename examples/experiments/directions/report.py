@@ -152,7 +152,7 @@ def transfers(records: dict[str, Record]) -> str:
 PANELS = (
     ("first-order, relative", 0.0, 0.04, "h: share of a kernel's norm that it moves"),
     ("HERO, relative", 0.5, 0.02, "h, with gamma = 0.5"),
-    ("first-order, lead", 0.0, 0.3, "share of its lead that the loss may lose"),
+    ("first-order, share", 0.0, 0.3, "share of its lead that the loss may lose"),
 )
 """Method, gamma, where one would begin, and what h is."""
 
@@ -174,7 +174,7 @@ def plot(records: dict[str, Record]) -> Figure:
             )
         panel.axvline(begin, color="#999999", linestyle=":")
         panel.set(title=name, xlabel=label)
-        panel.set_xscale("linear" if "lead" in name else "log")
+        panel.set_xscale("linear" if "share" in name else "log")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("mean accuracy over the precisions in %")
     handles, labels = panels[0].get_legend_handles_labels()

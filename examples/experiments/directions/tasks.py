@@ -151,8 +151,11 @@ def _grid(h: tuple[float, ...], gamma: tuple[float, ...]) -> Grid:
     return Grid(h=h, gamma=gamma)
 
 
-_LEAD = {"method": "first_order", "perturbation": "relative", "h": 0.001} | {
-    "h_warmup_epochs": 0
+_FOLLOWING: dict[str, Any] = {
+    "method": "first_order",
+    "perturbation": "relative",
+    "h": 0.001,
+    "h_warmup_epochs": 0,
 }
 _SHARES = tuple(k / 20 for k in range(1, BUDGET + 1))
 
@@ -181,14 +184,16 @@ METHODS: dict[str, Method] = {
     "first-order, relative, no warm-up": _first_order(
         "relative", 0.005, h_warmup_epochs=0
     ),
-    "first-order, as it comes": Method(
+    "first-order, h = 0.04": Method(
         {"method": "first_order", "perturbation": "relative", "h_warmup_epochs": 0}
         | {"h": 0.04}
     ),
-    "first-order, lead": Method(_LEAD, Grid(h=(0.001,), gamma=(0.0,), share=_SHARES)),
-    "first-order, lead, as it comes": Method(_LEAD | {"share": 0.3}),
-    "HERO, lead, as it comes": Method(
-        _LEAD | {"method": "hero", "gamma": 0.5, "share": 0.3}
+    "first-order, share": Method(
+        _FOLLOWING, Grid(h=(0.001,), gamma=(0.0,), share=_SHARES)
+    ),
+    "first-order, share 0.3": Method(_FOLLOWING | {"share": 0.3}),
+    "HERO, share 0.3": Method(
+        _FOLLOWING | {"method": "hero", "gamma": 0.5, "share": 0.3}
     ),
     "SGD, 4 times the epochs": Method({"method": "sgd"}, epochs=4),
 }

@@ -492,5 +492,5 @@ def test_directions_are_searched_on_one_text_and_tested_on_the_other():
         assert direction.warmup == 0.1
     table = directions.table(record)
     assert table.count("as on the digits") == 3
-    assert "| first-order, lead, as it comes" in table
+    assert "| first-order, share 0.3" in table
     assert record["test"]["plain"][0]["settings"]["h"] == 0.0
