@@ -47,7 +47,7 @@ def loss_fn(params: Any, batch_stats: Any, images: Any, labels: Any) -> Any:
 
 NO_SEARCH = "first-order, no search"
 EQ_11: Any = {"perturbation": "layerwise", "reduction": "sum", "has_aux": True}
-GRADIENTS: Any = {  # all that HERO changes is what takes the place of jax.value_and_grad
+GRADIENTS: Any = {  # HERO takes the place of jax.value_and_grad
     "SGD": jax.value_and_grad(loss_fn, has_aux=True),
     "SGD, tuned": jax.value_and_grad(loss_fn, has_aux=True),
     "GRAD-L1": family.grad_l1_value_and_grad(loss_fn, strength=5e-3, has_aux=True),
