@@ -73,8 +73,8 @@ def step(state: Any, images: Any, labels: Any, method: str, epochs: int) -> Any:
     gradient = GRADIENTS[method](h=h) if method == NO_SEARCH else GRADIENTS[method]
     (loss, stats), grads, *metrics = gradient(params, stats, images, labels)
     if metrics:
-        rise = {"perturbed_loss": metrics[0].perturbed_loss}
-        h = schedules.next_h(h, loss, **rise, untrained_loss=np.log(10))
+        loss_there = metrics[0].perturbed_loss
+        h = schedules.next_h(h, loss, loss_there, untrained_loss=np.log(10))
     updates, opt_state = optimizer(method, epochs).update(grads, opt_state, params)
     return optax.apply_updates(params, updates), stats, opt_state, h
 

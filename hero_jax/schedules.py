@@ -10,6 +10,7 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from hero_jax import _checks
@@ -72,11 +73,11 @@ def next_h(
 
         L(U) - L(W) = \text{share} \cdot (L_0 - L(W))
 
-    with L_0 the loss of a network that knows nothing. Where h is too long, a network
-    that has learnt something is worse than that at U, and training ends with one that
-    knows nothing: its loss stays at L_0. How long is too long depends on the depth of
-    the network, its normalization and the share of wrong labels, and changes from step
-    to step. Here h begins small, as little is known, and grows with what is learnt.
+    with L_0 the loss of a network that knows nothing. Where h is too long, U forgets
+    all that W has learnt, and training ends there: the loss stays at L_0. How long is
+    too long depends on the depth of the network, its normalization and the number of
+    wrong labels, and changes from step to step. Here h begins small, as little is
+    known, and grows with what is learnt.
 
     Near a minimum the loss rises by the square of h, so h changes by the root of the
     quotient of the allowed rise and the last one, by a factor of 0.7 to 1.1: a batch is
@@ -87,20 +88,24 @@ def next_h(
     :func:`hero_jax.hero` sees no loss.
 
     Args:
-      h: of this step, positive; begin with `jnp.float32(0.001)`.
-      loss: `L(W)` of this step.
+      h: of this step; begin with `jnp.float32(0.001)`. Zero stays zero.
+      loss: `L(W)` of this step, computed in float32 or wider: the rise is small.
       perturbed_loss: `L(U)`, from :class:`hero_jax.Metrics`.
-      untrained_loss: `L_0`; of C classes that are equally frequent `log(C)`, else the
-        entropy of their frequencies.
-      share: of its lead over L_0 that the loss may lose by the step, above 0 and at
-        most 1.
+      untrained_loss: `L_0`, the loss of the best constant output, in the unit of the
+        loss: of C classes that are equally frequent `log(C)`, else the entropy of their
+        frequencies; of squared errors the variance of the targets; N times as much of a
+        sum over N examples. If h stays at 1e-4, it is too small; if the loss stays
+        there, it is too large.
+      share: the part of `L_0 - L(W)` that a step may cost, above 0 and at most 1.
 
     Returns:
       h of the next step, float32 or wider. Where a loss is not finite, h shrinks.
 
     Raises:
-      TypeError: share is not a scalar.
-      ValueError: share is not in this range.
+      TypeError: h or share is no number, or `perturbed_loss` is None, as
+        :func:`hero_jax.hero` has it.
+      ValueError: h is negative, share is not in its range, or `untrained_loss` is not
+        finite.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -121,7 +126,16 @@ def next_h(
       >>> f"{h:.6f}"
       '0.008000'
     """
+    _checks.check_nonnegative("h", h)
     _checks.check_positive("share", share)
+    known = not isinstance(untrained_loss, jax.core.Tracer)
+    if known and not np.isfinite(untrained_loss):
+        raise ValueError(f"untrained_loss must be finite, got {untrained_loss}.")
+    if perturbed_loss is None:
+        raise TypeError(
+            "perturbed_loss must be a number, got None: hero sees no loss. Take the "
+            "metrics of hero_value_and_grad(..., return_metrics=True)."
+        )
     if not isinstance(share, jax.core.Tracer) and share > 1:
         raise ValueError(f"share must be at most 1, got {share}.")
     h = jnp.asarray(h, jnp.promote_types(jnp.result_type(h), jnp.float32))
@@ -129,7 +143,8 @@ def next_h(
     allowed = jnp.asarray(share * (untrained_loss - loss), h.dtype)
     uphill = rise > 0.0
     quotient = jnp.where(uphill, allowed / jnp.where(uphill, rise, 1.0), jnp.inf)
-    known = jnp.isfinite(rise) & jnp.isfinite(allowed)
-    quotient = jnp.where(known, jnp.maximum(quotient, 0.0), 0.0)
+    finite = jnp.isfinite(rise) & jnp.isfinite(allowed)
+    quotient = jnp.where(finite, jnp.maximum(quotient, 0.0), 0.0)
     near = jnp.clip(jnp.sqrt(quotient), 0.7, 1.1)
-    return jnp.clip(h * jnp.where(quotient > 4.0, 2.0, near), 1e-4, 1.0)
+    following = jnp.clip(h * jnp.where(quotient > 4.0, 2.0, near), 1e-4, 1.0)
+    return jnp.where(h == 0.0, h, following)

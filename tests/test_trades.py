@@ -362,6 +362,24 @@ def test_a_share_is_between_none_and_all(share):
         hero_jax.schedules.next_h(0.1, 1.0, 1.1, untrained_loss=2.0, share=share)
 
 
+def test_an_h_of_zero_stays():
+    assert hero_jax.schedules.next_h(0.0, 1.0, 1.0, untrained_loss=2.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((-0.1, 1.0, 1.1, 2.0), ValueError, "h must be finite and >= 0, got -0.1"),
+        ((0.1, 1.0, 1.1, np.nan), ValueError, "untrained_loss must be finite, got nan"),
+        ((0.1, 1.0, None, 2.0), TypeError, "perturbed_loss must be a number, got None"),
+    ],
+)
+def test_misuse_of_next_h_is_named(arguments, error, message):
+    *known, untrained = arguments
+    with pytest.raises(error, match=message):
+        hero_jax.schedules.next_h(*known, untrained_loss=untrained)
+
+
 def program_of(tx):
     params, batch = mlp_params(), mlp_batch()
     grad_fn = lambda p: jax.grad(mlp_loss)(p, *batch)

@@ -52,10 +52,11 @@ class Config:
       model: network; resnet8 is a small one for trying things out.
       dtype: in which the network computes; weights and gradients stay float32.
       method: how the loss becomes a gradient.
-      h: length of HERO's and first_order's step, in units of z; that of the first step
-        if it follows the loss.
-      share: of the loss's lead over that of an untrained network, which a step may
-        cost; h follows the loss (`hero_jax.schedules.next_h`). 0 leaves it as it is.
+      h: length of HERO's and first_order's step, in units of z; with a share, where it
+        begins, at most 0.01.
+      share: the part of the lead, the loss of an untrained network minus the loss, that
+        a step may cost; h then follows the loss (`hero_jax.schedules.next_h`). 0 leaves
+        h as it is.
       gamma: strength of HERO's penalty.
       perturbation: direction z; with "relative" h is the share of its norm by which a
         kernel moves, "layerwise" is the paper's Eq. 11, "rounding" that of 4 bits.
@@ -179,11 +180,22 @@ class Config:
                 f"hvp_examples must divide the {m or self.micro_batch} images that "
                 f"share a perturbation, got {n}."
             )
-        if self.share and self.perturbation != "relative":
-            raise ValueError(
-                f"share must be 0 with perturbation={self.perturbation!r}, got "
-                f"{self.share}."
-            )
+        if self.share and self.method in ("hero", "first_order"):
+            if self.perturbation != "relative":
+                raise ValueError(
+                    f"share must be 0 with perturbation={self.perturbation!r}, got "
+                    f"{self.share}."
+                )
+            if self.h > 0.01:
+                raise ValueError(
+                    "h must be at most 0.01 with a share, where it only begins, got "
+                    f"{self.h}: for a fixed h, share must be 0."
+                )
+            if self.h_warmup_epochs:
+                raise ValueError(
+                    "h_warmup_epochs must be 0 with a share, got "
+                    f"{self.h_warmup_epochs}."
+                )
         if self.hvp == "finite_difference" and self.dtype == "bfloat16":
             raise ValueError(
                 "hvp must be 'exact' with dtype='bfloat16', which rounds the step of a "

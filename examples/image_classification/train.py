@@ -204,7 +204,10 @@ def make_value_and_grad(
             return_metrics=True,
         )
 
-        def hero(step: chex.Array, h: chex.Array, *args: Any) -> Any:
+        def hero(step: chex.Array, h: chex.Numeric, *args: Any) -> Any:
+            if isinstance(settings.h, float) and settings.h == 0.0:
+                h = 0.0  # known now: the plain gradient
+
             def with_gamma(gamma: chex.Numeric) -> Any:
                 return over_parts(make, h=h, gamma=gamma)(*args)
 
@@ -233,16 +236,13 @@ def next_h(
     classes: int,
     share: chex.Numeric,
 ) -> chex.Array:
-    """Return that of the next step: the same, unless it follows the loss.
-
-    h = 0 stays: that is the plain gradient.
-    """
+    """Return that of the next step: the same, unless it follows the loss."""
     if metrics is None or (isinstance(share, float) and share == 0.0):
         return h
     following = hero_jax.schedules.next_h(
         h, loss, metrics.perturbed_loss, untrained_loss=np.log(classes), share=share
     )
-    return jnp.where((share > 0.0) & (h > 0.0), following, h)
+    return jnp.where(share > 0.0, following, h)
 
 
 def make_perturb_mask(config: Config) -> Any:

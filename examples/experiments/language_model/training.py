@@ -99,11 +99,11 @@ def make_program(
     method: str,
     num_steps: int,
     direction: Direction,
-    untrained_loss: float = math.nan,
+    untrained_loss: float,
 ) -> tuple[Any, Any]:
     """Build what trains by one optimizer and method, whatever the settings.
 
-    The loss of a model that knows nothing counts where h follows the loss.
+    `untrained_loss` is that of a model that knows nothing.
 
     Returns:
       `(params, settings) -> state`, of which the weights come first, and

@@ -56,7 +56,7 @@ FIFTEEN_EPOCHS = Config(**EQ_11, h=2.0, gamma=0.1, epochs=15, bits=(8, 6, 5, 4, 
 _OURS = {"perturbation": "relative", "reduction": "norm", "gamma": 0.5}
 _FIXED = {"h_warmup_epochs": 1.5}
 RECOMMENDED: dict[str, dict[str, Any]] = {
-    "first_order_lead": {"method": "first_order", "h": 0.001, "share": 0.3},
+    "first_order_share": {"method": "first_order", "h": 0.001, "share": 0.3},
     "hero_relative": _FIXED | {"method": "hero", "h": 0.02},
     "first_order_relative": _FIXED | {"method": "first_order", "h": 0.04},
 }

@@ -70,7 +70,8 @@ class Command(Config):
     options: Options
 
     def __post_init__(self) -> None:
-        """Leave a learning rate that does not suit the optimizer to the grid."""
+        """Leave to the grid what may not suit the rest of the config."""
+        object.__setattr__(self, "share", 0.0)
         if self.optimizer == "adamw":
             object.__setattr__(self, "learning_rate", 0.0)
         super().__post_init__()
@@ -101,7 +102,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Config, Grid, Options]:
     config = Config(**{name: getattr(both, name) for name in fields})
     for rate in both.grid.learning_rate:  # it may not suit the optimizer
         dataclasses.replace(config, learning_rate=rate)
-    dataclasses.replace(config, share=max(both.grid.share))  # nor that the direction
+    for share in both.grid.share:
+        dataclasses.replace(config, share=share, h=max(both.grid.h))
     return base, config, both.grid, both.options
 
 

@@ -61,7 +61,7 @@ class Grid:
                     f"{name} must be one or more values that differ, got {values}."
                 )
             field = "seed" if name == "seeds" else name
-            checked = [getattr(Config(**{field: x}), field) for x in values]
+            checked = [getattr(Config(**{"h": 0.0, field: x}), field) for x in values]
             object.__setattr__(self, name, tuple(checked))
 
     def of_method(self, method: Method) -> "Grid":
@@ -128,6 +128,8 @@ def at_edge(grid: Grid, row: Row) -> dict[str, str]:
     ends = {}
     for name in Settings._fields:
         if name in ("gamma", "share") and not row["h"]:
+            continue
+        if name == "h" and row["share"]:  # where it begins
             continue
         values, value = getattr(grid, name), row[name]
         if len(values) > 1 and value and value in (min(values), max(values)):

@@ -1,5 +1,6 @@
 """Pictures of a sweep: mean accuracy over two of its settings."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ def plot(
     """Draw a map for each precision, all on one scale of colours.
 
     The two settings are those that have several values, h and gamma first; of others it
-    shows the best value. With h = 0 all gammas show the same. Settings of which a run
-    diverged are grey and hatched; the best one has a frame.
+    shows the best value. With h = 0 all gammas and shares show the same. Settings of
+    which a run diverged are grey and hatched; the best one has a frame.
     """
     from matplotlib.figure import Figure
 
@@ -29,9 +30,10 @@ def plot(
     downs, acrosses = getattr(grid, down), getattr(grid, across)
     rows = {}
     for x in summaries:
-        if all(x[name] == shown[name] for name in fixed):
-            for gamma in (x["gamma"],) if x["h"] else grid.gamma:  # for which it stands
-                spread = x | {"gamma": gamma}
+        stands_for = {} if x["h"] else {"gamma": grid.gamma, "share": grid.share}
+        for other in itertools.product(*stands_for.values()):
+            spread = x | dict(zip(stands_for, other, strict=True))
+            if all(spread[name] == shown[name] for name in fixed):
                 rows[downs.index(spread[down]), acrosses.index(spread[across])] = x
     precisions = ["32"] if best is None else [*best["accuracy_by_bits"]]
     values = np.full((len(precisions), len(downs), len(acrosses)), np.nan)

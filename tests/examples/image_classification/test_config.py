@@ -121,11 +121,16 @@ def test_a_difference_is_no_match_for_bfloat16():
         Config(dtype="bfloat16", hvp="finite_difference")
 
 
-def test_an_h_that_follows_the_loss_is_along_relative():
+def test_an_h_that_follows_the_loss_begins_small_along_relative():
     with pytest.raises(ValueError, match="share must be 0 with perturbation='layerw"):
-        Config(share=0.3, perturbation="layerwise")
+        Config(h=0.001, share=0.3, perturbation="layerwise")
+    with pytest.raises(ValueError, match=r"h must be at most 0\.01 with a share"):
+        Config(h=0.04, share=0.3)
+    with pytest.raises(ValueError, match="h_warmup_epochs must be 0 with a share, got"):
+        Config(h=0.001, share=0.3, h_warmup_epochs=2)
+    assert Config(method="sgd", share=0.3, perturbation="layerwise").h == Config.h
     with pytest.raises(ValueError, match=r"share must be 0 to 1, got 1\.5"):
-        Config(share=1.5)
+        Config(h=0.001, share=1.5)
 
 
 def test_bad_files_are_named(tmp_path):

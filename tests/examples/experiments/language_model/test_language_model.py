@@ -218,7 +218,7 @@ def test_first_step_is_the_optimizers_with_the_gradient_by_hand(optimizer, metho
     )
     before = jax.tree.map(np.asarray, params)
     init, step = training.make_program(
-        toy_loss, optimizer, method, 20, Direction("layerwise")
+        toy_loss, optimizer, method, 20, Direction("layerwise"), 2.0
     )
     state, loss = step(init(params, settings), x, settings)
     assert loss == pytest.approx(toy_loss(before, x))
@@ -262,7 +262,7 @@ def test_main_writes_what_training_by_hand_gives(tmp_path, capsys, monkeypatch):
     trials = json.loads(language_model.SEARCH.read_text())["found"]
     settings = search.winner(trials, "Lion", "first-order")
     init, step = training.make_program(
-        make_loss(model), "Lion", "first-order", 3, Direction("adaptive")
+        make_loss(model), "Lion", "first-order", 3, Direction("adaptive"), 2.0
     )
     state = init(training.init_params(model, 2), settings)
     rng = np.random.default_rng(2)
@@ -414,7 +414,7 @@ def test_h_rises_over_the_first_steps():
     params, x = toy()
     settings = Settings(learning_rate=0.0, h=0.7, gamma=0.3)
     direction = Direction("layerwise", warmup=0.25)
-    init, step = training.make_program(toy_loss, "SGD", "HERO", 20, direction)
+    init, step = training.make_program(toy_loss, "SGD", "HERO", 20, direction, 2.0)
     params_, opt_state, _, h = init(params, settings)
     for count, share in ((0, 0.2), (4, 1.0), (9, 1.0)):
         fresh = jax.tree.map(jnp.copy, (params_, opt_state))

@@ -324,7 +324,7 @@ def test_the_rows_of_15_epochs_have_the_settings_that_were_fixed_before():
     recommended = {
         "hero_relative": ours,
         "first_order_relative": ours | {"h": 0.04},
-        "first_order_lead": {"h": 0.001, "share": 0.3},
+        "first_order_share": {"h": 0.001, "share": 0.3},
     }
     allowed = {"method", "label_noise", "epochs", "bits", "weight_decay"}
     for row in rows:
@@ -341,7 +341,7 @@ def test_the_rows_of_15_epochs_have_the_settings_that_were_fixed_before():
     assert configs["released_noise40"] == full
     assert [name for name, _ in keys[:6]] == [
         *("sgd", "sgd_noise40", "sgd_decay", "sgd_decay_noise40"),
-        *("first_order_lead_noise40", "hero_relative_noise40"),
+        *("first_order_share_noise40", "hero_relative_noise40"),
     ]
 
 

@@ -184,8 +184,21 @@ def test_shares_are_searched_where_h_follows_the_loss():
         (0.0, 0.15),  # SGD, once
         *((base.h, share) for share in (0.15, 0.3, 0.45, 0.6)),
     ]
+    other = ["--perturbation", "adaptive", "--h", "0.01", "--share"]
     with pytest.raises(ValueError, match="share must be 0 with perturbation='adapt"):
-        sweep.parse(["--perturbation", "adaptive", "--h", "0.01", "--share", "0.3"])
+        sweep.parse([*other, "0.3"])
+    _, _, fixed, _ = sweep.parse(["cifar10_resnet20_first_order", *other, "0"])
+    assert (fixed.h, fixed.share) == ((0.01,), (0.0,))
+    with pytest.raises(ValueError, match=r"h must be at most 0\.01 with a share"):
+        sweep.parse(["cifar10_resnet20_first_order", "--h", "0.04"])
+
+
+def test_where_h_begins_is_no_end_of_the_grid():
+    tried = Grid(h=(0.0, 0.001), gamma=(0.0,), share=(0.15, 0.3, 0.6))
+    row = {"h": 0.001, "gamma": 0.0, "share": 0.3, "strength": 0.0}
+    row |= {"learning_rate": 0.1, "weight_decay": 1e-4}
+    assert grid.at_edge(tried, row) == {}
+    assert grid.at_edge(tried, row | {"share": 0.6}) == {"share": "largest"}
 
 
 @pytest.mark.slow
@@ -432,7 +445,8 @@ def test_the_best_setting_is_told_with_all_that_it_depends_on(
     assert lines[0].startswith(f"best of {told}")
     assert lines[1] == "SGD reaches 0.1 %."
     record = json.loads((tmp_path / "sweep.json").read_text())
-    assert record["at_edge"] == dict.fromkeys(grid.OF_METHOD[method], "largest")
+    searched = [name for name in grid.OF_METHOD[method] if name != "share"]
+    assert record["at_edge"] == dict.fromkeys(searched, "largest")
     for line, name in zip(lines[2:], grid.OF_METHOD[method], strict=False):
         best = record["best"][name]
         assert line.startswith(f"{name} {best:g} is the largest that was tried: ")
