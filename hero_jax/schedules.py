@@ -82,7 +82,7 @@ def next_h(
     Near a minimum the loss rises by the square of h, so h changes by the root of the
     quotient of the allowed rise and the last one, by a factor of 0.7 to 1.1: a batch is
     noisy, and a step that is too long does more harm than one that is too short. Where
-    the rise was less than a quarter of the allowed one, h doubles. It stays between
+    the rise was less than a tenth of the allowed one, h doubles. It stays between
     1e-4 and 1: this is for the direction :func:`hero_jax.perturbation.relative`. It
     costs nothing, since L(U) is known to :func:`hero_jax.hero_value_and_grad`;
     :func:`hero_jax.hero` sees no loss.
@@ -146,5 +146,5 @@ def next_h(
     finite = jnp.isfinite(rise) & jnp.isfinite(allowed)
     quotient = jnp.where(finite, jnp.maximum(quotient, 0.0), 0.0)
     near = jnp.clip(jnp.sqrt(quotient), 0.7, 1.1)
-    following = jnp.clip(h * jnp.where(quotient > 4.0, 2.0, near), 1e-4, 1.0)
+    following = jnp.clip(h * jnp.where(quotient > 10.0, 2.0, near), 1e-4, 1.0)
     return jnp.where(h == 0.0, h, following)

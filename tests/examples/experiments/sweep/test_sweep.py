@@ -447,7 +447,7 @@ def test_the_best_setting_is_told_with_all_that_it_depends_on(
     record = json.loads((tmp_path / "sweep.json").read_text())
     searched = [name for name in grid.OF_METHOD[method] if name != "share"]
     assert record["at_edge"] == dict.fromkeys(searched, "largest")
-    for line, name in zip(lines[2:], grid.OF_METHOD[method], strict=False):
+    for line, name in zip(lines[2:], searched, strict=False):
         best = record["best"][name]
         assert line.startswith(f"{name} {best:g} is the largest that was tried: ")
 
