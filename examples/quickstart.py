@@ -1,7 +1,7 @@
 """Train a small network in six ways, HERO among them, then round its weights.
 
 1,000 of scikit-learn's digits to train on, 40 % of them with random labels, and 797 to
-test on; the same first weights and batches for all. About a minute on two cores.
+test on; the same first weights and batches for all. Two minutes on two cores.
 """
 
 import argparse
