@@ -45,18 +45,15 @@ def loss_fn(params: Any, batch_stats: Any, images: Any, labels: Any) -> Any:
     return losses.mean(), new["batch_stats"]
 
 
-NO_SEARCH = "first-order, no search"
 EQ_11: Any = {"perturbation": "layerwise", "reduction": "sum", "has_aux": True}
-GRADIENTS: Any = {  # HERO takes the place of jax.value_and_grad
+GRADIENTS: Any = {  # what takes the place of jax.value_and_grad
     "SGD": jax.value_and_grad(loss_fn, has_aux=True),
     "SGD, tuned": jax.value_and_grad(loss_fn, has_aux=True),
     "GRAD-L1": family.grad_l1_value_and_grad(loss_fn, strength=5e-3, has_aux=True),
     "first-order": hero_value_and_grad(loss_fn, h=12.0, gamma=0.0, **EQ_11),
     "HERO": hero_value_and_grad(loss_fn, h=15.0, gamma=0.1, **EQ_11),
-    NO_SEARCH: functools.partial(  # without its h, which follows the loss
-        hero_value_and_grad, loss_fn, has_aux=True, return_metrics=True
-    ),
 }
+METHODS = [*GRADIENTS, NO_SEARCH := "first-order, no search"]
 
 
 def optimizer(method: str, epochs: int) -> optax.GradientTransformation:
@@ -70,11 +67,12 @@ def optimizer(method: str, epochs: int) -> optax.GradientTransformation:
 def step(state: Any, images: Any, labels: Any, method: str, epochs: int) -> Any:
     """Take a training step."""
     params, stats, opt_state, h = state
-    gradient = GRADIENTS[method](h=h) if method == NO_SEARCH else GRADIENTS[method]
-    (loss, stats), grads, *metrics = gradient(params, stats, images, labels)
-    if metrics:
-        loss_there = metrics[0].perturbed_loss
-        h = schedules.next_h(h, loss, loss_there, untrained_loss=np.log(10))
+    if method == NO_SEARCH:  # h follows the loss
+        hero = hero_value_and_grad(loss_fn, h=h, has_aux=True, return_metrics=True)
+        (loss, stats), grads, metrics = hero(params, stats, images, labels)
+        h = schedules.next_h(h, loss, metrics.perturbed_loss, untrained_loss=np.log(10))
+    else:
+        (_, stats), grads = GRADIENTS[method](params, stats, images, labels)
     updates, opt_state = optimizer(method, epochs).update(grads, opt_state, params)
     return optax.apply_updates(params, updates), stats, opt_state, h
 
@@ -94,7 +92,7 @@ def train(images: Any, labels: Any, epochs: int, seed: int, seconds: Any) -> Any
     """Return weights, statistics, optimizer state, h by method; add to the seconds."""
     params, stats = ConvNet().init(jax.random.key(seed), images[:1], False).values()
     first, h = (params, stats), jnp.float32(1e-3)
-    states = {m: (*first, optimizer(m, epochs).init(params), h) for m in GRADIENTS}
+    states = {m: (*first, optimizer(m, epochs).init(params), h) for m in METHODS}
     rng = np.random.default_rng(seed)
     for _ in tqdm(range(epochs), f"seed {seed}", unit="epochs"):
         order = rng.permutation(TRAIN_SIZE)[: STEPS * BATCH_SIZE]
@@ -127,8 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
         allowed = "--seeds must differ and be >= 0, --epochs >= 1, --label-noise 0 to 1"
         parser.error(f"{allowed}, got {vars(options)}")
     (options.out / "weights").mkdir(parents=True, exist_ok=True)
-    accuracy: Any = {method: [] for method in GRADIENTS}
-    seconds: Any = {method: [] for method in GRADIENTS}
+    accuracy: Any = {method: [] for method in METHODS}
+    seconds: Any = {method: [] for method in METHODS}
     for seed in options.seeds:
         x, y, images, labels = load_data(options.label_noise, seed)
         states = train(x, y, options.epochs, seed, seconds)
@@ -141,11 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
             quant.save(options.out / "weights" / f"{name}.safetensors", tree)
     axes = (figure := Figure(layout="constrained")).subplots()
     times = {method: np.median(s[1:] or s) for method, s in seconds.items()}
-    print(
-        "| method                 ",
-        *(f"| {bits:2} bits   " for bits in BITS),
-        "| time |",
-    )
+    print(f"| {'method':22}", *(f"| {bits:2} bits   " for bits in BITS), "| time |")
     for method, rows in accuracy.items():
         mean, error = np.mean(rows, 0), np.std(rows, 0) / max(len(rows) - 1, 1) ** 0.5
         form = "{:.1f} ± {:.1f}" if len(rows) > 1 else "{:.1f}"

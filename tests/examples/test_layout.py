@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 RECIPE = EXAMPLES / "image_classification"
 EXPERIMENTS = EXAMPLES / "experiments"
-DEMO_LINES = 150
+DEMO_LINES = 160
 MAY_USE = {"reproduction": {"sweep"}, "directions": {"sweep"}}
 """Experiments, and those that they build on."""
 

@@ -156,7 +156,8 @@ def settings(finals: Records, released: Records) -> str:
             both = [searched["mean"], *(x["accuracy_by_bits"][bits] for x in chosen)]
             averaged = cell(summary([100.0 * x for x in both]), 1)
             means.append(averaged if chosen else percent(searched))
-        names = [*OF_METHOD[method], "learning_rate", "weight_decay"]
+        names = [x for x in OF_METHOD[method] if x != "share"]
+        names += ["learning_rate", "weight_decay"]
         values = ", ".join(f"{x.replace('_', ' ')} {best[x]:g}" for x in names)
         title = METHODS[method] if name in finals else "released code's (mean)"
         noise = "with noise" if record["config"]["label_noise"] else "without noise"

@@ -160,12 +160,12 @@ def test_metrics_are_the_means_of_what_the_steps_return(tmp_path):
     pipeline = input_pipeline.create(config)
     training = loop.Training(config, pipeline, tmp_path, 1, True, Stop())
     state = training._program.init()._replace(step=np.int32(8))
-    outputs = [[1.0, 0.2, 0.3, 4.0, 5.0], [2.0, 0.4, 0.5, 6.0, 7.0]]
+    outputs = [[1.0, 0.2, 0.3, 4.0, 5.0, 0.1], [2.0, 0.4, 0.5, 6.0, 7.0, 0.3]]
     row = training._row(state, 0, outputs)
     training.close()
-    names = ("loss", "accuracy", "accuracy_clean", "grad_norm", "penalty")
+    names = ("loss", "accuracy", "accuracy_clean", "grad_norm", "penalty", "h")
     means = [row[f"train_{name}"] for name in names]
-    np.testing.assert_allclose(means, [1.5, 0.3, 0.4, 5.0, 6.0])
+    np.testing.assert_allclose(means, [1.5, 0.3, 0.4, 5.0, 6.0, 0.2])
     # Eight micro-batches are four updates of twelve; the last one was the fourth.
     rate = 0.05 * (1 + np.cos(3 / 12 * np.pi))
     np.testing.assert_allclose(row["learning_rate"], rate, rtol=1e-5)
