@@ -7,6 +7,7 @@ test on; the same first weights and batches for all. Two minutes on two cores.
 import argparse
 import functools
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
             test = (logits_fn, params, images, labels, BITS)
             shares = quant.accuracy_against_bits(*test, batch_stats=stats)
             accuracy[method].append((100 * shares).tolist())
-            name = f"{method}_seed{seed}".lower().replace(", ", "_").replace("-", "_")
+            name = "_".join(re.findall("[a-z0-9]+", method.lower())) + f"_seed{seed}"
             tree = {"params": params, "batch_stats": stats}
             quant.save(options.out / "weights" / f"{name}.safetensors", tree)
     axes = (figure := Figure(layout="constrained")).subplots()
