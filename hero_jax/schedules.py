@@ -128,6 +128,8 @@ def next_h(
     """
     _checks.check_nonnegative("h", h)
     _checks.check_positive("share", share)
+    if not isinstance(share, jax.core.Tracer) and share > 1:
+        raise ValueError(f"share must be at most 1, got {share}.")
     known = not isinstance(untrained_loss, jax.core.Tracer)
     if known and not np.isfinite(untrained_loss):
         raise ValueError(f"untrained_loss must be finite, got {untrained_loss}.")
@@ -136,8 +138,6 @@ def next_h(
             "perturbed_loss must be a number, got None: hero sees no loss. Take the "
             "metrics of hero_value_and_grad(..., return_metrics=True)."
         )
-    if not isinstance(share, jax.core.Tracer) and share > 1:
-        raise ValueError(f"share must be at most 1, got {share}.")
     h = jnp.asarray(h, jnp.promote_types(jnp.result_type(h), jnp.float32))
     rise = jnp.asarray(perturbed_loss - loss, h.dtype)
     allowed = jnp.asarray(share * (untrained_loss - loss), h.dtype)

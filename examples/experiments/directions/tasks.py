@@ -151,12 +151,8 @@ def _grid(h: tuple[float, ...], gamma: tuple[float, ...]) -> Grid:
     return Grid(h=h, gamma=gamma)
 
 
-_FOLLOWING: dict[str, Any] = {
-    "method": "first_order",
-    "perturbation": "relative",
-    "h": 0.001,
-    "h_warmup_epochs": 0,
-}
+_RELATIVE = {"method": "first_order", "perturbation": "relative", "h_warmup_epochs": 0}
+_FOLLOWING = _RELATIVE | {"h": 0.001}
 _SHARES = tuple(k / 20 for k in range(1, BUDGET + 1))
 
 METHODS: dict[str, Method] = {
@@ -184,10 +180,7 @@ METHODS: dict[str, Method] = {
     "first-order, relative, no warm-up": _first_order(
         "relative", 0.005, h_warmup_epochs=0
     ),
-    "first-order, h = 0.04": Method(
-        {"method": "first_order", "perturbation": "relative", "h_warmup_epochs": 0}
-        | {"h": 0.04}
-    ),
+    "first-order, h = 0.04": Method(_RELATIVE | {"h": 0.04}),
     "first-order, share": Method(
         _FOLLOWING, Grid(h=(0.001,), gamma=(0.0,), share=_SHARES)
     ),
